@@ -1,0 +1,273 @@
+"""Maximum a posteriori by Adam: ``init`` and ``step``, and ``fit``, a generator of Progress.
+
+All ratings at once while they are few; beyond that by blocks of user rows cut to equal numbers of ratings. A block updates
+its users and what all users share. The movies' hierarchical mean G X, which needs every user, is held for one pass over
+the blocks, gathers its gradient, and X is updated once a pass; with one block this is exactly full-batch Adam.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from pmfcli.core.posterior import (
+    Factors,
+    Observations,
+    Parameters,
+    Scales,
+    effective,
+    log_likelihood,
+    log_prior,
+    score,
+)
+from pmfcli.core.sparse import Pattern, spmm
+from pmfcli.errors import TrainingError
+
+_LARGEST_MOVE = 3.0  # of a row of F W or G X in one step, in learning rates, on average over ratings
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+_START = 0.01  # standard deviation of the first factors, as in the post
+
+
+class MapSettings(NamedTuple):
+    """How to fit. Scales are in logits, sigma on the unit scale."""
+
+    latent: int
+    scales: Scales
+    sigma: float
+    learn_sigma: bool
+    biases: bool
+    user_means: bool  # W: hierarchical means for users
+    movie_means: bool  # X: hierarchical means for movies
+    lr: float
+    block_ratings: int
+
+
+class Adam(NamedTuple):
+    """Leaves that share a learning rate, with the moments of their gradients."""
+
+    lr: float
+    leaves: tuple[Tensor, ...]
+    mean: tuple[Tensor, ...]
+    square: tuple[Tensor, ...]
+    steps: tuple[Tensor, ...]  # (), float32 each
+
+
+class State(NamedTuple):
+    """Where a fit stands. ``step`` updates the tensors in place."""
+
+    parameters: tuple[Parameters, ...]  # one for each block of users: its own Y, X, b; the same Z, W, c, sigma
+    blocks: tuple[Observations, ...]
+    scales: Scales
+    adam: tuple[Adam, ...]  # moved after every block
+    adam_x: Adam  # moved once a pass over all blocks
+
+
+class Info(NamedTuple):
+    """What one step saw, before its update."""
+
+    loss: float  # -log p, constants included
+    sigma: float
+
+
+class Progress(NamedTuple):
+    """One finished step of ``fit``: the loss and sigma before its update, the state after it."""
+
+    step: int  # counts from 0
+    loss: float
+    sigma: float
+    state: State
+
+
+def init(observations: Observations, settings: MapSettings, generator: torch.Generator) -> State:
+    """First state: factors 0.01 randn, hierarchical weights and biases 0.
+
+    Args:
+        generator: a CPU generator; the numbers do not depend on the device.
+    """
+    o, s = observations, settings
+    n_users, n_movies = o.pattern.shape
+    device, dtype = o.t.device, o.t.dtype
+
+    def start(rows: int) -> Tensor:
+        values = _START * torch.randn(rows, s.latent, generator=generator, dtype=dtype)
+        return values.to(device).requires_grad_()
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(*shape, device=device, dtype=dtype, requires_grad=True)
+
+    Y, Z = start(n_users), start(n_movies)
+    W = zeros(n_movies, s.latent) if s.user_means else None
+    c = zeros(n_movies) if s.biases else None
+    sigma = torch.tensor(s.sigma, device=device, dtype=dtype, requires_grad=s.learn_sigma)
+    bounds = _bounds(o.pattern.crow, s.block_ratings)
+    blocks = tuple(_rows(o, a, z) for a, z in bounds) if len(bounds) > 1 else (o,)
+    parameters = tuple(
+        Parameters(
+            Y=Y if len(bounds) == 1 else Y[a:z].detach().clone().requires_grad_(),
+            Z=Z,
+            W=W,
+            X=zeros(z - a, s.latent) if s.movie_means else None,
+            b=zeros(z - a) if s.biases else None,
+            c=c,
+            sigma=sigma,
+        )
+        for a, z in bounds
+    )
+    leaves = [p for p in (Z, c, sigma) if p is not None and p.requires_grad]
+    leaves += [p for block in parameters for p in (block.Y, block.b) if p is not None]
+    adam = [_adam(s.lr, leaves)]
+    if W is not None:
+        adam.append(_adam(s.lr * _slower(o.F, o.pattern), [W]))
+    xs = [block.X for block in parameters if block.X is not None]
+    adam_x = _adam(s.lr * _slower(o.G, o.pattern_t) if xs else s.lr, xs)
+    return State(parameters, blocks, s.scales, tuple(adam), adam_x)
+
+
+def step(state: State) -> tuple[State, Info]:
+    """One pass over all ratings: one Adam step for each block, and one for X.
+
+    Raises:
+        TrainingError: the loss is not finite; the parameters are then no longer of use.
+    """
+    n = sum(block.pattern.n for block in state.blocks)
+    sigma = float(state.parameters[0].sigma.detach())
+    held = _movie_means(state)
+    means = None if held is None else held.detach().requires_grad_()
+    loss = 0.0
+    for p, o in zip(state.parameters, state.blocks, strict=True):
+        factors = effective(p._replace(X=None), o)
+        if means is not None:
+            factors = factors._replace(V=factors.V + means)
+        objective = -log_likelihood(score(factors, o.pattern), o.t, p.sigma)
+        objective = objective - log_prior(p, state.scales, o.pattern.n / n)
+        torch.autograd.backward(objective)
+        loss += float(objective.detach())
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss is {loss}")
+        for group in state.adam:
+            _move(group)
+    if held is not None and means is not None:
+        torch.autograd.backward(held, means.grad)
+        _move(state.adam_x)
+    return state, Info(loss, sigma)
+
+
+def fit(observations: Observations, settings: MapSettings, epochs: int, generator: torch.Generator) -> Iterator[Progress]:
+    """Train for at most ``epochs`` passes, yielding after each; stop by no longer asking.
+
+    Raises:
+        TrainingError: the loss stopped being finite; names the step and the remedy.
+    """
+    state = init(observations, settings, generator)
+    for number in range(epochs):
+        try:
+            state, info = step(state)
+        except TrainingError as error:
+            raise TrainingError(f"training diverged at step {number}: {error}; try a smaller --lr") from None
+        yield Progress(number, info.loss, info.sigma, state)
+
+
+@torch.no_grad()
+def gather(state: State) -> Parameters:
+    """A copy of the parameters as one, detached: what to keep of a fit."""
+    first = state.parameters[0]
+
+    def shared(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part.detach().clone()
+
+    def joined(parts: list[Tensor | None]) -> Tensor | None:
+        present = [part for part in parts if part is not None]
+        return torch.cat(present).detach() if present else None
+
+    return Parameters(
+        Y=torch.cat([p.Y for p in state.parameters]).detach(),
+        Z=first.Z.detach().clone(),
+        W=shared(first.W),
+        X=joined([p.X for p in state.parameters]),
+        b=joined([p.b for p in state.parameters]),
+        c=shared(first.c),
+        sigma=first.sigma.detach().clone(),
+    )
+
+
+def current(state: State, observations: Observations) -> Factors:
+    """The effective factors of the state, detached."""
+    with torch.no_grad():
+        return effective(gather(state), observations)
+
+
+def _adam(lr: float, leaves: list[Tensor]) -> Adam:
+    mean, square = ([torch.zeros_like(leaf) for leaf in leaves] for _ in range(2))
+    steps = [torch.zeros((), dtype=torch.float32, device=leaf.device) for leaf in leaves]
+    return Adam(lr, tuple(leaves), tuple(mean), tuple(square), tuple(steps))
+
+
+@torch.no_grad()
+def _move(group: Adam) -> None:
+    """One Adam step for the leaves that have a gradient, which is used up.
+
+    The functional form of torch.optim: its moments are part of the state, and it does not import torch's compiler, which
+    takes as long as training on 100,000 ratings.
+    """
+    live = [i for i, leaf in enumerate(group.leaves) if leaf.grad is not None]
+    if not live:
+        return
+    chosen = [[part[i] for i in live] for part in (group.leaves, group.mean, group.square, group.steps)]
+    leaves, mean, square, steps = chosen
+    adam(
+        leaves,
+        [leaf.grad for leaf in leaves if leaf.grad is not None],
+        mean,
+        square,
+        [],
+        steps,
+        fused=leaves[0].device.type in ("cpu", "cuda", "mps"),
+        amsgrad=False,
+        beta1=_BETA1,
+        beta2=_BETA2,
+        lr=group.lr,
+        weight_decay=0.0,
+        eps=_EPSILON,
+        maximize=False,
+    )
+    for leaf in leaves:
+        leaf.grad = None
+
+
+def _slower(weights: Tensor, pattern: Pattern) -> float:
+    """What the learning rate of W or X is multiplied by.
+
+    Adam moves every entry by about the learning rate, so a row of F W, a sum over all that a user rated, moves by the row sum
+    of F times it: 20 times for the users of ml-latest-small, 40 for the movies of a dense set, and training then diverges.
+    """
+    sums = spmm(weights, weights.new_ones(pattern.shape[1], 1), pattern)[:, 0]
+    return min(1.0, _LARGEST_MOVE / float(sums[pattern.row].mean()))
+
+
+def _movie_means(state: State) -> Tensor | None:
+    """G X, (n_movies, latent), from all blocks."""
+    parts = [spmm(o.G, p.X, o.pattern_t) for p, o in zip(state.parameters, state.blocks, strict=True) if p.X is not None]
+    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] if parts else None
+
+
+def _bounds(crow: Tensor, block_ratings: int) -> list[tuple[int, int]]:
+    """Cut user rows into blocks of about equal numbers of ratings, none much above ``block_ratings``."""
+    n, rows = int(crow[-1]), len(crow) - 1
+    count = max(1, math.ceil(n / block_ratings))
+    targets = torch.arange(1, count, device=crow.device) * (n / count)
+    inner = {cut for cut in torch.searchsorted(crow, targets).tolist() if 0 < int(crow[cut]) < n}
+    return list(itertools.pairwise(sorted({0, rows} | inner)))
+
+
+def _rows(o: Observations, start: int, stop: int) -> Observations:
+    """The observations of users ``start`` to ``stop``; the weights stay those of the whole data."""
+    pattern = o.pattern.rows(start, stop)
+    first, last = int(o.pattern.crow[start]), int(o.pattern.crow[stop])
+    whole_g = torch.empty_like(o.G)
+    whole_g[o.pattern.perm] = o.G  # from the order of pattern_t to that of pattern
+    G = whole_g[first:last][pattern.perm]
+    return Observations(pattern, pattern.T, o.t[first:last], o.F[first:last], G, o.offset)

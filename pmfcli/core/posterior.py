@@ -1,0 +1,163 @@
+"""The papers' equations: link, likelihood, priors, posterior of probabilistic matrix factorization.
+
+    t_ij ~ N(g(x_ij), sigma^2)          x_ij = m + b_i + c_j + U_i . V_j          g(x) = 1 / (1 + e^-x)
+    U_i = Y_i + sum_{k rated by i} F_ik W_k          V_j = Z_j + sum_{l rated j} G_jl X_l
+
+t are ratings mapped to [0, 1]; everything here is on that scale. Without W and X this is Salakhutdinov & Mnih, "Probabilistic
+Matrix Factorization" (NIPS 2007), Eq. 1-4, with the logistic mean of its section 2; with W alone it is section 4, the
+constrained model; with X the same idea serves the movies. Every function is a plain torch expression, so its gradient is exact.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pmfcli.core.sparse import Pattern, sampled_dot, spmm
+
+_LOG_2PI = math.log(2 * math.pi)
+SIGMA_PRIOR_SCALE = 100.0  # sigma ~ HalfNormal(100), as in the post
+
+
+class Parameters(NamedTuple):
+    """What is learned. A part that a model does not have is None."""
+
+    Y: Tensor  # (n_users, latent) users' own factors
+    Z: Tensor  # (n_movies, latent) movies' own factors
+    W: Tensor | None  # (n_movies, latent) what rating a movie says of its rater
+    X: Tensor | None  # (n_users, latent) what being rated by a user says of a movie
+    b: Tensor | None  # (n_users,) user biases, logits
+    c: Tensor | None  # (n_movies,) movie biases, logits
+    sigma: Tensor  # () noise, on the unit scale
+
+
+class Scales(NamedTuple):
+    """Standard deviations of the zero-mean Gaussian priors, in logits."""
+
+    sigma_u: float  # rows of Y
+    sigma_v: float  # rows of Z
+    sigma_w: float  # rows of W
+    sigma_x: float  # rows of X
+    sigma_b: float  # b and c
+
+
+class Observations(NamedTuple):
+    """Ratings as the posterior needs them. Test pairs must not be among them: F and G are made from these pairs."""
+
+    pattern: Pattern  # users x movies
+    pattern_t: Pattern  # movies x users
+    t: Tensor  # (n,) ratings on the unit scale, in pattern order
+    F: Tensor  # (n,) weights of the users' hierarchical means, in pattern order
+    G: Tensor  # (n,) weights of the movies' hierarchical means, in pattern_t order
+    offset: float  # m, the logit of the mean of t, or 0
+
+    def to(self, device: torch.device) -> "Observations":
+        """The same observations on another device."""
+        patterns = self.pattern.to(device), self.pattern_t.to(device)
+        return Observations(*patterns, self.t.to(device), self.F.to(device), self.G.to(device), self.offset)
+
+
+class Factors(NamedTuple):
+    """The effective factors: all that a prediction needs."""
+
+    U: Tensor  # (n_users, latent)
+    V: Tensor  # (n_movies, latent)
+    b: Tensor | None  # (n_users,)
+    c: Tensor | None  # (n_movies,)
+    offset: float
+
+
+def observe(
+    pattern: Pattern,
+    t: Tensor,
+    *,
+    user_power: float = 0.5,
+    movie_power: float = 0.25,
+    rater_power: float = 0.25,
+    with_offset: bool = True,
+) -> Observations:
+    """Prepare ratings: F_ik = n_i^-user_power and G_jl = m_j^-movie_power n_l^-rater_power.
+
+    Args:
+        pattern: who rated what (users x movies). t: (n,) ratings in [0, 1], in its order.
+        user_power: 1 is the divisor of NIPS 2007 Eq. 7.
+    """
+    n_i = pattern.row_counts().clamp(min=1).to(t.dtype)
+    m_j = pattern.col_counts().clamp(min=1).to(t.dtype)
+    F = n_i.pow(-user_power)[pattern.row]
+    G = m_j.pow(-movie_power)[pattern.row_t] * n_i.pow(-rater_power)[pattern.col_t]
+    offset = float(torch.logit(t.double().mean())) if with_offset else 0.0
+    return Observations(pattern, pattern.T, t, F, G, offset)
+
+
+def link(x: Tensor) -> Tensor:
+    """g: logits to the unit scale, the logistic function."""
+    return torch.sigmoid(x)
+
+
+def effective(parameters: Parameters, observations: Observations) -> Factors:
+    """U = Y + F W and V = Z + G X."""
+    p, o = parameters, observations
+    U = p.Y if p.W is None else p.Y + spmm(o.F, p.W, o.pattern)
+    V = p.Z if p.X is None else p.Z + spmm(o.G, p.X, o.pattern_t)
+    return Factors(U, V, p.b, p.c, o.offset)
+
+
+def score(factors: Factors, pattern: Pattern) -> Tensor:
+    """x_ij for every pair of the pattern, (n,) logits. The biases ride along as two more columns."""
+    f = factors
+    if f.b is None or f.c is None:
+        return sampled_dot(f.U, f.V, pattern) + f.offset
+    left = torch.cat([f.U, f.b[:, None], torch.ones_like(f.b)[:, None]], 1)
+    right = torch.cat([f.V, torch.ones_like(f.c)[:, None], f.c[:, None]], 1)
+    return sampled_dot(left, right, pattern) + f.offset
+
+
+def log_normal(x: Tensor, scale: float) -> Tensor:
+    """Sum over all entries of log N(x | 0, scale^2)."""
+    return -0.5 / scale**2 * _sum_of_squares(x) - x.numel() * (math.log(scale) + 0.5 * _LOG_2PI)
+
+
+def log_likelihood(x: Tensor, t: Tensor, sigma: Tensor) -> Tensor:
+    """Sum over pairs of log N(t | g(x), sigma^2). NIPS 2007, Eq. 1 with a logistic mean."""
+    residual = link(x) - t
+    return -0.5 / sigma**2 * _sum_of_squares(residual) - t.numel() * (sigma.log() + 0.5 * _LOG_2PI)
+
+
+def log_sigma_prior(sigma: Tensor) -> Tensor:
+    """log HalfNormal(sigma | scale 100)."""
+    return math.log(2) - math.log(SIGMA_PRIOR_SCALE) - 0.5 * _LOG_2PI - 0.5 * (sigma / SIGMA_PRIOR_SCALE) ** 2
+
+
+def log_prior(parameters: Parameters, scales: Scales, share: float = 1.0) -> Tensor:
+    """Log-density of all parameters under their priors. NIPS 2007, Eq. 2 and 7.
+
+    Args:
+        share: weight of what all users share (Z, W, c, sigma); a block of users with a share of the ratings carries
+            that share of it, so that the blocks add up to the whole.
+    """
+    p, s = parameters, scales
+    own = log_normal(p.Y, s.sigma_u)
+    shared = log_normal(p.Z, s.sigma_v) + log_sigma_prior(p.sigma)
+    if p.X is not None:
+        own = own + log_normal(p.X, s.sigma_x)
+    if p.b is not None:
+        own = own + log_normal(p.b, s.sigma_b)
+    if p.W is not None:
+        shared = shared + log_normal(p.W, s.sigma_w)
+    if p.c is not None:
+        shared = shared + log_normal(p.c, s.sigma_b)
+    return own + share * shared
+
+
+def log_posterior(parameters: Parameters, observations: Observations, scales: Scales) -> Tensor:
+    """log p(t, parameters): the negative of the loss that the post prints. NIPS 2007, Eq. 3, constants included."""
+    x = score(effective(parameters, observations), observations.pattern)
+    return log_likelihood(x, observations.t, parameters.sigma) + log_prior(parameters, scales)
+
+
+def _sum_of_squares(x: Tensor) -> Tensor:
+    """As a dot product: half the passes over memory of ``x.square().sum()``, forward and backward."""
+    flat = x.flatten()
+    return flat @ flat

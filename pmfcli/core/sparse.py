@@ -1,0 +1,203 @@
+"""The one sparse primitive: dot products of factors over the observed pairs, and its adjoint.
+
+A user x movie matrix is never formed. ``sampled_dot(U, V, pattern)`` gives u_i . v_j for the observed (i, j) only;
+``spmm(values, B, pattern)`` multiplies the sparse matrix that holds ``values`` on the same pairs by a dense matrix.
+Each is the other's backward, so every model written with them has exact gradients at the cost of two sparse products.
+"""
+
+import functools
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_GATHER_BLOCK = 1 << 20  # pairs gathered at a time where the sparse kernels are missing
+
+
+class Pattern(NamedTuple):
+    """The observed pairs in compressed form, by rows and by columns. Made once, used at every step.
+
+    Values that belong to a pattern are vectors of length ``n`` in its own order: sorted by row, then by column.
+    ``T`` is the same set of pairs with rows and columns exchanged; ``values[pattern.perm]`` puts values in its order.
+    Indices are int32 where they fit, as the kernels want them; ``perm`` is int64.
+    """
+
+    crow: Tensor  # (rows + 1,) where each row starts
+    col: Tensor  # (n,) column of each pair
+    row: Tensor  # (n,) row of each pair
+    perm: Tensor  # (n,) this order -> the order of T
+    crow_t: Tensor  # (columns + 1,)
+    col_t: Tensor  # (n,) row of each pair, in the order of T
+    row_t: Tensor  # (n,) column of each pair, in the order of T
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, row: Tensor, col: Tensor, shape: tuple[int, int]) -> "Pattern":
+        """Build from pairs sorted by row, then column, each at most once.
+
+        Args:
+            row, col: integer tensors (n,).
+            shape: (rows, columns).
+
+        Raises:
+            ValueError: if the pairs are not strictly increasing in (row, col) or fall outside ``shape``.
+        """
+        row, col = row.long(), col.long()
+        key = row * shape[1] + col
+        if len(key) and (bool((key[1:] <= key[:-1]).any()) or bool((col < 0).any()) or int(col.max()) >= shape[1]):
+            raise ValueError("pairs must be sorted by row, then column, without repeats, and lie within the shape")
+        if len(row) and (int(row[0]) < 0 or int(row[-1]) >= shape[0]):
+            raise ValueError("a row lies outside the shape")
+        perm = torch.argsort(col, stable=True)
+        col_t, row_t = row[perm], col[perm]
+        crow, crow_t = _starts(row, shape[0]), _starts(row_t, shape[1])
+        kind = torch.int32 if max(len(row), *shape) < 2**31 else torch.int64
+        crow, col, row, crow_t, col_t, row_t = (part.to(kind) for part in (crow, col, row, crow_t, col_t, row_t))
+        return cls(crow, col, row, perm, crow_t, col_t, row_t, shape)
+
+    @property
+    def n(self) -> int:
+        """Number of observed pairs."""
+        return len(self.col)
+
+    @property
+    def T(self) -> "Pattern":  # noqa: N802 - the transpose, as torch and numpy call it
+        """The transposed pattern. No values are carried: permute them with ``perm``."""
+        inverse = torch.empty_like(self.perm)
+        inverse[self.perm] = torch.arange(self.n, device=self.perm.device)
+        return Pattern(
+            self.crow_t, self.col_t, self.row_t, inverse, self.crow, self.col, self.row, (self.shape[1], self.shape[0])
+        )
+
+    def row_counts(self) -> Tensor:
+        """Pairs in each row, (rows,)."""
+        return self.crow[1:] - self.crow[:-1]
+
+    def col_counts(self) -> Tensor:
+        """Pairs in each column, (columns,)."""
+        return self.crow_t[1:] - self.crow_t[:-1]
+
+    def rows(self, start: int, stop: int) -> "Pattern":
+        """The pattern of rows ``start`` to ``stop`` alone, all columns kept. Its values are a slice of this one's."""
+        first, last = int(self.crow[start]), int(self.crow[stop])
+        return Pattern.of(self.row[first:last] - start, self.col[first:last], (stop - start, self.shape[1]))
+
+    def to(self, device: torch.device) -> "Pattern":
+        """The same pattern on another device."""
+        crow, col, row, perm, crow_t, col_t, row_t = (part.to(device) for part in self[:-1])
+        return Pattern(crow, col, row, perm, crow_t, col_t, row_t, self.shape)
+
+
+def _starts(sorted_index: Tensor, size: int) -> Tensor:
+    return torch.searchsorted(sorted_index, torch.arange(size + 1, device=sorted_index.device))
+
+
+def sampled_dot(U: Tensor, V: Tensor, pattern: Pattern) -> Tensor:
+    """u_i . v_j for every observed pair, with an exact backward.
+
+    Args:
+        U: (rows, D). V: (columns, D). pattern: the pairs.
+
+    Returns:
+        (n,) in the pattern's order.
+    """
+    result: Tensor = _SampledDot.apply(U, V, pattern)  # type: ignore[no-untyped-call]
+    return result
+
+
+def spmm(values: Tensor, B: Tensor, pattern: Pattern) -> Tensor:
+    """A @ B for the sparse A that holds ``values`` on the pattern, with an exact backward in both.
+
+    Args:
+        values: (n,). B: (columns, D).
+
+    Returns:
+        (rows, D).
+    """
+    result: Tensor = _Spmm.apply(values, B, pattern)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _SampledDot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, U, V, pattern):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(U, V)
+        ctx.pattern = pattern
+        return _dot(U, V, pattern)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        U, V = ctx.saved_tensors
+        pattern = ctx.pattern
+        dU = _product(grad, V, pattern) if ctx.needs_input_grad[0] else None
+        dV = _product_t(grad, U, pattern) if ctx.needs_input_grad[1] else None
+        return dU, dV, None
+
+
+class _Spmm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, B, pattern):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(values, B)
+        ctx.pattern = pattern
+        return _product(values, B, pattern)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        values, B = ctx.saved_tensors
+        pattern = ctx.pattern
+        dvalues = _dot(grad, B, pattern) if ctx.needs_input_grad[0] else None
+        dB = _product_t(values, grad, pattern) if ctx.needs_input_grad[1] else None
+        return dvalues, dB, None
+
+
+def _dot(U: Tensor, V: Tensor, p: Pattern) -> Tensor:
+    if not has_kernels(U.device.type, U.dtype):
+        blocks = [slice(a, a + _GATHER_BLOCK) for a in range(0, p.n, _GATHER_BLOCK)]
+        parts = [(U[p.row[s]] * V[p.col[s]]).sum(1) for s in blocks]
+        return torch.cat(parts) if parts else U.new_zeros(0)
+    zeros = _csr(p.crow, p.col, U.new_zeros(p.n), p.shape)
+    product: Tensor = torch.sparse.sampled_addmm(zeros, U.contiguous(), V.contiguous().t(), beta=0.0)
+    return product.values()
+
+
+def _product(values: Tensor, B: Tensor, p: Pattern) -> Tensor:
+    if not has_kernels(B.device.type, B.dtype):
+        return _gather_product(values, B, p.row, p.col, p.shape[0])
+    return _csr(p.crow, p.col, values, p.shape) @ B.contiguous()
+
+
+def _product_t(values: Tensor, B: Tensor, p: Pattern) -> Tensor:
+    if not has_kernels(B.device.type, B.dtype):
+        return _gather_product(values, B, p.col, p.row, p.shape[1])
+    return _csr(p.crow_t, p.col_t, values.index_select(0, p.perm), (p.shape[1], p.shape[0])) @ B.contiguous()
+
+
+def _gather_product(values: Tensor, B: Tensor, into: Tensor, from_: Tensor, size: int) -> Tensor:
+    out = B.new_zeros(size, B.shape[1])
+    for a in range(0, len(values), _GATHER_BLOCK):
+        s = slice(a, a + _GATHER_BLOCK)
+        out.index_add_(0, into[s], values[s, None] * B[from_[s]])
+    return out
+
+
+def _csr(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    return torch.sparse_csr_tensor(crow, col, values.contiguous(), size=shape, check_invariants=False)
+
+
+@functools.lru_cache
+def has_kernels(device: str, dtype: torch.dtype) -> bool:
+    """Whether this build has the CSR kernels for the device and dtype: probed once on a 2 x 2 matrix.
+
+    Where it does not, the same numbers come from gathers and ``index_add_``, in blocks of bounded size.
+    """
+    warnings.filterwarnings("ignore", message="Sparse (CSR|CSC) tensor support is in beta")
+    warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
+    try:
+        eye = torch.eye(2, device=device, dtype=dtype)
+        index = torch.tensor([0, 1, 2], device=device, dtype=torch.int32)
+        a = _csr(index, index[:2], torch.ones(2, device=device, dtype=dtype), (2, 2))
+        torch.sparse.sampled_addmm(a, eye, eye, beta=0.0)
+        return bool(torch.equal(a @ eye, eye))
+    except (RuntimeError, NotImplementedError):
+        return False

@@ -1,0 +1,103 @@
+"""Fixtures: small ratings, one trained sample model, the command line as a process, MovieLens where it is at hand."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pmfcli.artifact import Model, dumps
+from pmfcli.config import Settings
+from pmfcli.core.sparse import Pattern
+from pmfcli.data.ratings import Ratings, Scale, Vocabulary
+from pmfcli.data.sample import read_sample
+from pmfcli.training import run, train
+
+ROOT = Path(__file__).parents[1]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def ratings_of(user: list[int], movie: list[int], stars: list[float], time: list[int] | None = None) -> Ratings:
+    """Ratings from rows that are already sorted and dense."""
+    values = np.array(stars, dtype=np.float32)
+    movies = Vocabulary(tuple(str(10 * row) for row in range(max(movie) + 1)))
+    return Ratings(
+        user=np.array(user, dtype=np.int32),
+        movie=np.array(movie, dtype=np.int32),
+        stars=values,
+        time=None if time is None else np.array(time, dtype=np.int64),
+        users=Vocabulary(tuple(f"u{row}" for row in range(max(user) + 1))),
+        movies=movies,
+        titles=tuple(f"Film {name} (2000)" for name in movies.ids),
+        scale=Scale(float(values.min()), float(values.max())),
+        name="made for a test",
+    )
+
+
+def random_pattern(n_users: int, n_movies: int, density: float, seed: int) -> Pattern:
+    """A random pattern in which every user and movie has a rating."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(n_users, n_movies, generator=generator) < density
+    mask[torch.arange(n_users), torch.arange(n_users) % n_movies] = True
+    mask[torch.arange(n_movies) % n_users, torch.arange(n_movies)] = True
+    user, movie = torch.nonzero(mask, as_tuple=True)
+    return Pattern.of(user, movie, (n_users, n_movies))
+
+
+@pytest.fixture(scope="session")
+def sample() -> Ratings:
+    return read_sample()
+
+
+@pytest.fixture(scope="session")
+def sample_model(sample: Ratings) -> Model:
+    return run(train(sample, Settings(epochs=60, holdout=0.0)))
+
+
+@pytest.fixture(scope="session")
+def sample_file(sample_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "sample.pt"
+    path.write_bytes(dumps(sample_model))
+    return path
+
+
+@pytest.fixture
+def pmf(tmp_path: Path) -> Run:
+    """Run ``pmf`` as a process in an empty folder, with no settings of the outer environment."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PMF_")}
+
+    def command(*arguments: str | Path, stdin: str | bytes = "", cwd: Path = tmp_path, **environment: str):
+        return subprocess.run(
+            [sys.executable, "-m", "pmfcli", *map(str, arguments)],
+            input=stdin if isinstance(stdin, bytes) else stdin.encode(),
+            capture_output=True,
+            cwd=cwd,
+            env=clean | environment,
+            timeout=120,
+        )
+
+    def decoded(*arguments: str | Path, **more):
+        done = command(*arguments, **more)
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return decoded
+
+
+@pytest.fixture(scope="session")
+def movielens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of ml-latest-small; skips where it is not at hand."""
+    here = ROOT / "data" / "ml-latest-small"
+    archive = os.environ.get("MOVIELENS_ARCHIVE")
+    if here.is_dir():
+        return here
+    if not archive:
+        pytest.skip("no MovieLens: run 'pmf download', or set MOVIELENS_ARCHIVE to ml-latest-small.zip")
+    folder = tmp_path_factory.mktemp("movielens")
+    with zipfile.ZipFile(archive) as box:
+        box.extractall(folder)
+    return folder / "ml-latest-small"

@@ -1,0 +1,154 @@
+import itertools
+
+import pytest
+import torch
+from conftest import random_pattern
+from test_posterior import SCALES, dense_log_posterior
+
+from pmfcli.core import map as map_fit
+from pmfcli.core.map import MapSettings
+from pmfcli.core.posterior import Observations, link, log_posterior, observe, score
+from pmfcli.core.sparse import Pattern
+from pmfcli.errors import TrainingError
+
+BASE = MapSettings(
+    latent=4,
+    scales=SCALES,
+    sigma=0.3,
+    learn_sigma=False,
+    biases=True,
+    user_means=True,
+    movie_means=True,
+    lr=0.03,
+    block_ratings=10**9,
+)
+
+
+def problem(n_users: int = 7, n_movies: int = 11, seed: int = 3) -> Observations:
+    pattern = random_pattern(n_users, n_movies, 0.4, seed)
+    t = torch.rand(pattern.n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return observe(pattern, t)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_steps_are_adam_on_the_dense_posterior(learn_sigma: bool) -> None:
+    o = problem()
+    settings = BASE._replace(user_means=False, movie_means=False, learn_sigma=learn_sigma)
+    state = map_fit.init(o, settings, seeded())
+    mine = map_fit.gather(state)
+    leaves = [p.requires_grad_(p is not mine.sigma or learn_sigma) for p in mine if p is not None]
+    adam = torch.optim.Adam([p for p in leaves if p.requires_grad], lr=0.03)
+    for _ in range(20):
+        loss = -dense_log_posterior(o, mine)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        state, info = map_fit.step(state)
+        assert info.loss == pytest.approx(float(loss.detach()), rel=1e-9)
+    for found, expected in zip(map_fit.gather(state), mine, strict=True):
+        if found is not None and expected is not None:
+            torch.testing.assert_close(found, expected.detach(), rtol=1e-7, atol=1e-9)
+
+
+def test_hierarchical_weights_get_their_exact_gradient() -> None:
+    o = problem()
+    state = map_fit.init(o, BASE, seeded())
+    for _ in range(3):  # away from W = X = 0
+        state, _ = map_fit.step(state)
+    before = map_fit.gather(state)
+    assert before.W is not None
+    assert before.X is not None
+    leaves = [before.W.requires_grad_(), before.X.requires_grad_()]
+    expected = torch.autograd.grad(-dense_log_posterior(o, before), leaves)
+    moments = [state.adam[1].mean[0], state.adam_x.mean[0]]
+    old = [moment.clone() for moment in moments]
+    map_fit.step(state)
+    for moment, was, gradient in zip(moments, old, expected, strict=True):
+        found = (moment - 0.9 * was) / 0.1  # Adam's first moment holds the gradient that it was given
+        torch.testing.assert_close(found, gradient, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("block_ratings", [5, 12, 10**9])
+def test_blocks_add_up_to_the_whole_loss(block_ratings: int) -> None:
+    o = problem()
+    state = map_fit.init(o, BASE._replace(lr=1e-12, block_ratings=block_ratings), seeded())
+    assert len(state.blocks) == (1 if block_ratings > o.pattern.n else pytest.approx(o.pattern.n / block_ratings, abs=2))
+    expected = -float(log_posterior(map_fit.gather(state), o, SCALES))
+    _, info = map_fit.step(state)
+    assert info.loss == pytest.approx(expected, rel=1e-9)
+
+
+def test_blocks_reach_the_optimum_of_the_whole() -> None:
+    o = problem(30, 20)
+    best = {}
+    for block_ratings in (40, 10**9):
+        settings = BASE._replace(lr=0.005, block_ratings=block_ratings)
+        *_, last = map_fit.fit(o, settings, 800, seeded())
+        best[block_ratings] = float(log_posterior(map_fit.gather(last.state), o, SCALES))
+    assert best[40] == pytest.approx(best[10**9], rel=2e-3)
+
+
+def test_block_bounds_cover_all_users_once() -> None:
+    counts = torch.tensor([0, 50, 0, 1, 2, 3, 100, 0, 4, 0])
+    crow = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+    for size in (1, 7, 30, 1000):
+        bounds = map_fit._bounds(crow, size)
+        assert bounds[0][0] == 0
+        assert bounds[-1][1] == len(counts)
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
+        assert all(counts[a:z].sum() > 0 for a, z in bounds)
+
+
+def test_a_checkerboard_is_learned() -> None:
+    """Users and movies of two kinds, 0 or 1 where kinds match or not: half the cells tell all."""
+    n = 40
+    truth = ((torch.arange(n)[:, None] + torch.arange(n)[None, :]) % 2).double()
+    seen = torch.rand(n, n, generator=seeded(1)) < 0.5
+    row, col = torch.nonzero(seen, as_tuple=True)
+    o = observe(Pattern.of(row, col, (n, n)), truth[row, col])
+    *_, last = map_fit.fit(o, BASE._replace(sigma=0.1), 300, seeded())
+    row, col = torch.nonzero(~seen, as_tuple=True)
+    prediction = link(score(map_fit.current(last.state, o), Pattern.of(row, col, (n, n))))
+    assert ((prediction > 0.5).double() == truth[row, col]).double().mean() > 0.99
+
+
+def test_planted_factors_are_recovered_to_the_noise() -> None:
+    """Ratings from known factors: the held-out error must come near the noise that was put in."""
+    n_users, n_movies, noise = 300, 200, 0.05
+    U, V = (torch.randn(n, 3, generator=seeded(2)) for n in (n_users, n_movies))
+    mask = torch.rand(n_users, n_movies, generator=seeded(3)) < 0.4
+    row, col = torch.nonzero(mask, as_tuple=True)
+    mean = link((U[row] * V[col]).sum(1))
+    t = mean + noise * torch.randn(len(row), generator=seeded(4))
+    settings = BASE._replace(latent=3, sigma=noise, user_means=False, movie_means=False)
+    settings = settings._replace(scales=SCALES._replace(sigma_u=1.0, sigma_v=1.0))
+    o = observe(Pattern.of(row, col, (n_users, n_movies)), t)
+    *_, last = map_fit.fit(o, settings, 300, seeded())
+    row, col = torch.nonzero(~mask, as_tuple=True)
+    prediction = link(score(map_fit.current(last.state, o), Pattern.of(row, col, (n_users, n_movies))))
+    error = (prediction - link((U[row] * V[col]).sum(1))).square().mean().sqrt()
+    assert float(error) < noise / 2
+
+
+def test_dense_data_does_not_diverge() -> None:
+    """Movies with hundreds of raters: a step of all their X at once must not overshoot."""
+    pattern = random_pattern(400, 50, 0.8, seed=5)
+    t = torch.rand(pattern.n, generator=seeded(6))
+    losses = [progress.loss for progress in map_fit.fit(observe(pattern, t), BASE, 60, seeded())]
+    assert losses[-1] < losses[0]
+    assert max(losses[20:]) < losses[0]
+
+
+def test_divergence_names_the_step_and_the_remedy() -> None:
+    with pytest.raises(TrainingError, match=r"step \d+.*--lr"):
+        list(map_fit.fit(problem(), BASE._replace(lr=1e200), 50, seeded()))
+
+
+def test_same_seed_same_numbers() -> None:
+    a, b, other = (list(map_fit.fit(problem(), BASE, 10, seeded(seed)))[-1] for seed in (1, 1, 2))
+    assert torch.equal(map_fit.gather(a.state).Y, map_fit.gather(b.state).Y)
+    assert a.loss == b.loss != other.loss

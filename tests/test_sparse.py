@@ -1,0 +1,68 @@
+import pytest
+import torch
+from conftest import random_pattern
+
+from pmfcli.core import sparse
+from pmfcli.core.sparse import Pattern, sampled_dot, spmm
+
+
+@pytest.fixture(params=["kernels", "gather"])
+def either_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to the same numbers: the CSR kernels, and gathers in blocks smaller than the data."""
+    if request.param == "gather":
+        monkeypatch.setattr(sparse, "has_kernels", lambda device, dtype: False)
+        monkeypatch.setattr(sparse, "_GATHER_BLOCK", 7)
+    return request.param
+
+
+@pytest.fixture
+def pattern() -> Pattern:
+    return random_pattern(6, 9, 0.4, seed=1)
+
+
+def factors(rows: int, seed: int, latent: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, latent, generator=generator, dtype=torch.float64, requires_grad=True)
+
+
+def test_sampled_dot_is_the_dense_product_on_the_pairs(pattern: Pattern, either_path: str) -> None:
+    U, V = factors(6, 2), factors(9, 3)
+    torch.testing.assert_close(sampled_dot(U, V, pattern), (U @ V.T)[pattern.row, pattern.col])
+
+
+def test_spmm_is_the_dense_product(pattern: Pattern, either_path: str) -> None:
+    values, B = factors(pattern.n, 4, 1)[:, 0], factors(9, 5)
+    dense = torch.zeros(6, 9, dtype=torch.float64).index_put((pattern.row, pattern.col), values)
+    torch.testing.assert_close(spmm(values, B, pattern), dense @ B)
+    C = factors(6, 6)
+    torch.testing.assert_close(spmm(values[pattern.perm], C, pattern.T), dense.T @ C)
+
+
+def test_gradients_are_exact(pattern: Pattern, either_path: str) -> None:
+    U, V = factors(6, 2), factors(9, 3)
+    assert torch.autograd.gradcheck(lambda u, v: sampled_dot(u, v, pattern), (U, V))
+    values = factors(pattern.n, 4, 1)[:, 0].detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, b: spmm(x, b, pattern), (values, V))
+    assert torch.autograd.gradcheck(lambda x, b: spmm(x, b, pattern.T), (values, U))
+
+
+def test_transposing_twice_changes_nothing(pattern: Pattern) -> None:
+    twice = pattern.T.T
+    assert all(torch.equal(a, b) for a, b in zip(twice[:-1], pattern[:-1], strict=True))
+    values = torch.arange(pattern.n)
+    assert torch.equal(values[pattern.perm][pattern.T.perm], values)
+
+
+def test_rows_are_a_slice(pattern: Pattern) -> None:
+    U, V = factors(6, 2), factors(9, 3)
+    first, last = int(pattern.crow[2]), int(pattern.crow[5])
+    part = pattern.rows(2, 5)
+    torch.testing.assert_close(sampled_dot(U[2:5], V, part), sampled_dot(U, V, pattern)[first:last])
+
+
+@pytest.mark.parametrize(
+    ("row", "col"), [([1, 0], [0, 0]), ([0, 0], [1, 1]), ([0, 0], [1, 0]), ([0], [9]), ([0], [-1]), ([6], [0]), ([-1], [0])]
+)
+def test_pairs_that_are_no_pattern_are_refused(row: list[int], col: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"sorted|outside"):
+        Pattern.of(torch.tensor(row), torch.tensor(col), (6, 9))
