@@ -1,0 +1,1 @@
+"""Ratings come in here: data sets, downloads, file layouts, ids and scales, splits."""

@@ -1,0 +1,164 @@
+"""Get a data set: decide, temporary file, verify, unpack safely, rename. The only place that opens sockets."""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from pmfcli.data.catalog import DataSet
+from pmfcli.errors import DataError, NetworkError, OutputError
+
+_MAX_MEMBERS = 1000
+_MAX_RATIO = 50  # unpacked size over archive size; MovieLens archives have about 5
+_SMALL = 1 << 20  # an archive this small may unpack to _MAX_RATIO times this
+_TIMEOUT = 30  # seconds without an answer
+
+
+class Fetched(NamedTuple):
+    """What a download did."""
+
+    folder: Path
+    was_there: bool
+    checked: str  # how the content was checked, in words
+
+
+def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progress: Any = False) -> Fetched:
+    """Put a data set into ``data_dir / data.name``.
+
+    Args:
+        source: an archive that one has, a path or a URL; None for the published place.
+        force: replace a folder that is already there.
+        progress: a progress bar as pooch takes it, or False.
+
+    Raises:
+        NetworkError: no connection, a refusal, a connection that died, or bytes that are not the published ones.
+        DataError: a local archive that is damaged, unsafe or not the published data.
+        OutputError: the folder cannot be written.
+    """
+    folder = data_dir / data.name
+    if folder.exists() and not force:
+        return Fetched(folder, True, "")
+    remote = source is None or bool(re.match(r"https?://", source))
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".pmf-download-", dir=data_dir) as temporary:
+            work = Path(temporary)
+            archive = _download(source or data.url, work, progress) if remote else Path(source or "")
+            try:
+                md5_expected = data.md5 or (_published_md5(data.url) if source is None else None)
+                md5_found = _md5(archive)
+                unpacked = _unpack(archive, work / "unpacked")
+                checked = _verify(data, md5_expected, md5_found, unpacked)
+            except DataError as error:
+                if remote:
+                    raise NetworkError(f"{error}; download it again, or give an archive by --from") from None
+                raise
+            _move(unpacked, folder, work)
+    except OSError as error:
+        raise OutputError(f"{folder}: {error.strerror or error}; choose another folder by --data-dir") from None
+    return Fetched(folder, False, checked)
+
+
+def _download(url: str, folder: Path, progress: Any) -> Path:
+    import logging
+
+    import pooch
+
+    pooch.get_logger().setLevel(logging.ERROR)
+    downloader = pooch.HTTPDownloader(progressbar=progress, timeout=_TIMEOUT)
+    with _network_errors(url):
+        return Path(pooch.retrieve(url, None, fname="archive.zip", path=folder, downloader=downloader))
+
+
+def _published_md5(url: str) -> str:
+    import requests
+
+    with _network_errors(url + ".md5"):
+        answer = requests.get(url + ".md5", timeout=_TIMEOUT)
+        answer.raise_for_status()
+    found = re.search(r"\b[0-9a-f]{32}\b", answer.text[:1000].lower())
+    if found is None:
+        raise NetworkError(f"{url}.md5 holds no MD5 sum; give an archive by --from")
+    return found.group()
+
+
+@contextlib.contextmanager
+def _network_errors(url: str) -> Iterator[None]:
+    import requests
+
+    try:
+        yield
+    except requests.exceptions.HTTPError as error:
+        code = error.response.status_code if error.response is not None else "an error"
+        raise NetworkError(f"{url}: the server answered {code}; give an archive by --from, or use --data sample") from None
+    except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
+        reason = "no connection" if isinstance(error, requests.exceptions.ConnectionError) else "the download broke off"
+        raise NetworkError(f"{url}: {reason}; give an archive by --from, or use --data sample") from None
+
+
+def _md5(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+
+
+def _unpack(archive: Path, target: Path) -> Path:
+    """Unpack into ``target``, refusing whatever could leave it or fill the disk; return the folder that holds the files."""
+    try:
+        with zipfile.ZipFile(archive) as box:
+            members = box.infolist()
+            _check_members(archive, members)
+            for member in members:
+                box.extract(member, target)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{archive}: damaged or not a zip archive ({error})") from None
+    inside = list(target.iterdir()) if target.exists() else []
+    if not inside:
+        raise DataError(f"{archive}: the archive is empty")
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else target
+
+
+def _check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    if len(members) > _MAX_MEMBERS:
+        raise DataError(f"{archive}: {len(members)} files inside, more than {_MAX_MEMBERS}; refused")
+    for member in members:
+        path = PurePosixPath(member.filename.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in member.filename:
+            raise DataError(f"{archive}: member '{member.filename}' points outside the folder; refused")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise DataError(f"{archive}: member '{member.filename}' is a link; refused")
+    unpacked, packed = sum(member.file_size for member in members), archive.stat().st_size
+    if unpacked > _MAX_RATIO * max(packed, _SMALL):
+        raise DataError(f"{archive}: {packed:,} bytes would unpack to {unpacked:,}; refused as a zip bomb")
+
+
+def _verify(data: DataSet, md5_expected: str | None, md5_found: str, unpacked: Path) -> str:
+    if md5_expected == md5_found:
+        return "MD5 of the archive as published"
+    ratings = unpacked / "ratings.csv"
+    if data.ratings_sha256 is not None and ratings.is_file():
+        with ratings.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == data.ratings_sha256:
+                return "SHA-256 of ratings.csv as published"
+    if md5_expected is not None or data.ratings_sha256 is not None:
+        raise DataError(
+            f"not the published {data.name}: the archive's MD5 is {md5_found}, expected {md5_expected or 'another'}"
+        )
+    return f"not checked: no published checksum at hand (MD5 {md5_found})"
+
+
+def _move(unpacked: Path, folder: Path, work: Path) -> None:
+    if folder.exists():
+        os.rename(folder, work / "replaced")
+        shutil.rmtree(work / "replaced", ignore_errors=True)
+    os.rename(unpacked, folder)

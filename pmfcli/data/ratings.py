@@ -1,0 +1,130 @@
+"""Ratings, Vocabulary, Scale: the only place where ids become rows and stars become [0, 1], and back."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pmfcli.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[Any]
+Numbers = TypeVar("Numbers", float, Array, "torch.Tensor")
+
+_INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+def clean(text: str) -> str:
+    """Text from a file made safe to print in a line: control characters become spaces, the ends are trimmed."""
+    return _CONTROL.sub(" ", text).strip()
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids and their rows. Ids are text; ``ids[row]`` is the id of a row."""
+
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids)}
+
+    def row(self, name: str) -> int | None:
+        """The row of an id, None if it is not there."""
+        return self._rows.get(name)
+
+    def rows(self, names: Sequence[str]) -> tuple[Array, Array]:
+        """Rows of many ids: (rows int64, known bool). The row of an unknown id is 0 and means nothing."""
+        found = [self._rows.get(name) for name in names]
+        known = np.array([row is not None for row in found], dtype=bool)
+        return np.array([row or 0 for row in found], dtype=np.int64), known
+
+    @staticmethod
+    def order(names: Sequence[str]) -> Array:
+        """Positions that sort ids: by number if all are whole numbers, else as text."""
+        if all(map(_INTEGER.fullmatch, names)):
+            return np.argsort(np.array(names, dtype=np.int64), kind="stable")
+        return np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
+
+
+class Scale(NamedTuple):
+    """The lowest and highest rating. Stars r and unit t: t = (r - lo) / (hi - lo)."""
+
+    lo: float
+    hi: float
+
+    def to_unit(self, stars: Numbers) -> Numbers:
+        """Stars to [0, 1]."""
+        return (stars - self.lo) / (self.hi - self.lo)
+
+    def to_stars(self, unit: Numbers) -> Numbers:
+        """[0, 1] to stars."""
+        return unit * (self.hi - self.lo) + self.lo
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """Who rated what, and how: each pair once, sorted by user row, then movie row."""
+
+    user: Array  # (n,) int32 rows of ``users``
+    movie: Array  # (n,) int32 rows of ``movies``
+    stars: Array  # (n,) float32
+    time: Array | None  # (n,) int64 seconds since 1970, if the data has times
+    users: Vocabulary
+    movies: Vocabulary
+    titles: tuple[str | None, ...]  # one for each row of ``movies``
+    scale: Scale
+    name: str  # what the data is called, for people
+
+    @property
+    def n(self) -> int:
+        """Number of ratings."""
+        return len(self.stars)
+
+    def select(self, mask: Array) -> "Ratings":
+        """The ratings where ``mask`` (n,) holds. Vocabularies and scale stay those of the whole."""
+        time = None if self.time is None else self.time[mask]
+        return replace(self, user=self.user[mask], movie=self.movie[mask], stars=self.stars[mask], time=time)
+
+    def tensors(self) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+        """(user rows int64, movie rows int64, ratings on the unit scale float32)."""
+        import torch
+
+        unit = self.scale.to_unit(self.stars.astype(np.float64)).astype(np.float32)
+        return (
+            torch.from_numpy(self.user.astype(np.int64)),
+            torch.from_numpy(self.movie.astype(np.int64)),
+            torch.from_numpy(unit),
+        )
+
+    def digest(self) -> str:
+        """SHA-256 of the content: ids, pairs and stars. The order of the rows in the file does not matter."""
+        digest = hashlib.sha256()
+        for names in (self.users.ids, self.movies.ids):
+            digest.update("\n".join(names).encode() + b"\0")
+        for part in (self.user, self.movie, self.stars):
+            digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
+
+    def check_trainable(self) -> None:
+        """Refuse data that no model can be fitted to.
+
+        Raises:
+            DataError: fewer than two users or movies, or all ratings equal.
+        """
+        for count, what in ((len(self.users), "user"), (len(self.movies), "movie")):
+            if count < 2:
+                raise DataError(f"{self.name}: only {count} {what} in {self.n} rating(s); factorization needs at least 2")
+        if self.scale.lo == self.scale.hi:
+            raise DataError(f"{self.name}: all {self.n} ratings are {self.scale.lo:g}; there is nothing to learn from")

@@ -1,0 +1,395 @@
+"""Any layout to Ratings: MovieLens folders, CSV, TSV, ``::``, gzip, Parquet, standard input.
+
+Text is parsed by pyarrow with ids kept as text. Only when rows turn out bad is it read a second time, line by line, to say
+where the first of them is.
+"""
+
+import contextlib
+import csv
+import gzip
+import io
+import math
+import os
+import re
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary, clean
+from pmfcli.data.titles import read_titles
+from pmfcli.errors import DataError
+
+_LAYOUTS = ("ratings.csv", "ratings.dat", "u.data")  # the ratings file of a MovieLens folder
+_NAMES = {
+    "user": ("user", "userid", "user_id"),
+    "movie": ("movie", "movieid", "movie_id", "item", "itemid", "item_id"),
+    "rating": ("rating", "score", "stars"),
+    "time": ("time", "timestamp"),
+    "title": ("title", "movie_title", "name"),
+}
+_NEEDED = ("user", "movie", "rating")
+_SEPARATORS = ("::", "\t", ",", ";", "|")
+_HEAD = 1 << 16  # bytes looked at to recognise a layout
+_LONGEST_LINE = 1 << 20
+_LARGEST = 1e30  # ratings beyond this are not numbers a model can use
+_GZIP_RATIO, _GZIP_SMALL = 100, 1 << 30  # beyond both, a gzip file is refused as a bomb
+_PARQUET_ROW = 32  # bytes of memory that one row takes at least
+
+
+class Columns(NamedTuple):
+    """Names of columns given by hand; None: found by name."""
+
+    user: str | None = None
+    movie: str | None = None
+    rating: str | None = None
+    time: str | None = None
+
+
+class Reading(NamedTuple):
+    """Ratings, and what was passed over to get them."""
+
+    ratings: Ratings
+    duplicates: int  # earlier ratings of a pair that was rated again
+    skipped: int  # rows that could not be read
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Text to be read more than once: a plain file stays on disk, the rest is in memory."""
+
+    name: str
+    source: Path | bytes
+
+    def open(self) -> BinaryIO:
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
+
+
+class _Layout(NamedTuple):
+    separator: str
+    header: bool
+    width: int  # fields in a row
+    fields: dict[str, int]  # role -> field
+
+
+def read_ratings(path: Path | None, columns: Columns | None = None, skip_bad: bool = False) -> Reading:
+    """Read ratings.
+
+    Args:
+        path: a file, or a folder in a MovieLens layout; None reads standard input.
+        columns: names of the columns, where they are not the usual ones.
+        skip_bad: pass over rows that cannot be read instead of refusing the file.
+
+    Raises:
+        DataError: what is wrong, where, and what to do.
+    """
+    file = None if path is None else _ratings_file(path)
+    name = "standard input" if file is None else str(file)
+    columns = columns or Columns()
+    try:
+        if file is not None and file.suffix == ".parquet":
+            table, broken = _read_parquet(file, columns), 0
+            reading = _assemble(table, file, name, broken, skip_bad, None)
+        else:
+            text = _Text(name, file if file is not None and file.suffix != ".gz" else _in_memory(file))
+            layout = _recognise(text, columns)
+            table, broken = _read_text(text, layout)
+            reading = _assemble(table, file, name, broken, skip_bad, (text, layout))
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror or error}") from None
+    return reading
+
+
+def _ratings_file(path: Path) -> Path:
+    if path.is_dir():
+        for name in _LAYOUTS:
+            if (path / name).is_file():
+                return path / name
+        raise DataError(f"{path}: none of {', '.join(_LAYOUTS)} in this folder; give a MovieLens folder or a file")
+    if not path.exists():
+        raise DataError(f"{path}: no such file; give a ratings file, a MovieLens folder, a data set's name, or 'sample'")
+    return path
+
+
+def _in_memory(file: Path | None) -> bytes:
+    """All of standard input, or of a gzip file within bounds."""
+    if file is None:
+        return sys.stdin.buffer.read()
+    packed = file.stat().st_size
+    limit = max(_GZIP_SMALL, _GZIP_RATIO * packed)
+    try:
+        with gzip.open(file) as stream:
+            content = stream.read(limit + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{file}: damaged gzip file ({error})") from None
+    if len(content) > limit:
+        raise DataError(f"{file}: {packed:,} bytes unpack to more than {limit:,}; refused as a gzip bomb")
+    return content
+
+
+def _recognise(text: _Text, columns: Columns) -> _Layout:
+    """Separator, header and columns, from the first line."""
+    with text.open() as stream:
+        head = stream.read(_HEAD)
+    if not head.strip():
+        raise DataError(f"{text.name}: empty; expected one rating a line: user, movie, rating[, time]")
+    if b"\0" in head or head.startswith(b"PK"):
+        raise DataError(f"{text.name}: a binary file, not text; expected CSV, TSV, either as .gz, or .parquet")
+    first, newline, _ = head.partition(b"\n")
+    if not newline and len(head) == _HEAD:
+        raise DataError(f"{text.name}:1: the line is longer than {_HEAD:,} bytes; expected user, movie, rating[, time]")
+    line = first.decode("utf-8-sig", errors="replace").strip("\r")
+    complaint = f"no columns in '{_short(line)}'; expected user, movie, rating separated by comma, tab, semicolon, | or ::"
+    for separator in _SEPARATORS:
+        parts = _split(line, separator)
+        if len(parts) < len(_NEEDED):
+            continue
+        fields = _fields(parts, columns)
+        if all(role in fields for role in _NEEDED):
+            return _Layout(separator, True, len(parts), fields)
+        if _number(parts[2]) is not None and not any(columns):
+            roles = ("user", "movie", "rating", "time")
+            return _Layout(separator, False, len(parts), {role: i for i, role in enumerate(roles[: len(parts)])})
+        missing = ", ".join(role for role in _NEEDED if role not in fields)
+        found = ", ".join(_short(part) for part in parts[:12])
+        complaint = f"no column for {missing} among {found}; name them by --user-col, --movie-col, --rating-col"
+        break
+    raise DataError(f"{text.name}:1: {complaint}")
+
+
+def _split(line: str, separator: str) -> list[str]:
+    if len(separator) > 1:
+        return [part.strip() for part in line.split(separator)]
+    return [part.strip() for part in next(csv.reader([line], delimiter=separator), [])]
+
+
+def _fields(parts: list[str], columns: Columns) -> dict[str, int]:
+    """Role -> position, for the roles that have a column."""
+    plain = [re.sub(r":\w+$", "", part).lower() for part in parts]  # RecBole writes "user_id:token"
+    fields = {}
+    for role, aliases in _NAMES.items():
+        given = getattr(columns, role, None)
+        if given is not None:
+            if given in parts:
+                fields[role] = parts.index(given)
+            elif role == "time":
+                raise DataError(f"no column '{given}' among {', '.join(_short(part) for part in parts[:12])}")
+        else:
+            found = [plain.index(alias) for alias in aliases if alias in plain]
+            if found:
+                fields[role] = found[0]
+    return fields
+
+
+def _read_text(text: _Text, layout: _Layout) -> tuple[pa.Table, int]:
+    """The columns by role, and how many rows had another number of fields; those are left out."""
+    names = [str(field) for field in range(layout.width)]
+    if layout.separator == "::":  # pyarrow separates by one character, so every second field is empty
+        names = [part for name in names for part in (name, f"after {name}")][:-1]
+    roles = {str(field): role for role, field in layout.fields.items()}
+    coded = pa.dictionary(pa.int32(), pa.string())
+    broken = 0
+
+    def pass_over(_: object) -> str:
+        nonlocal broken
+        broken += 1
+        return "skip"
+
+    try:
+        table = pacsv.read_csv(
+            io.BytesIO(text.source) if isinstance(text.source, bytes) else text.source,
+            read_options=pacsv.ReadOptions(column_names=names, skip_rows=int(layout.header), block_size=_LONGEST_LINE),
+            parse_options=pacsv.ParseOptions(delimiter=layout.separator[0], invalid_row_handler=pass_over),
+            convert_options=pacsv.ConvertOptions(
+                column_types={name: pa.string() if role == "time" else coded for name, role in roles.items()},
+                include_columns=list(roles),
+                strings_can_be_null=False,
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        message = str(error)
+        if "Empty CSV" in message:
+            raise DataError(f"{text.name}: a header and no ratings") from None
+        if "straddling" in message:
+            line = _first_line(text, lambda raw: len(raw) > _LONGEST_LINE)
+            raise DataError(f"{text.name}:{line}: the line is longer than {_LONGEST_LINE:,} bytes; is this a table?") from None
+        if "UTF8" in message:
+            line = _first_line(text, lambda raw: "\ufffd" in raw.decode("utf-8", errors="replace"))
+            raise DataError(
+                f"{text.name}:{line}: not UTF-8 text; convert it, for instance by iconv -f latin1 -t utf8"
+            ) from None
+        raise DataError(f"{text.name}: {_short(message)}") from None
+    return table.rename_columns([roles[name] for name in table.column_names]), broken
+
+
+def _first_line(text: _Text, wanted: Callable[[bytes], bool]) -> int:
+    """The number, from 1, of the first line that is wanted."""
+    with text.open() as stream:
+        return next((number for number, raw in enumerate(stream, 1) if wanted(raw)), 1)
+
+
+def _read_parquet(file: Path, columns: Columns) -> pa.Table:
+    try:
+        parquet = pq.ParquetFile(file)
+        names = parquet.schema_arrow.names
+        fields = _fields(names, columns)
+        missing = [role for role in _NEEDED if role not in fields]
+        if missing:
+            raise DataError(
+                f"{file}: no column for {', '.join(missing)} among {', '.join(names[:12])}; name them by --user-col …"
+            )
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if parquet.metadata.num_rows * _PARQUET_ROW > memory:
+            raise DataError(f"{file}: {parquet.metadata.num_rows:,} rows do not fit into the memory of this machine")
+        table = parquet.read([names[field] for field in fields.values()])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(f"{file}: not a readable Parquet file ({_short(str(error))})") from None
+    return pa.table({role: table.column(names[field]) for role, field in fields.items()})
+
+
+def _assemble(
+    table: pa.Table, file: Path | None, name: str, broken: int, skip_bad: bool, text: tuple[_Text, _Layout] | None
+) -> Reading:
+    """Columns to Ratings: bad rows, ids to rows, duplicates, order."""
+    user, user_ids = _codes(table.column("user"))
+    movie, movie_ids = _codes(table.column("movie"))
+    stars = _numbers(table.column("rating"))
+    time = _times(table.column("time")) if "time" in table.column_names else None
+    good = np.isfinite(stars) & (user >= 0) & (movie >= 0)
+    if time is not None:
+        good &= np.isfinite(time)
+    skipped = broken + int((~good).sum())
+    if skipped and not skip_bad:
+        where = _first_bad_line(*text) if text else f"{name}: row {int(np.argmin(good)) + 1} is not a rating"
+        raise DataError(f"{where}; mend it, or pass over such rows by --skip-bad")
+    if not good.any():
+        raise DataError(f"{name}: a header and no ratings" if not skipped else f"{name}: none of its rows is a rating")
+    rows = pd.DataFrame({"user": user[good], "movie": movie[good], "stars": stars[good].astype(np.float32)})
+    if time is not None:
+        rows["time"] = time[good].astype(np.int64)
+        rows = rows.sort_values("time", kind="stable")
+    if "title" in table.column_names:
+        code, names = _codes(table.column("title"))
+        rows["title"] = pd.Series(code[good]).map(dict(enumerate(names)))
+    users, rows["user"] = _vocabulary(rows["user"].to_numpy(), user_ids)
+    movies, rows["movie"] = _vocabulary(rows["movie"].to_numpy(), movie_ids)
+    rows = rows.sort_values(["user", "movie"], kind="stable")
+    repeated = rows.duplicated(["user", "movie"], keep="last")
+    rows = rows[~repeated]
+    if "title" in rows:
+        known = dict(zip(rows["movie"], rows["title"], strict=True))
+        titles = [known.get(row) for row in range(len(movies))]
+    else:
+        by_id = read_titles(file) if file is not None else {}
+        titles = [by_id.get(name) for name in movies.ids]
+    column = {name: rows[name].to_numpy(copy=True) for name in rows if name != "title"}
+    stars = column["stars"]
+    ratings = Ratings(
+        user=column["user"],
+        movie=column["movie"],
+        stars=stars,
+        time=column.get("time"),
+        users=users,
+        movies=movies,
+        titles=tuple(titles),
+        scale=Scale(float(stars.min()), float(stars.max())),
+        name=name,
+    )
+    return Reading(ratings, int(repeated.sum()), skipped)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
+    """Positions in a list of distinct texts, -1 where there is none."""
+    if pa.types.is_floating(column.type):
+        with contextlib.suppress(pa.ArrowInvalid):
+            column = column.cast(pa.int64())  # ids that became floats, as pandas does beside missing values
+    if not pa.types.is_dictionary(column.type):
+        column = column.cast(pa.string()).dictionary_encode()
+    whole = column.unify_dictionaries().combine_chunks()
+    codes = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    labels = [clean(label or "") for label in whole.dictionary.to_pylist()]
+    distinct = sorted(set(labels) - {""})
+    place = {label: i for i, label in enumerate(distinct)}
+    return np.array([*(place.get(label, -1) for label in labels), -1], dtype=np.int32)[codes], distinct
+
+
+def _vocabulary(codes: Array, labels: list[str]) -> tuple[Vocabulary, Array]:
+    """The ids that occur, in their order, and the row of each code."""
+    used = np.unique(codes)
+    names = [labels[code] for code in used]
+    order = Vocabulary.order(names)
+    rows = np.zeros(len(labels), dtype=np.int32)
+    rows[used[order]] = np.arange(len(order), dtype=np.int32)
+    return Vocabulary(tuple(names[i] for i in order)), rows[codes]
+
+
+def _numbers(column: pa.ChunkedArray) -> Array:
+    """Ratings as float64, NaN where there is no usable number."""
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        values = column.cast(pa.float64()).to_numpy()
+        return np.where(np.abs(values) <= _LARGEST, values, np.nan)
+    codes, labels = _codes(column)
+    parsed = [_number(label) for label in labels]
+    return np.array([*(math.nan if value is None else value for value in parsed), math.nan])[codes]
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if abs(value) <= _LARGEST and "_" not in text else None
+
+
+def _times(column: pa.ChunkedArray) -> Array:
+    """Seconds since 1970 as float64, from numbers or ISO 8601 dates; NaN where there are none."""
+    seconds: Array
+    if not pa.types.is_temporal(column.type):
+        with contextlib.suppress(pa.ArrowInvalid):
+            seconds = column.cast(pa.int64()).to_numpy().astype(np.float64)
+            return seconds
+        seconds = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
+        if not np.isnan(seconds).all():
+            return seconds
+    dates = pd.to_datetime(column.to_pandas(), errors="coerce", utc=True, format="ISO8601")
+    seconds = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy(dtype=np.float64)
+    return seconds
+
+
+def _first_bad_line(text: _Text, layout: _Layout) -> str:
+    """Where the first row is that cannot be read, and why."""
+    with text.open() as stream:
+        for number, raw in enumerate(stream, 1):
+            line = raw.decode("utf-8", errors="replace").strip("\r\n")
+            if not line or (number == 1 and layout.header):
+                continue
+            complaint = _complaint(_split(line, layout.separator), layout)
+            if complaint:
+                return f"{text.name}:{number}: {complaint}"
+    return f"{text.name}: a row that is not a rating"
+
+
+def _complaint(parts: list[str], layout: _Layout) -> str | None:
+    if len(parts) != layout.width:
+        return f"{len(parts)} fields where {layout.width} are expected"
+    value = {role: parts[field] for role, field in layout.fields.items()}
+    if not value["user"] or not value["movie"]:
+        return f"no {'user' if not value['user'] else 'movie'} id"
+    if _number(value["rating"]) is None:
+        return f"rating '{_short(value['rating'])}' is not a number"
+    if "time" in value and _number(value["time"]) is None:
+        return f"time '{_short(value['time'])}' is not a number of seconds since 1970"
+    return None
+
+
+def _short(text: str) -> str:
+    text = clean(text)
+    return text if len(text) <= 60 else text[:57] + "…"

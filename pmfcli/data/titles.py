@@ -1,0 +1,52 @@
+"""Titles of movies, from the file that lies beside the ratings in each MovieLens layout."""
+
+import csv
+from pathlib import Path
+
+import pandas as pd
+
+from pmfcli.data.ratings import clean
+from pmfcli.errors import DataError
+
+
+def read_titles(ratings_file: Path) -> dict[str, str]:
+    """Movie id -> title for the layout that ``ratings_file`` belongs to; empty if no such file lies beside it.
+
+    Raises:
+        DataError: the file of titles cannot be read.
+    """
+    readers = {
+        "ratings.csv": ("movies.csv", _from_csv),
+        "ratings.dat": ("movies.dat", _from_dat),
+        "u.data": ("u.item", _from_item),
+    }
+    name, read = readers.get(ratings_file.name, ("", _from_csv))
+    path = ratings_file.with_name(name) if name else ratings_file
+    if not name or not path.is_file():
+        return {}
+    try:
+        return {clean(movie): clean(title) for movie, title in read(path).items()}
+    except (ValueError, KeyError, OSError) as error:
+        raise DataError(f"{path}: not a file of titles ({clean(str(error))[:100]})") from None
+
+
+def _from_csv(path: Path) -> dict[str, str]:
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=["movieId", "title"])
+    return dict(zip(table["movieId"], table["title"], strict=True))
+
+
+def _from_dat(path: Path) -> dict[str, str]:
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8")  # ml-10m
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")  # ml-1m
+    rows = [line.split("::") for line in text.splitlines() if line]
+    return {row[0]: row[1] for row in rows if len(row) > 1}
+
+
+def _from_item(path: Path) -> dict[str, str]:
+    table = pd.read_csv(
+        path, sep="|", header=None, usecols=[0, 1], dtype=str, keep_default_na=False, encoding="latin-1", quoting=csv.QUOTE_NONE
+    )
+    return dict(zip(table[0], table[1], strict=True))

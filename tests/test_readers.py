@@ -1,0 +1,216 @@
+import gzip
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pmfcli.data import readers
+from pmfcli.data.readers import Columns, read_ratings
+from pmfcli.errors import DataError
+
+TRIPLES = [("1", "10", 4.0, 100), ("1", "20", 3.5, 200), ("2", "10", 0.5, 300)]
+
+
+def triples(ratings) -> list[tuple[str, str, float, int | None]]:
+    time = [None] * ratings.n if ratings.time is None else ratings.time.tolist()
+    return [
+        (ratings.users.ids[u], ratings.movies.ids[m], float(s), t)
+        for u, m, s, t in zip(ratings.user, ratings.movie, ratings.stars, time, strict=True)
+    ]
+
+
+def lines(separator: str, header: str = "") -> str:
+    return header + "".join(separator.join(map(str, row)) + "\n" for row in TRIPLES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ratings.csv", lines(",", "userId,movieId,rating,timestamp\n")),
+        ("ratings.dat", lines("::")),
+        ("u.data", lines("\t")),
+        ("mine.csv", lines(",", "user,item,score,time\n")),
+        ("mine.csv", lines(",", "\ufeffuser_id,item_id,stars,timestamp\n").replace("\n", "\r\n")),
+        ("mine.csv", lines(";", "User;Movie;Rating;Timestamp\n")),
+        (
+            "mine.tsv",
+            lines("\t", "timestampless\tuser\tmovie\trating\ttime\n").replace("\n1", "\nx\t1").replace("\n2", "\nx\t2"),
+        ),
+        ("mine.inter", lines("\t", "user_id:token\titem_id:token\trating:float\ttimestamp:float\n")),
+        ("mine.csv", lines(", ", "user, movie, rating, time\n")),
+        ("mine.csv", lines(",", "user,movie,rating,time\n\n").replace("4.0", '"4.0"')),
+        (
+            "mine.csv",
+            "user,movie,rating,time\n1,10,4.0,1970-01-01T00:01:40Z\n1,20,3.5,1970-01-01T00:03:20\n2,10,.5,1970-01-01 00:05\n",
+        ),
+    ],
+)
+def test_every_layout_gives_the_same_ratings(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    assert triples(read_ratings(tmp_path / name).ratings) == TRIPLES
+
+
+def test_gzip_parquet_and_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = lines(",", "user,movie,rating,time\n")
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(text.encode()))
+    assert triples(read_ratings(tmp_path / "a.csv.gz").ratings) == TRIPLES
+    frame = pd.DataFrame(TRIPLES, columns=["user", "movie", "rating", "time"])
+    for number, kinds in enumerate(({"user": int, "movie": int}, {"user": float}, {"rating": "float32"}, {})):
+        path = tmp_path / f"{number}.parquet"
+        frame.astype(kinds).to_parquet(path)
+        assert triples(read_ratings(path).ratings) == TRIPLES
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert triples(read_ratings(None).ratings) == TRIPLES
+
+
+@pytest.mark.parametrize(
+    ("ratings", "titles", "content", "encoding"),
+    [
+        ("ratings.csv", "movies.csv", 'movieId,title,genres\n10,"Amélie, or so (2001)",Comedy\n', "utf-8"),
+        ("ratings.dat", "movies.dat", "10::Amélie, or so (2001)::Comedy\n", "latin-1"),
+        ("ratings.dat", "movies.dat", "10::Amélie, or so (2001)::Comedy\n", "utf-8"),
+        ("u.data", "u.item", "10|Amélie, or so (2001)|01-Jan-2001||http://x|0\n", "latin-1"),
+    ],
+)
+def test_a_movielens_folder_has_titles(tmp_path: Path, ratings: str, titles: str, content: str, encoding: str) -> None:
+    separator = {"ratings.csv": ",", "ratings.dat": "::", "u.data": "\t"}[ratings]
+    (tmp_path / ratings).write_text(lines(separator))
+    (tmp_path / titles).write_bytes(content.encode(encoding))
+    assert read_ratings(tmp_path).ratings.titles == ("Amélie, or so (2001)", None)
+
+
+def test_titles_in_the_ratings_file_follow_their_movies(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("user,movie,rating,time,title\nb,y,1,9,Why\na,x,2,5,Ex\na,y,3,1,Why\n")
+    assert read_ratings(path).ratings.titles == ("Ex", "Why")
+
+
+def test_ids_are_text_and_numbers_sort_as_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("user,movie,rating\n10,x 1,1\n9,ü,2\n-3,007,3\n10,7,4\n")
+    found = read_ratings(path).ratings
+    assert found.users.ids == ("-3", "9", "10")
+    assert found.movies.ids == ("007", "7", "x 1", "ü")
+
+
+def test_columns_can_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("who,what,how,user\na,b,1,z\n")
+    assert triples(read_ratings(path, Columns("who", "what", "how")).ratings) == [("a", "b", 1.0, None)]
+    with pytest.raises(DataError, match=r"no column for rating among who, what, how, user"):
+        read_ratings(path, Columns("who", "what", "missing"))
+
+
+def test_of_duplicates_the_latest_counts(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("user,movie,rating,time\na,b,1,30\na,b,2,50\na,b,3,40\na,c,5,1\n")
+    reading = read_ratings(path)
+    assert reading.duplicates == 2
+    assert triples(reading.ratings) == [("a", "b", 2.0, 50), ("a", "c", 5.0, 1)]
+    path.write_text("user,movie,rating\na,b,1\na,b,2\n")
+    assert triples(read_ratings(path).ratings) == [("a", "b", 2.0, None)]
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ("", r"a\.csv: empty"),
+        ("\n \n", r"a\.csv: empty"),
+        ("user,movie,rating\n", r"a header and no ratings"),
+        ("user,movie,rating\n1,2,3\n\n1,3,good\n", r"a\.csv:4: rating 'good' is not a number"),
+        ("user,movie,rating\n1,2,nan\n", r"a\.csv:2: rating 'nan'"),
+        ("user,movie,rating\n1,2,inf\n", r"a\.csv:2: rating 'inf'"),
+        ("user,movie,rating\n1,2,\n", r"a\.csv:2: rating ''"),
+        ("user,movie,rating\n1,2,1_0\n", r"a\.csv:2: rating '1_0'"),
+        ("user,movie,rating\n1,2,1e300\n", r"a\.csv:2: rating '1e300'"),
+        ("user,movie,rating\n1,2,3\n,2,3\n", r"a\.csv:3: no user id"),
+        ("user,movie,rating\n1,,3\n", r"a\.csv:2: no movie id"),
+        ("user,movie,rating\n1,2,3\n1,2\n", r"a\.csv:3: 2 fields where 3 are expected"),
+        ("user,movie,rating\n1,2,3,4\n", r"a\.csv:2: 4 fields where 3 are expected"),
+        ("user,movie,rating,time\n1,2,3,4\n1,3,3,soon\n", r"a\.csv:3: time 'soon'"),
+        ("user^movie^rating\n1^2^3\n", r"a\.csv:1: no columns in 'user\^movie\^rating'"),
+        ("a,b,c\n1,2,3\n", r"a\.csv:1: no column for user, movie, rating among a, b, c; name them by --user-col"),
+        ("user,movie,rating\n" + "1" * 10_000_000 + ",2,3\n", r"a\.csv:2: the line is longer"),
+        ("1" * 10_000_000, r"a\.csv:1: the line is longer"),
+        (b"user,movie,rating\n1,2,3\n\xff,2,3\n", r"a\.csv:3: not UTF-8"),
+        (b"\x7fELF\0\0\0", r"a\.csv: a binary file"),
+    ],
+)
+def test_what_is_wrong_and_where(tmp_path: Path, content: str | bytes, where: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=where) as caught:
+        read_ratings(path)
+    assert len(str(caught.value)) < 300 + len(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_rows_can_be_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("user,movie,rating,time\n1,10,4.0,100\n1,10\n1,20,x,5\n,20,1,5\n1,20,3.5,200\n2,10,0.5,300\n2,20,1,later\n")
+    reading = read_ratings(path, skip_bad=True)
+    assert (reading.skipped, triples(reading.ratings)) == (4, TRIPLES)
+    path.write_text("user,movie,rating\n1,10,x\n")
+    with pytest.raises(DataError, match="none of its rows"):
+        read_ratings(path, skip_bad=True)
+
+
+def test_parquet_that_is_none_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1 nonsense PAR1")
+    with pytest.raises(DataError, match="not a readable Parquet"):
+        read_ratings(path)
+    pd.DataFrame({"user": [1], "movie": [2]}).to_parquet(path)
+    with pytest.raises(DataError, match="no column for rating among user, movie"):
+        read_ratings(path)
+    pd.DataFrame({"user": [1, None], "movie": [2, 3], "rating": [1.0, 2.0]}).to_parquet(path)
+    with pytest.raises(DataError, match="row 2 is not a rating"):
+        read_ratings(path)
+    monkeypatch.setattr(readers, "_PARQUET_ROW", 1 << 60)
+    with pytest.raises(DataError, match="do not fit into the memory"):
+        read_ratings(path)
+
+
+def test_gzip_that_is_damaged_or_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(lines(",").encode())[:-4])
+    with pytest.raises(DataError, match="damaged gzip"):
+        read_ratings(path)
+    path.write_bytes(b"user,movie,rating\n")
+    with pytest.raises(DataError, match="damaged gzip"):
+        read_ratings(path)
+    monkeypatch.setattr(readers, "_GZIP_SMALL", 1000)
+    path.write_bytes(gzip.compress(b"user,movie,rating\n" + b" " * 1_000_000))
+    with pytest.raises(DataError, match="gzip bomb"):
+        read_ratings(path)
+
+
+def test_terminal_codes_in_a_file_are_made_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('user,movie,rating,title\na,b,1,"\x1b[31mred\x07\ttab"\n')
+    assert read_ratings(path).ratings.titles == ("[31mred tab",)
+
+
+_ids = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=8)
+_stars = st.floats(-100, 100, width=16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.tuples(_ids, _ids), _stars, min_size=1, max_size=30), st.randoms())
+def test_what_is_written_is_read_in_any_order(tmp_path_factory, table, random) -> None:
+    """Any ids, any order of rows: the same ratings, to the byte."""
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    rows = [(user, movie, value) for (user, movie), value in table.items()]
+    digests = set()
+    for _ in range(2):
+        random.shuffle(rows)
+        pd.DataFrame(rows, columns=["user", "movie", "rating"]).to_csv(path, index=False)
+        found = read_ratings(path).ratings
+        digests.add(found.digest())
+        assert {(u, m): s for u, m, s, _ in triples(found)} == {pair: np.float32(value) for pair, value in table.items()}
+    assert len(digests) == 1
