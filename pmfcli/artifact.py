@@ -1,0 +1,235 @@
+"""The model file: tensors and JSON metadata, versioned. It answers alone, and loading it runs no code.
+
+A file is a dict of a few texts and a dict of tensors, written by ``torch.save`` and read with ``weights_only=True``. It is
+written to a temporary name and renamed, and its bytes depend on the content alone.
+"""
+
+import io
+import json
+import os
+import pickle
+import tempfile
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pmfcli.core.posterior import Factors, Parameters
+from pmfcli.data.ratings import Scale, Vocabulary
+from pmfcli.errors import ModelError, OutputError
+
+FORMAT = "pmf-model"
+VERSION = 1
+
+
+class Seen(NamedTuple):
+    """The ratings that a model was trained on, by user."""
+
+    start: Tensor  # (n_users + 1,) int64: ratings start[i] .. start[i + 1] are user i's
+    movie: Tensor  # (n,) int32 movie rows, ascending within a user
+    stars: Tensor  # (n,) float32
+
+    def of(self, user: int) -> tuple[Tensor, Tensor]:
+        """A user's movie rows (int64) and stars."""
+        s = slice(int(self.start[user]), int(self.start[user + 1]))
+        return self.movie[s].long(), self.stars[s]
+
+    def movie_counts(self, n_movies: int) -> Tensor:
+        """Ratings of each movie, (n_movies,)."""
+        return torch.bincount(self.movie, minlength=n_movies)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, with all that an answer needs."""
+
+    method: str
+    factors: Factors
+    parameters: Parameters
+    users: Vocabulary
+    movies: Vocabulary
+    titles: tuple[str | None, ...]
+    scale: Scale
+    seen: Seen
+    settings: dict[str, Any]  # resolved, of the run that made it
+    metrics: dict[str, Any]
+    data: dict[str, Any]  # name, SHA-256 and size of the training data
+    versions: dict[str, str]
+
+
+def dumps(model: Model) -> bytes:
+    """The bytes of a model file. Equal models give equal bytes."""
+    f, p, seen = model.factors, model.parameters, model.seen
+    tensors = {"U": f.U, "V": f.V, "sigma": p.sigma}
+    tensors |= {"seen_start": seen.start, "seen_movie": seen.movie, "seen_stars": seen.stars}
+    if f.b is not None and f.c is not None:
+        tensors |= {"b": f.b, "c": f.c}
+    if p.W is not None:
+        tensors |= {"Y": p.Y, "W": p.W}
+    if p.X is not None:
+        tensors |= {"Z": p.Z, "X": p.X}
+    meta = {
+        "method": model.method,
+        "users": model.users.ids,
+        "movies": model.movies.ids,
+        "titles": model.titles,
+        "scale": model.scale,
+        "offset": f.offset,
+        "settings": model.settings,
+        "metrics": model.metrics,
+        "data": model.data,
+        "versions": model.versions,
+    }
+    buffer = io.BytesIO()
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "meta": json.dumps(meta, ensure_ascii=False, allow_nan=False),
+        "tensors": {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+    }
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def loads(content: bytes, name: str) -> Model:
+    """A model from the bytes of a file called ``name``.
+
+    Raises:
+        ModelError: not a model, damaged, unsafe, or of a newer version.
+    """
+    _check_archive(content, name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            raw = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ModelError(f"{name}: holds something other than tensors and text; refused, none of it was run") from None
+    except Exception as error:
+        raise ModelError(f"{name}: damaged model file ({type(error).__name__}); train it again") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT or not isinstance(raw.get("version"), int):
+        raise ModelError(f"{name}: a PyTorch file, but not a model of pmf; train one by: pmf train")
+    if raw["version"] > VERSION:
+        raise ModelError(f"{name}: model format {raw['version']} is newer than this pmf knows ({VERSION}); upgrade pmf")
+    try:
+        return _model(json.loads(raw["meta"]), raw["tensors"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ModelError(f"{name}: damaged model file ({type(error).__name__}: {error}); train it again") from None
+
+
+def load(path: Path) -> Model:
+    """A model from a file.
+
+    Raises:
+        ModelError: as ``loads``, or no such file.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such model; train one by: pmf train -o {path}") from None
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}; give a model file by --model") from None
+    return loads(content, str(path))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a kill, sees the old content or the new.
+
+    Raises:
+        OutputError: it cannot be written; nothing is left behind.
+    """
+    path = path.resolve()  # through a link, the file it points to is replaced
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
+    except BaseException:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _check_archive(content: bytes, name: str) -> None:
+    """A file of ``torch.save`` stores its records as they are: one that unpacks to more is no such file."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as box:
+            members = box.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        raise ModelError(f"{name}: not a model file, or cut short; train it again") from None
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    if not stored or sum(member.file_size for member in members) > len(content):
+        raise ModelError(f"{name}: unpacks to more than it holds; refused")
+
+
+def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
+    users, movies = Vocabulary(tuple(meta["users"])), Vocabulary(tuple(meta["movies"]))
+    latent = tensors["U"].shape[1]
+    n_users, n_movies, n = len(users), len(movies), len(tensors["seen_movie"])
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "U": ((n_users, latent), torch.float32),
+        "V": ((n_movies, latent), torch.float32),
+        "Y": ((n_users, latent), torch.float32),
+        "Z": ((n_movies, latent), torch.float32),
+        "W": ((n_movies, latent), torch.float32),
+        "X": ((n_users, latent), torch.float32),
+        "b": ((n_users,), torch.float32),
+        "c": ((n_movies,), torch.float32),
+        "sigma": ((), torch.float32),
+        "seen_start": ((n_users + 1,), torch.int64),
+        "seen_movie": ((n,), torch.int32),
+        "seen_stars": ((n,), torch.float32),
+    }
+    for name, tensor in tensors.items():
+        shape, dtype = shapes[name]
+        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}")
+        if dtype == torch.float32 and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} is not finite")
+    seen = Seen(tensors["seen_start"], tensors["seen_movie"], tensors["seen_stars"])
+    rising = bool((seen.start[1:] >= seen.start[:-1]).all()) and int(seen.start[0]) == 0 and int(seen.start[-1]) == n
+    if not rising or (n and not 0 <= int(seen.movie.min()) <= int(seen.movie.max()) < n_movies):
+        raise ValueError("the seen pairs do not fit the ids")
+    if len(meta["titles"]) != n_movies or not all(isinstance(name, str) for name in users.ids + movies.ids):
+        raise ValueError("the titles do not fit the ids")
+    U, V, b, c = tensors["U"], tensors["V"], tensors.get("b"), tensors.get("c")
+    return Model(
+        method=str(meta["method"]),
+        factors=Factors(U, V, b, c, float(meta["offset"])),
+        parameters=Parameters(
+            Y=tensors.get("Y", U),
+            Z=tensors.get("Z", V),
+            W=tensors.get("W"),
+            X=tensors.get("X"),
+            b=b,
+            c=c,
+            sigma=tensors["sigma"],
+        ),
+        users=users,
+        movies=movies,
+        titles=tuple(title if title is None else str(title) for title in meta["titles"]),
+        scale=Scale(float(meta["scale"][0]), float(meta["scale"][1])),
+        seen=seen,
+        settings=dict(meta["settings"]),
+        metrics=dict(meta["metrics"]),
+        data=dict(meta["data"]),
+        versions=dict(meta["versions"]),
+    )

@@ -1,0 +1,146 @@
+import io
+import os
+import pickle
+import resource
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from pmfcli.artifact import Model, dumps, load, loads, write_atomically
+from pmfcli.config import Settings
+from pmfcli.errors import ModelError, OutputError
+from pmfcli.training import run, train
+
+
+def same(a: Model, b: Model) -> None:
+    for part in ("factors", "parameters", "seen"):
+        for x, y in zip(getattr(a, part), getattr(b, part), strict=True):
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+    for part in ("method", "users", "movies", "titles", "scale", "settings", "metrics", "data", "versions"):
+        assert getattr(a, part) == getattr(b, part)
+
+
+def test_a_model_comes_back_as_it_was(sample_model: Model) -> None:
+    content = dumps(sample_model)
+    same(loads(content, "x"), sample_model)
+    assert dumps(loads(content, "x")) == content
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"hierarchical": "none"}, {"hierarchical": "users", "biases": False}, {"hierarchical": "none", "noise": "learned"}],
+)
+def test_every_kind_of_model_comes_back(sample, settings: dict) -> None:
+    model = run(train(sample, Settings(epochs=3, holdout=0.0, latent=2, **settings)))
+    same(loads(dumps(model), "x"), model)
+
+
+def test_one_seed_gives_the_same_bytes(sample) -> None:
+    a, b, other = (dumps(run(train(sample, Settings(epochs=6, seed=seed)))) for seed in (1, 1, 2))
+    assert a == b != other
+
+
+class Code:
+    """A pickled object that would make a file when loaded."""
+
+    def __reduce__(self):
+        return os.mkdir, ("it-ran",)
+
+
+def saved(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def test_a_file_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample_model: Model) -> None:
+    monkeypatch.chdir(tmp_path)
+    for content in (saved(Code()), saved({"format": "pmf-model", "version": 1, "meta": Code(), "tensors": {}})):
+        with pytest.raises(ModelError, match="refused, none of it was run"):
+            loads(content, "evil.pt")
+    with pytest.raises(ModelError, match="not a model file"):
+        loads(pickle.dumps(Code()), "evil.pt")
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_what_is_no_model_is_refused(sample_model: Model, tmp_path: Path) -> None:
+    content = dumps(sample_model)
+    for size in (0, 1, 100, len(content) // 2, len(content) - 1):
+        with pytest.raises(ModelError, match="cut short"):
+            loads(content[:size], "x")
+    with pytest.raises(ModelError, match="not a model of pmf"):
+        loads(saved({"weight": torch.zeros(3)}), "x")
+    with pytest.raises(ModelError, match="not a model of pmf"):
+        loads(saved(torch.zeros(3)), "x")
+    with pytest.raises(ModelError, match="newer than this pmf"):
+        loads(saved({"format": "pmf-model", "version": 99, "meta": "", "tensors": {}}), "x")
+    with pytest.raises(ModelError, match="no such model; train one"):
+        load(tmp_path / "none.pt")
+    with pytest.raises(ModelError, match="directory"):
+        load(tmp_path)
+
+
+def test_a_damaged_byte_is_noticed_or_harmless(sample_model: Model) -> None:
+    """Whatever byte is changed: an error of ours, or a model. Never anything else."""
+    content = bytearray(dumps(sample_model))
+    for place in range(0, len(content), len(content) // 150):
+        damaged = bytes(content[:place]) + bytes([content[place] ^ 0xFF]) + bytes(content[place + 1 :])
+        try:
+            loads(damaged, "x")
+        except ModelError:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("U", torch.zeros(1).expand(2000, 10**9)),
+        ("U", torch.zeros(3, 30)),
+        ("V", torch.zeros(230, 7)),
+        ("b", torch.full((2000,), float("nan"))),
+        ("seen_movie", torch.full((3,), 999, dtype=torch.int32)),
+        ("seen_start", torch.zeros(2001, dtype=torch.int64)),
+        ("unheard_of", torch.zeros(1)),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(sample_model: Model, name: str, tensor: torch.Tensor) -> None:
+    raw = torch.load(io.BytesIO(dumps(sample_model)), weights_only=True)
+    raw["tensors"][name] = tensor
+    with pytest.raises(ModelError, match="damaged model file"):
+        loads(saved(raw), "x")
+
+
+def test_a_packed_archive_is_refused_before_it_unpacks(sample_model: Model) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(dumps(sample_model))) as box, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        for member in box.infolist():
+            packed.writestr(member.filename, b"\0" * 10_000_000)
+    with pytest.raises(ModelError, match="unpacks to more"):
+        loads(buffer.getvalue(), "x")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    write_atomically(path, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="nothing was written"):
+            write_atomically(path, b"x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+    assert path.read_bytes() == b"old"
+
+
+def test_a_write_goes_through_a_link_and_keeps_the_mode(tmp_path: Path) -> None:
+    real = tmp_path / "real.pt"
+    real.write_bytes(b"old")
+    real.chmod(0o640)
+    (tmp_path / "link.pt").symlink_to(real)
+    write_atomically(tmp_path / "link.pt", b"new")
+    assert (tmp_path / "link.pt").is_symlink()
+    assert real.read_bytes() == b"new"
+    assert real.stat().st_mode & 0o777 == 0o640

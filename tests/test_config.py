@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from pmfcli.config import Settings, flags, resolve
+from pmfcli.errors import UsageError
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
+def test_every_config_loads_and_holds_only_differences(path: Path) -> None:
+    settings = resolve({}, path, {})
+    assert path.read_text().startswith("# ")
+    default = Settings().model_dump()
+    written = [line.split(" = ")[0] for line in path.read_text().splitlines() if " = " in line and not line.startswith("#")]
+    assert [key for key in written if settings.model_dump()[key] == default[key]] == []
+
+
+def test_flag_over_environment_over_file_over_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("latent = 5\nlr = 0.5\nepochs = 7\n")
+    found = resolve({"latent": 3}, file, {"PMF_LATENT": "4", "PMF_LR": "0.25", "HOME": "/", "PMF_MODEL": "x.pt"})
+    assert (found.latent, found.lr, found.epochs, found.seed) == (3, 0.25, 7, 0)
+    monkeypatch.chdir(tmp_path)
+    file.rename("pmf.toml")
+    assert resolve({}, None, {}).latent == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "file", "environment", "message"),
+    [
+        ({"latent": 0}, "", {}, r"^--latent: .*greater than or equal to 1.*not 0$"),
+        ({"lr": float("nan")}, "", {}, r"^--lr: .*not nan$"),
+        ({"holdout": 1.0}, "", {}, r"^--holdout: "),
+        ({}, "latnet = 3", {}, r"c\.toml: 'latnet' is no setting; did you mean latent\?"),
+        ({}, "xyzzy = 3", {}, r"c\.toml: 'xyzzy' is no setting; known: latent, "),
+        ({}, "latent = 'many'", {}, r"c\.toml: latent: .*not 'many'"),
+        ({}, "latent = ", {}, r"c\.toml: not TOML: "),
+        ({}, "", {"PMF_EPOCS": "3"}, r"'PMF_EPOCS' is no setting; did you mean PMF_EPOCHS\?"),
+        ({}, "", {"PMF_EPOCHS": "few"}, r"^PMF_EPOCHS: "),
+    ],
+)
+def test_what_is_wrong_and_where_it_came_from(tmp_path: Path, given: dict, file: str, environment: dict, message: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(file)
+    with pytest.raises(UsageError, match=message) as caught:
+        resolve(given, path, environment)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        resolve({}, tmp_path / "none.toml", {})
+
+
+def test_every_setting_has_a_flag_with_help() -> None:
+    assert [flag.name for flag in flags()] == list(Settings.model_fields)
+    assert all(flag.text.endswith(".") for flag in flags())

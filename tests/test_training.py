@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+from conftest import ratings_of
+
+from pmfcli.config import Settings
+from pmfcli.data.ratings import Ratings
+from pmfcli.errors import DataError, UsageError
+from pmfcli.evaluation import cross_score, report, score_model
+from pmfcli.training import PATIENCE, Report, held_out, run, train
+
+
+def reports(ratings: Ratings, settings: Settings):
+    training, seen = train(ratings, settings), []
+    while True:
+        try:
+            seen.append(next(training))
+        except StopIteration as end:
+            return seen, end.value
+
+
+def test_a_holdout_finds_the_best_epoch_and_refits_on_everything(sample: Ratings) -> None:
+    seen, model = reports(sample, Settings(epochs=1000, latent=8))
+    fit, refit = ([r for r in seen if r.phase == phase] for phase in ("fit", "refit"))
+    looked = {r.step + 1: r.holdout_rmse for r in fit if r.holdout_rmse is not None}
+    best = min(looked, key=looked.get)
+    assert model.metrics["epochs"] == best == len(refit)
+    assert model.metrics["holdout_rmse"] == looked[best]
+    assert len(fit) <= best + PATIENCE
+    assert model.metrics["holdout_rmse"] < model.metrics["holdout_baselines"]["bias"]["rmse"]
+    alone = run(train(sample, Settings(epochs=best, latent=8, holdout=0.0, early_stop=False)))
+    assert torch.equal(alone.factors.U, model.factors.U)
+
+
+def test_without_refit_the_held_out_ratings_stay_unseen(sample: Ratings) -> None:
+    model = run(train(sample, Settings(epochs=30, refit=False, latent=8)))
+    with_refit = run(train(sample, Settings(epochs=30, latent=8)))
+    assert model.metrics["holdout_rmse"] == with_refit.metrics["holdout_rmse"]
+    assert not torch.equal(model.factors.V, with_refit.factors.V)
+
+
+def test_a_fit_stops_when_the_loss_no_longer_moves(sample: Ratings) -> None:
+    settings = {"hierarchical": "none", "latent": 2, "holdout": 0.0, "epochs": 3000}
+    seen, _ = reports(sample, Settings(**settings))
+    assert 50 < len(seen) < 3000
+    losses = [r.loss for r in seen[-20:]]
+    assert max(losses) - min(losses) <= 1e-5 * abs(losses[-1])
+    assert isinstance(seen[0], Report)
+
+
+def test_a_scale_that_is_not_stars_changes_only_the_units(sample: Ratings) -> None:
+    """The same ratings on -10 .. 10 give the same model, in other units."""
+    other = Ratings(**{**vars(sample), "stars": (sample.stars - 0.5) / 4.5 * 20 - 10, "scale": type(sample.scale)(-10.0, 10.0)})
+    settings = Settings(epochs=20, holdout=0.0, latent=4)
+    a, b = run(train(sample, settings)), run(train(other, settings))
+    assert b.metrics["train_rmse"] / 20 == pytest.approx(a.metrics["train_rmse"] / 4.5, rel=1e-3)
+
+
+def test_test_pairs_never_inform_training(sample: Ratings) -> None:
+    """Changing the stars of held-out ratings must change nothing; so must leaving them out altogether."""
+    mask = np.zeros(sample.n, dtype=bool)
+    mask[::10] = True
+    settings = Settings(epochs=5, latent=4)
+    rest = sample.select(~mask)
+    changed = Ratings(**{**vars(sample), "stars": np.where(mask, np.float32(0.5), sample.stars)})
+    a, b = run(train(rest, settings)), run(train(changed.select(~mask), settings))
+    assert torch.equal(a.factors.U, b.factors.U)
+    pairs, stars = held_out(sample, mask, torch.device("cpu"))
+    assert len(stars) == mask.sum()
+    assert bool(pairs.user_known.all())
+
+
+def test_a_side_with_nothing_left_to_learn_from_is_unknown() -> None:
+    ratings = ratings_of([0, 0, 1], [0, 1, 0], [1, 2, 3])
+    pairs, _ = held_out(ratings, np.array([False, True, True]), torch.device("cpu"))
+    assert pairs.user_known.tolist() == [True, False]
+    assert pairs.movie_known.tolist() == [False, True]
+
+
+def test_evaluation_of_a_saved_model_is_that_of_the_split(sample: Ratings) -> None:
+    mask = np.zeros(sample.n, dtype=bool)
+    mask[::10] = True
+    settings = Settings(epochs=100, latent=4)
+    (split,) = cross_score(sample, settings, [mask])
+    model = run(train(sample.select(~mask), settings))
+    scored = score_model(model, sample.select(mask))
+    for a, b in zip(split, scored, strict=True):
+        assert torch.equal(a, b)
+    found = report([split])
+    assert (found["n"], found["n_cold"], found["n_trained_on"]) == (mask.sum(), 0, 0)
+    assert found["rmse"] < found["baselines"]["bias"]["rmse"] < found["baselines"]["mean"]["rmse"]
+    for groups in (found["by_user_ratings"], found["by_movie_ratings"]):
+        assert sum(group["n"] for group in groups) == found["n"]
+        total = sum(group["n"] * group["rmse"] ** 2 for group in groups)
+        assert (total / found["n"]) ** 0.5 == pytest.approx(found["rmse"])
+    assert report([score_model(model, sample.select(~mask))])["n_trained_on"] == (~mask).sum()
+
+
+def test_too_little_data_is_said(sample: Ratings) -> None:
+    few = ratings_of([0, 1, 1], [0, 0, 1], [1, 2, 3])
+    with pytest.raises(DataError, match="--holdout 0"):
+        run(train(few, Settings()))
+    assert run(train(few, Settings(holdout=0.0))).metrics["epochs"] > 0
+    with pytest.raises(UsageError, match="--device cpu"):
+        run(train(few, Settings(device="cuda" if not torch.cuda.is_available() else "mps")))
