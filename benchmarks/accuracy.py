@@ -1,0 +1,63 @@
+"""Held-out error of the models on a 90/10 split, by the commands that a person would use.
+
+    python benchmarks/accuracy.py data/ml-latest-small/ratings.csv [--seeds 5] [--models default,none,paper,blog]
+
+The split is ``sample(frac=0.1, random_state=0)`` of pandas on the rows in file order; every test row counts, also those of
+movies without a training rating.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MODELS = {
+    "default": [],
+    "none": ["--hierarchical", "none"],
+    "paper": ["--config", str(CONFIGS / "paper.toml")],
+    "blog": ["--config", str(CONFIGS / "blog.toml")],
+}
+
+
+def pmf(*arguments: str | Path) -> dict:
+    done = subprocess.run([sys.executable, "-m", "pmfcli", *map(str, arguments), "--json"], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("ratings", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--models", default=",".join(MODELS))
+    options = parser.parse_args()
+    names = ["user", "movie", "rating", "timestamp"] if options.ratings.name == "u.data" else None
+    ratings = pd.read_csv(options.ratings, sep=None, engine="python", names=names)
+    test = ratings.sample(frac=0.1, random_state=0)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        test.to_csv(folder / "test.csv", index=False)
+        ratings.drop(test.index).to_csv(folder / "train.csv", index=False)
+        print(f"{'model':8s} {'RMSE, mean':>10s} {'worst':>7s} {'MAE':>7s} {'training s':>10s}   over {options.seeds} seeds")
+        for name in options.models.split(","):
+            seconds, scores = [], []
+            for seed in range(options.seeds):
+                model = folder / "model.pt"
+                done = pmf("train", "--data", folder / "train.csv", "-o", model, "--seed", str(seed), *MODELS[name])
+                seconds.append(done["seconds"])
+                scores.append(pmf("evaluate", "-m", model, "--test", folder / "test.csv"))
+            mean, mae = (sum(score[key] for score in scores) / len(scores) for key in ("rmse", "mae"))
+            worst, middle = max(score["rmse"] for score in scores), sorted(seconds)[len(seconds) // 2]
+            print(f"{name:8s} {mean:10.4f} {worst:7.4f} {mae:7.4f} {middle:10.1f}")
+        for name, found in scores[-1]["baselines"].items():
+            print(f"{name:8s} {found['rmse']:10.4f} {'':7s} {found['mae']:7.4f}")
+
+
+if __name__ == "__main__":
+    main()

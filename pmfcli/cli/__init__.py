@@ -1,0 +1,88 @@
+"""The command line: parse, call, render. Everything a person can do wrong ends here as one line and an exit code."""
+
+import os
+import sys
+import traceback
+from typing import Annotated, NoReturn
+
+import typer
+
+from pmfcli import __version__
+from pmfcli.cli import demo, download, evaluate, info, predict, recommend, similar, train
+from pmfcli.errors import PmfError
+
+app = typer.Typer(
+    name="pmf",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Probabilistic matrix factorization: what would a user give a movie, what should they watch next, what is alike. "
+    "Settings come from flags, PMF_* in the environment, --config FILE or ./pmf.toml, in this order.",
+    epilog="Start with: pmf demo",
+)
+for module in (download, train, predict, recommend, similar, evaluate, info, demo):
+    name = module.__name__.rpartition(".")[2]
+    app.command(name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, name))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"pmf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Also after the command.")] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Run ``pmf`` and exit."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    sys.exit(run([argument for argument in arguments if argument != "--debug"], debug))
+
+
+def run(arguments: list[str], debug: bool = False) -> int:
+    """Run one command line in this process; the exit code."""
+    try:
+        code = app(arguments, prog_name="pmf", standalone_mode=False)
+        sys.stdout.flush()
+        if code == 130:  # typer turns Ctrl-C into this
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is said to the closed pipe
+        return 141
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130, debug)
+    except PmfError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except (MemoryError, RuntimeError, OSError) as error:
+        text = str(error)
+        if isinstance(error, MemoryError) or "alloc" in text or "out of memory" in text.lower():
+            return _fail("not enough memory for this; try a smaller --latent or fewer ratings", 1, debug)
+        return _unexpected(error, debug)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of the command-line parser
+            command = getattr(getattr(error, "ctx", None), "command_path", "pmf")
+            message = " ".join(error.format_message().split())
+            if not message:  # no arguments: the help was asked for
+                return 2
+            return _fail(f"{message.rstrip('.')}; see {command} --help", 2, debug)
+        return _unexpected(error, debug)
+
+
+def _unexpected(error: Exception, debug: bool) -> int:
+    text = " ".join(str(error).split())
+    return _fail(f"unexpected {type(error).__name__}: {text[:200]}; --debug shows where", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"pmf: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,33 @@
+"""pmf demo: the whole tour, offline."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from pmfcli.console import note
+
+EXAMPLE = "pmf demo"
+_TOUR = (
+    ("Train on the embedded sample", "train --data sample", "-o"),
+    ("What would viewer 4 give Toy Story, Alien and Casablanca?", "predict --user 4 --movie 1 --movie Alien --movie 912", "-m"),
+    ("What should viewer 4 watch next?", "recommend --user 4 -n 5", "-m"),
+    ("What is like Star Wars?", "similar --movie 260 -n 5", "-m"),
+    ("Who has the taste of viewer 4?", "similar --user 4 -n 3", "-m"),
+    ("How good is it on ratings that it has not seen?", "evaluate --data sample --split random", None),
+)
+
+
+def demo() -> None:
+    """Tour on the embedded sample: train, predict, recommend, similar, evaluate. Leaves nothing behind."""
+    from pmfcli.cli import run
+
+    with tempfile.TemporaryDirectory(prefix="pmf-demo-") as folder:
+        for title, command, model_flag in _TOUR:
+            sys.stdout.flush()
+            note(f"\n# {title}\n$ pmf {command}{f' {model_flag} sample.pt' if model_flag else ''}")
+            where = [model_flag, str(Path(folder) / "sample.pt")] if model_flag else []
+            form = [] if command.startswith("train") else ["--format", "table"]
+            code = run([*command.split(), *where, *form])
+            if code:
+                sys.exit(code)
+    note("\nThe same on your ratings: pmf train --data ratings.csv, or on MovieLens: pmf download")

@@ -1,0 +1,120 @@
+"""pmf evaluate: scores on ratings that the model has not seen."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from pmfcli.cli.common import load_model, read_data
+from pmfcli.cli.options import (
+    AsJson,
+    Config,
+    Data,
+    DataDir,
+    ModelFile,
+    MovieColumn,
+    OutputFormat,
+    RatingColumn,
+    SkipBad,
+    TimeColumn,
+    UserColumn,
+    with_settings,
+)
+from pmfcli.config import resolve
+from pmfcli.console import Row, Shape, document, emit, note, pick_format, progress
+from pmfcli.errors import GateError, UsageError
+
+if TYPE_CHECKING:
+    from pmfcli.data.ratings import Array, Ratings
+
+EXAMPLE = "pmf evaluate --model pmf.pt --test held-out.csv"
+_COLUMNS = ("group", "ratings", "n", "rmse", "mae", "rmse_bias", "rmse_mean")
+
+
+@with_settings
+def evaluate(
+    model: ModelFile = Path("pmf.pt"),
+    test: Annotated[str | None, typer.Option("--test", help="Score the saved model on these ratings; '-' for a pipe.")] = None,
+    data: Data = None,
+    data_dir: DataDir = Path("data"),
+    folds: Annotated[int | None, typer.Option("--folds", min=2, help="Train and score on so many folds.")] = None,
+    split: Annotated[
+        Literal["random", "last", "time"] | None,
+        typer.Option("--split", help="Train on a part, score on the rest: a random part, each user's last, the latest."),
+    ] = None,
+    test_fraction: Annotated[float, typer.Option("--test-fraction", help="What random and time splits hold out.")] = 0.1,
+    last_n: Annotated[int, typer.Option("--last-n", min=1, help="What a last split holds out of each user.")] = 1,
+    max_rmse: Annotated[float | None, typer.Option("--max-rmse", help="Exit with 7 if the RMSE is above this.")] = None,
+    config: Config = None,
+    user_col: UserColumn = None,
+    movie_col: MovieColumn = None,
+    rating_col: RatingColumn = None,
+    time_col: TimeColumn = None,
+    skip_bad: SkipBad = False,
+    output: OutputFormat = None,
+    as_json: AsJson = False,
+    *,
+    given: dict[str, Any],
+) -> None:
+    """Score a saved model on a test file, or train and score on splits; the mean and a bias-only predictor stand beside."""
+    columns = (user_col, movie_col, rating_col, time_col)
+    if test is not None:
+        if data is not None or folds is not None or split is not None or given or config is not None:
+            raise UsageError("--test scores a saved model: --data, --folds, --split and settings go without it")
+        found = load_model(model)
+        from pmfcli.evaluation import report, score_model
+
+        scored = [score_model(found, read_data(test, data_dir, skip_bad, *columns))]
+    else:
+        if folds is not None and split not in (None, "random"):
+            raise UsageError("--folds are random; leave out --split")
+        if not 0 < test_fraction < 1:
+            raise UsageError(f"--test-fraction: {test_fraction} is not between 0 and 1")
+        settings = resolve(given, config, os.environ)
+        ratings = read_data(data, data_dir, skip_bad, *columns)
+        masks = _masks(ratings, folds, split or "random", test_fraction, last_n, settings.seed)
+        from pmfcli.evaluation import cross_score, report
+
+        scored = []
+        with progress("fold") as bar:
+            for part in cross_score(ratings, settings, masks):
+                scored.append(part)
+                bar.show(len(scored), len(masks), f"{len(scored)}/{len(masks)}")
+    result = report(scored)
+    chosen = pick_format(output, as_json)
+    if chosen == "json":
+        document(result, "evaluate")
+    else:
+        emit(_rows(result), Shape("evaluate", _COLUMNS), chosen)
+    _say(result, max_rmse)
+
+
+def _masks(ratings: "Ratings", folds: int | None, split: str, fraction: float, last_n: int, seed: int) -> "list[Array]":
+    from pmfcli.data.split import fold_numbers, last_mask, random_mask, time_mask
+
+    if folds is not None:
+        numbers = fold_numbers(ratings.n, folds, seed)
+        return [numbers == fold for fold in range(folds)]
+    if split == "last":
+        return [last_mask(ratings, last_n)]
+    return [random_mask(ratings.n, fraction, seed) if split == "random" else time_mask(ratings, fraction)]
+
+
+def _rows(result: Row) -> list[Row]:
+    beside = {f"rmse_{name}": result["baselines"][name]["rmse"] for name in ("bias", "mean")}
+    rows = [{"group": "all", **{key: result[key] for key in ("n", "rmse", "mae")}, **beside}]
+    for group in ("user", "movie"):
+        rows += [{"group": f"{group}s with", **part} for part in result[f"by_{group}_ratings"]]
+    return rows
+
+
+def _say(result: Row, max_rmse: float | None) -> None:
+    if result["n_cold"]:
+        note(f"{result['n_cold']:,} of {result['n']:,} test ratings are of users or movies that training did not have")
+    if result["n_trained_on"]:
+        note(f"warning: {result['n_trained_on']:,} of {result['n']:,} test pairs were in the training data; this is no test")
+    if result["rmse"] >= result["baselines"]["mean"]["rmse"]:
+        note("warning: worse than always answering the mean; train with the default settings, or --noise fixed")
+    if max_rmse is not None and not result["rmse"] <= max_rmse:
+        raise GateError(f"RMSE {result['rmse']:.4f} is above --max-rmse {max_rmse:g}")

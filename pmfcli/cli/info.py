@@ -1,0 +1,39 @@
+"""pmf info: what is in a model file."""
+
+from pathlib import Path
+
+from pmfcli.cli.common import load_model
+from pmfcli.cli.options import AsJson, ModelFile, OutputFormat
+from pmfcli.console import Row, Shape, document, emit, pick_format
+
+EXAMPLE = "pmf info --json"
+
+
+def info(model: ModelFile = Path("pmf.pt"), output: OutputFormat = None, as_json: AsJson = False) -> None:
+    """Show what a model file holds: data, settings, scores, versions."""
+    found = load_model(model)
+    parameters = {name: list(p.shape) for name, p in found.parameters._asdict().items() if p is not None}
+    content: Row = {
+        "method": found.method,
+        "data": found.data,
+        "scale": [found.scale.lo, found.scale.hi],
+        "metrics": found.metrics,
+        "settings": found.settings,
+        "parameters": parameters,
+        "versions": found.versions,
+    }
+    chosen = pick_format(output, as_json)
+    if chosen == "json":
+        document(content, "info")
+        return
+    emit(_lines(content), Shape("info", ("what", "value")), chosen)
+
+
+def _lines(content: Row, prefix: str = "") -> list[Row]:
+    lines: list[Row] = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            lines += _lines(value, f"{prefix}{key}.")
+        else:
+            lines.append({"what": prefix + key, "value": "" if value is None else str(value)})
+    return lines

@@ -1,0 +1,141 @@
+"""pmf train: fit a model and write it to a file."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from pmfcli.cli.common import read_data
+from pmfcli.cli.options import (
+    AsJson,
+    Config,
+    Data,
+    DataDir,
+    MovieColumn,
+    RatingColumn,
+    SkipBad,
+    TimeColumn,
+    UserColumn,
+    with_settings,
+)
+from pmfcli.config import resolve
+from pmfcli.console import document, note, progress
+from pmfcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pmfcli.artifact import Model
+    from pmfcli.training import Report
+
+EXAMPLE = "pmf train --epochs 1000 --latent 30"
+_LOG_EVERY = 50
+
+
+@with_settings
+def train(
+    data: Data = None,
+    data_dir: DataDir = Path("data"),
+    config: Config = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write; '-' for standard output.")] = Path(
+        "pmf.pt"
+    ),
+    log: Annotated[Path | None, typer.Option("--log", help="Append a JSON line for steps 0, 50, 100, … and the last.")] = None,
+    user_col: UserColumn = None,
+    movie_col: MovieColumn = None,
+    rating_col: RatingColumn = None,
+    time_col: TimeColumn = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+    *,
+    given: dict[str, Any],
+) -> None:
+    """Fit a model by maximum a posteriori and write it to a file that answers alone."""
+    settings = resolve(given, config, os.environ)
+    _check_writable(output)
+    ratings = read_data(data, data_dir, skip_bad, user_col, movie_col, rating_col, time_col)
+    from pmfcli.artifact import dumps, write_atomically
+    from pmfcli.training import train as steps
+
+    began = time.perf_counter()
+    with _open_log(log) as lines, progress("fit") as bar:
+        training = steps(ratings, settings)
+        last: Report | None = None
+        while True:
+            try:
+                report = next(training)
+            except StopIteration as end:
+                model = end.value
+                break
+            if last is not None and report.phase != last.phase:
+                _log(lines, last, began, last=True)
+            _log(lines, report, began)
+            bar.show(report.step + 1, report.epochs, f"loss {report.loss:,.1f}", report.phase)
+            last = report
+        if last is not None:
+            _log(lines, last, began, last=True)
+    seconds = time.perf_counter() - began
+    content = dumps(model)
+    if str(output) == "-":
+        sys.stdout.buffer.write(content)
+    else:
+        write_atomically(output, content)
+    _say(model, output, len(content), seconds)
+    if as_json:
+        m, d = model.metrics, model.data
+        document(
+            {
+                "model": str(output),
+                "method": model.method,
+                **{key: m.get(key) for key in ("epochs", "loss", "sigma", "holdout_rmse", "train_rmse")},
+                "seconds": seconds,
+                **{key: d[key] for key in ("ratings", "users", "movies")},
+            },
+            "train",
+        )
+
+
+def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
+    m, d = model.metrics, model.data
+    note(
+        f"{d['ratings']:,} ratings, {d['users']:,} users, {d['movies']:,} movies ({d['name']}): "
+        f"{m['epochs']} epochs, loss {m['loss']:,.1f}, training RMSE {m['train_rmse']:.3f}, {seconds:.1f} s"
+    )
+    if "holdout_rmse" in m:
+        beside = {name: found["rmse"] for name, found in m["holdout_baselines"].items()}
+        note(f"held-out RMSE {m['holdout_rmse']:.3f} (always the mean {beside['mean']:.3f}, biases only {beside['bias']:.3f})")
+        if m["holdout_rmse"] >= beside["mean"]:
+            note(
+                "warning: on held-out ratings this model is worse than always answering the mean; it memorises. "
+                "Try the default settings, or --noise fixed with a larger --sigma"
+            )
+    note(f"wrote {output} ({size / 1e6:.1f} MB)")
+
+
+def _check_writable(output: Path) -> None:
+    """Refuse before training what could not be written after it."""
+    if str(output) == "-":
+        if sys.stdout.isatty():
+            raise UsageError("--output -: a model is not text; send it to a file or a pipe")
+        return
+    folder = output.resolve().parent
+    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "is a folder" if output.is_dir() else "its folder cannot be written" if folder.is_dir() else "no such folder"
+        raise UsageError(f"--output {output}: {reason}; give a file in a folder that you may write")
+
+
+def _open_log(log: Path | None) -> TextIO:
+    try:
+        if log is None:
+            return open(os.devnull, "w")
+        return os.fdopen(os.dup(sys.stdout.fileno()), "w") if str(log) == "-" else log.open("a", buffering=1)
+    except OSError as error:
+        raise UsageError(f"--log {log}: {error.strerror or error}; give a file that you may write") from None
+
+
+def _log(lines: TextIO, report: "Report", began: float, last: bool = False) -> None:
+    if (report.step % _LOG_EVERY == 0) != last:
+        entry = {**report._asdict(), "seconds": round(time.perf_counter() - began, 3)}
+        lines.write(json.dumps(entry) + "\n")

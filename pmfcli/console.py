@@ -1,0 +1,148 @@
+"""What people and pipes see: results on stdout as table, TSV, CSV, JSON; notes, warnings and progress on stderr."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
+
+from pmfcli.data.ratings import clean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Format = Literal["table", "tsv", "csv", "jsonl", "json"]
+Row = dict[str, Any]
+_PIPE_WIDTH = 120  # of a table that was asked for where there is no terminal
+_DECIMALS = 2
+
+
+class Shape(NamedTuple):
+    """How the rows of a command look: its schema name, its columns, and a heading for tables."""
+
+    schema: str
+    columns: Sequence[str]
+    heading: str | None = None
+
+
+def note(text: str) -> None:
+    """A line for people, on stderr."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def number(value: float) -> float:
+    """The shortest decimal that is the same 32-bit float: 3.7, not 3.700000047683716."""
+    import numpy as np
+
+    return float(str(np.float32(value)))
+
+
+def pick_format(asked: Format | None, as_json: bool) -> Format:
+    """The format that was asked for; else a table on a terminal, TSV in a pipe."""
+    return "json" if as_json else asked or ("table" if sys.stdout.isatty() else "tsv")
+
+
+def emit(rows: Iterable[Row], shape: Shape, output: Format) -> None:
+    """Write rows to stdout. TSV, CSV and JSON lines are written as the rows come."""
+    columns, out = shape.columns, sys.stdout
+    if output == "table":
+        _table(rows, shape)
+    elif output == "json":
+        document({"rows": [_plain(row, columns) for row in rows]}, shape.schema)
+    elif output == "jsonl":
+        for row in rows:
+            out.write(json.dumps(_plain(row, columns), ensure_ascii=False, allow_nan=False) + "\n")
+    elif output == "csv":
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_text(row.get(column)) for column in columns] for row in rows)
+    else:
+        out.write("\t".join(columns) + "\n")
+        for row in rows:
+            out.write("\t".join(_text(row.get(column)) for column in columns) + "\n")
+
+
+def document(content: Row, schema: str) -> None:
+    """Write one JSON document, with its schema and version, to stdout."""
+    whole = {"schema": f"pmf.{schema}", "version": 1, **content}
+    sys.stdout.write(json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def terminal(stream: TextIO) -> "Console":
+    """A rich console on a stream: no markup, no wrapping at 80 columns in a pipe, colour only where it is wanted."""
+    from rich.console import Console
+
+    plain = not stream.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    width = None if stream.isatty() else int(os.environ.get("COLUMNS") or _PIPE_WIDTH)
+    colours: Literal["auto"] | None = None if plain else "auto"
+    return Console(file=stream, markup=False, highlight=False, emoji=False, color_system=colours, width=width)
+
+
+@contextmanager
+def progress(label: str) -> "Iterator[Progress]":
+    """A progress bar on stderr while the block runs, if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield Progress(None, label)
+        return
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    look = TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[info]}", markup=False)
+    with Bar(*look, TimeElapsedColumn(), console=terminal(sys.stderr), transient=True) as bar:
+        yield Progress(bar, label)
+
+
+class Progress:
+    """A bar that is told what is done. It also has the methods that pooch asks of a bar."""
+
+    def __init__(self, bar: Any, label: str) -> None:
+        self._bar = bar
+        self.total = 0
+        self._task = None if bar is None else bar.add_task(label, total=None, info="")
+
+    def show(self, done: int, total: int, info: str, label: str | None = None) -> None:
+        """Set how much is done, of how much, with a word on it."""
+        if self._bar is not None:
+            more = {} if label is None else {"description": label}
+            self._bar.update(self._task, completed=done, total=total, info=info, **more)
+
+    def update(self, amount: int) -> None:
+        """So many more bytes."""
+        if self._bar is not None:
+            self._bar.update(self._task, advance=amount, total=self.total or None)
+
+    def reset(self) -> None:
+        """Start again at nothing."""
+        if self._bar is not None:
+            self._bar.reset(self._task)
+
+    def close(self) -> None:
+        """The download is over."""
+
+
+def _plain(row: Row, columns: Sequence[str]) -> Row:
+    return {column: row.get(column) for column in columns}
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else clean(value) if isinstance(value, str) else str(value)
+
+
+def _table(rows: Iterable[Row], shape: Shape) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    held = list(rows)
+    shown = [c for c in shape.columns if not held or any(row.get(c) is not None for row in held)]
+    table = Table(title=shape.heading, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="bold cyan")
+    for column in shown:
+        numeric = any(isinstance(row.get(column), int | float) for row in held)
+        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+    for row in held:
+        cells = (row.get(column) for column in shown)
+        table.add_row(*(Text(f"{cell:.{_DECIMALS}f}" if isinstance(cell, float) else _text(cell)) for cell in cells))
+    terminal(sys.stdout).print(table)

@@ -1,0 +1,348 @@
+"""The command line as a person and a pipe meet it: real processes, their streams, their exit codes."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run, ratings_of
+
+from pmfcli.artifact import dumps
+from pmfcli.config import Settings
+from pmfcli.training import run, train
+
+GOOD = "user,movie,rating\n" + "".join(f"{u},{m},{1 + (u * m) % 5}\n" for u in range(1, 9) for m in range(1, 9))
+SIMULATED = "A model of the embedded sample: real films, simulated viewers.\n"
+COMMANDS = ("download", "train", "predict", "recommend", "similar", "evaluate", "info", "demo")
+TRAIN = ["model", "method", "epochs", "loss", "sigma", "holdout_rmse", "train_rmse", "seconds", "ratings", "users", "movies"]
+PREDICT = ["user", "movie", "title", "rating", "prediction", "sd", "lo", "hi", "p_ge_4", "source"]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def one_line(text: str) -> bool:
+    return text.startswith("pmf: ") and text.count("\n") == 1 and text.endswith("\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(pmf: Run, command: str) -> None:
+    done = pmf(command, "--help")
+    assert done.returncode == 0
+    assert "Example: pmf " + command in " ".join(done.stdout.split())
+
+
+BAD_DATA = {
+    "no file": None,
+    "empty": b"",
+    "header only": b"user,movie,rating\n",
+    "text in rating": GOOD.encode() + b"1,9,good\n",
+    "nan": GOOD.encode() + b"1,9,nan\n",
+    "inf": GOOD.encode() + b"1,9,-inf\n",
+    "one user": b"user,movie,rating\n1,1,1\n1,2,2\n",
+    "one movie": b"user,movie,rating\n1,1,1\n2,1,2\n",
+    "one rating": b"user,movie,rating\n1,1,1\n",
+    "all equal": b"user,movie,rating\n1,1,3\n1,2,3\n2,1,3\n2,2,3\n",
+    "long line": GOOD.encode() + b"1" * 10_000_000 + b",1,1\n",
+    "wrong delimiter": GOOD.replace(",", "^").encode(),
+    "binary": bytes(range(256)) * 50,
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_bad_data_is_3(pmf: Run, tmp_path: Path, name: str, command: str) -> None:
+    path = tmp_path / "bad.csv"
+    if BAD_DATA[name] is not None:
+        path.write_bytes(BAD_DATA[name])
+    (tmp_path / "pmf.pt").write_bytes(b"the old model")
+    before = tree(tmp_path)
+    done = pmf(command, "--data", path)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert one_line(done.stderr), done.stderr
+    assert len(done.stderr) < 500
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--latent", "0"], "--latent: input should be greater than or equal to 1, not 0"),
+        (["train", "--latent", "x"], "--latent"),
+        (["train", "--lr", "nan"], "--lr: input should be"),
+        (["train", "--no-such-flag"], "--no-such-flag"),
+        (["train", "--config", "bad.toml"], "did you mean latent?"),
+        (["train", "--config", "none.toml"], "none.toml: No such file"),
+        (["train", "--device", "cuda" if not torch.cuda.is_available() else "mps"], "use --device cpu"),
+        (["train", "-o", "no/such/folder/m.pt"], "no such folder"),
+        (["train", "-o", "."], "is a folder"),
+        (["train", "-o", "/proc/m.pt"], "cannot be written" if os.geteuid() else ""),
+        (["train", "--log", "no/such/folder/l.jsonl"], "--log"),
+        (["similar"], "give either --movie or --user"),
+        (["similar", "--movie", "1", "-n", "0"], "-n"),
+        (["predict"], "give --user ID"),
+        (["evaluate", "--test", "x.csv", "--folds", "3"], "--test scores a saved model"),
+        (["evaluate", "--test-fraction", "2"], "--test-fraction"),
+        (["download", "ml-3m"], "no data set is called 'ml-3m'; known: ml-latest-small"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_bad_usage_is_2(pmf: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "bad.toml").write_text("latnet = 3\n")
+    before = tree(tmp_path)
+    done = pmf(*arguments)
+    assert done.stdout == ""
+    if message:
+        assert (done.returncode, one_line(done.stderr.splitlines(True)[-1])) == (2, True), done.stderr
+        assert message in done.stderr
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert tree(tmp_path) == before
+
+
+def test_model_errors_are_4_and_unknown_ids_5(pmf: Run, tmp_path: Path, sample_file: Path) -> None:
+    def check(code: int, message: str, *arguments: str | Path) -> None:
+        done = pmf(*arguments)
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+        assert one_line(done.stderr.removeprefix(SIMULATED)), done.stderr
+        assert message in done.stderr
+
+    check(4, "no such model; train one by", "predict", "--user", "4")
+    (tmp_path / "cut.pt").write_bytes(sample_file.read_bytes()[:5000])
+    check(4, "cut short", "info", "-m", "cut.pt")
+    torch.save({"format": "pmf-model", "version": 2, "meta": "", "tensors": {}}, tmp_path / "new.pt")
+    check(4, "upgrade pmf", "recommend", "--user", "4", "-m", "new.pt")
+
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "it-ran"),)
+
+    torch.save(Code(), tmp_path / "evil.pt")
+    check(4, "refused", "similar", "--movie", "1", "-m", "evil.pt")
+    assert not (tmp_path / "it-ran").exists()
+
+    check(5, "no user '9999'", "predict", "--user", "9999", "-m", sample_file)
+    check(5, "no user 'nobody'", "recommend", "--user", "nobody", "-m", sample_file)
+    check(5, "no movie 'xyzzy'", "similar", "--movie", "xyzzy", "-m", sample_file)
+    check(5, "fits 4 movies, give an id: ", "similar", "--movie", "star wars", "-m", sample_file)
+    check(5, "no row 2000", "predict", "--row", "--user", "2000", "-m", sample_file)
+
+
+def test_network_errors_are_6(pmf: Run, tmp_path: Path) -> None:
+    done = pmf("download", "ml-100k", "--from", "http://127.0.0.1:1/ml-100k.zip")
+    assert (done.returncode, done.stdout) == (6, "")
+    assert one_line(done.stderr)
+    assert "--data sample" in done.stderr
+    (tmp_path / "x.zip").write_bytes(b"PK")
+    assert pmf("download", "--from", "x.zip").returncode == 3
+
+
+def test_a_gate_is_7(pmf: Run, tmp_path: Path, sample_file: Path, sample) -> None:
+    rows = zip(sample.user[:500], sample.movie[:500], sample.stars[:500], strict=True)
+    lines = [f"{sample.users.ids[u]},{sample.movies.ids[m]},{s}\n" for u, m, s in rows]
+    (tmp_path / "test.csv").write_text("user,movie,rating\n" + "".join(lines))
+    assert pmf("evaluate", "-m", sample_file, "--test", "test.csv", "--max-rmse", "2").returncode == 0
+    done = pmf("evaluate", "-m", sample_file, "--test", "test.csv", "--max-rmse", "0.1", "--json")
+    assert done.returncode == 7
+    assert "500 of 500 test pairs were in the training data" in done.stderr
+    found = json.loads(done.stdout)
+    keys = {"schema", "version", "n", "n_cold", "rmse", "mae", "nll", "crps", "coverage", "baselines"}
+    assert keys <= found.keys()
+    assert (found["n"], found["n_cold"], found["nll"]) == (500, 0, None)
+    assert found["baselines"].keys() == {"mean", "bias"}
+
+
+def test_train_writes_a_model_a_log_and_json(pmf: Run, tmp_path: Path) -> None:
+    (tmp_path / "good.csv").write_text(GOOD)
+    common = ("train", "--data", "good.csv", "--epochs", "120", "--holdout", "0", "--no-early-stop")
+    done = pmf(*common, "--log", "log.jsonl", "--json", PMF_LATENT="3")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert list(found) == ["schema", "version", *TRAIN]
+    assert (found["model"], found["epochs"], found["ratings"], found["holdout_rmse"]) == ("pmf.pt", 120, 64, None)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [0, 50, 100, 119]
+    assert {"step", "loss", "sigma", "holdout_rmse", "seconds"} <= log[0].keys()
+    assert log[-1]["loss"] == found["loss"]
+    info = json.loads(pmf("info", "--json").stdout)
+    assert (info["settings"]["latent"], info["settings"]["epochs"], info["settings"]["seed"]) == (3, 120, 0)
+    assert info["parameters"]["Y"] == [8, 3]
+
+    again = pmf(*common, "-o", "again.pt", PMF_LATENT="3")
+    assert again.stdout == ""
+    assert (tmp_path / "again.pt").read_bytes() == (tmp_path / "pmf.pt").read_bytes()
+
+    piped = pmf("train", "--data", "-", "--holdout", "0", stdin=GOOD)
+    assert piped.returncode == 0
+    assert "standard input" in piped.stderr
+
+
+def test_divergence_keeps_the_old_model(pmf: Run, tmp_path: Path) -> None:
+    (tmp_path / "good.csv").write_text(GOOD)
+    (tmp_path / "pmf.pt").write_bytes(b"the old model")
+    done = pmf("train", "--data", "good.csv", "--lr", "1e30", "--holdout", "0")
+    assert done.returncode == 1
+    assert one_line(done.stderr)
+    assert "diverged at step" in done.stderr
+    assert "smaller --lr" in done.stderr
+    assert (tmp_path / "pmf.pt").read_bytes() == b"the old model"
+
+
+def test_a_model_that_memorises_is_called_so(pmf: Run) -> None:
+    common = (
+        "train",
+        "--data",
+        "sample",
+        "--no-early-stop",
+        "--hierarchical",
+        "none",
+        "--no-biases",
+        "--no-offset",
+        "--no-refit",
+    )
+    done = pmf(*common, "--sigma", "0.01", "--sigma-u", "3", "--sigma-v", "3", "--lr", "1", "--epochs", "3")
+    assert "worse than always answering the mean" in done.stderr
+
+
+def test_every_format_says_the_same(pmf: Run, sample_file: Path) -> None:
+    common = ("predict", "--user", "4", "--movie", "1", "--movie", "alien", "-m", sample_file)
+    document = json.loads(pmf(*common, "--json").stdout)
+    assert (document["schema"], document["version"]) == ("pmf.predict", 1)
+    rows = document["rows"]
+    assert [list(row) for row in rows] == [PREDICT, PREDICT]
+    assert [(row["movie"], row["title"], row["source"]) for row in rows] == [
+        ("1", "Toy Story (1995)", "model"),
+        ("1214", "Alien (1979)", "model"),
+    ]
+    assert json.loads(pmf(*common, "--format", "json").stdout) == document
+    assert [json.loads(line) for line in pmf(*common, "--format", "jsonl").stdout.splitlines()] == rows
+    tsv = list(csv.DictReader(io.StringIO(pmf(*common).stdout), delimiter="\t"))
+    assert pmf(*common, "--format", "tsv").stdout == pmf(*common).stdout
+    assert list(csv.DictReader(io.StringIO(pmf(*common, "--format", "csv").stdout))) == tsv
+    assert [float(row["prediction"]) for row in tsv] == [row["prediction"] for row in rows]
+    assert [row["sd"] for row in tsv] == ["", ""]
+
+
+def test_pairs_from_a_pipe_and_where_their_answers_come_from(pmf: Run, sample_file: Path, tmp_path: Path) -> None:
+    pairs = "4\t1\n4,50\n\n4 99999999\nnobody;1\nnobody nothing\n"
+    done = pmf("predict", "-", "-m", sample_file, "--format", "jsonl", stdin="user\tmovie\n" + pairs)
+    assert (done.returncode, done.stderr) == (0, SIMULATED)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["source"] for row in rows] == ["model", "model", "user-only", "movie-only", "prior"]
+    assert [row["title"] for row in rows][:3] == ["Toy Story (1995)", "Usual Suspects, The (1995)", None]
+    (tmp_path / "pairs.tsv").write_text(pairs)
+    assert pmf("predict", "pairs.tsv", "-m", sample_file, "--format", "jsonl").stdout == done.stdout
+    bad = pmf("predict", "-", "-m", sample_file, stdin="4\t1\n4\n")
+    assert bad.returncode == 3
+    assert bad.stderr == SIMULATED + "pmf: standard input:2: '4' is not a user and a movie\n"
+
+
+def test_known_ratings_beside_their_reconstruction(pmf: Run, sample_file: Path, sample) -> None:
+    done = pmf("predict", "--user", "4", "-m", sample_file)
+    rows = list(csv.DictReader(io.StringIO(done.stdout), delimiter="\t"))
+    mine = sample.user == sample.users.row("4")
+    assert [row["movie"] for row in rows] == [sample.movies.ids[m] for m in sample.movie[mine]]
+    assert [float(row["rating"]) for row in rows] == sample.stars[mine].tolist()
+    by_row = pmf("predict", "--user", "3", "--row", "-m", sample_file)
+    assert by_row.stdout == done.stdout
+
+
+def test_recommendations_are_unseen_unless_asked(pmf: Run, sample_file: Path) -> None:
+    def movies(*arguments: str) -> list[str]:
+        done = pmf("recommend", "--user", "4", "-m", sample_file, *arguments)
+        return [row["movie"] for row in csv.DictReader(io.StringIO(done.stdout), delimiter="\t")]
+
+    seen = {row.split("\t")[1] for row in pmf("predict", "--user", "4", "-m", sample_file).stdout.splitlines()[1:]}
+    best = movies("-n", "5")
+    assert len(best) == 5
+    assert not seen & set(best)
+    assert movies("-n", "5", "--exclude", best[0])[0] == best[1]
+    assert movies("--candidates", best[3], "--candidates", best[1]) == [best[1], best[3]]
+    everything = movies("-n", "1000", "--include-seen")
+    assert len(everything) == 230
+    assert seen <= set(everything)
+
+
+def test_similar_users_and_movies(pmf: Run, sample_file: Path) -> None:
+    rows = pmf("similar", "--movie", "star wars episode iv a new hope", "-n", "3", "-m", sample_file).stdout.splitlines()
+    assert rows[0] == "rank\tmovie\ttitle\tsimilarity\tratings"
+    assert sum("Star Wars" in row for row in rows[1:]) >= 2
+    users = pmf("similar", "--user", "4", "-n", "3", "-m", sample_file).stdout.splitlines()
+    assert users[0] == "rank\tuser\tsimilarity\tratings"
+    assert len(users) == 4
+    few = pmf("similar", "--movie", "1", "--min-ratings", "1000000", "-m", sample_file)
+    assert few.stdout.count("\n") == 1
+    assert "0 have at least 1000000 ratings" in few.stderr
+
+
+def test_a_closed_pipe_is_quiet(sample_file: Path) -> None:
+    command = f"{sys.executable} -m pmfcli predict - -m {sample_file} | head -n 1"
+    pairs = "4\t1\n" * 60_000
+    done = subprocess.run(["bash", "-c", command], input=pairs, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.startswith("user\t")
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == SIMULATED
+
+
+def test_a_full_pipe_target_is_an_error(sample_file: Path) -> None:
+    command = f"{sys.executable} -m pmfcli predict --user 4 -m {sample_file} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_colour_and_no_wrapping_in_a_pipe(pmf: Run, sample_file: Path) -> None:
+    for environment in ({"NO_COLOR": "1"}, {"TERM": "dumb"}, {}):
+        done = pmf("similar", "--movie", "1", "-m", sample_file, "--format", "table", **environment)
+        assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("old", [None, b"the old model"])
+def test_a_killed_train_leaves_no_model_or_the_old_one(tmp_path: Path, old: bytes | None) -> None:
+    (tmp_path / "good.csv").write_text(GOOD)
+    if old is not None:
+        (tmp_path / "pmf.pt").write_bytes(old)
+    arguments = ["train", "--data", "good.csv", "--epochs", "100000000", "--holdout", "0", "--no-early-stop", "--log", "log"]
+    process = subprocess.Popen([sys.executable, "-m", "pmfcli", *arguments], cwd=tmp_path, stderr=subprocess.PIPE)
+    while not (tmp_path / "log").exists() or not (tmp_path / "log").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    left = {name: content for name, content in tree(tmp_path).items() if name not in ("good.csv", "log")}
+    assert left == ({} if old is None else {"pmf.pt": old})
+
+
+def test_control_c_is_130(tmp_path: Path) -> None:
+    (tmp_path / "good.csv").write_text(GOOD)
+    arguments = ["train", "--data", "good.csv", "--epochs", "100000000", "--holdout", "0", "--no-early-stop", "--log", "log"]
+    process = subprocess.Popen([sys.executable, "-m", "pmfcli", *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "log").exists() or not (tmp_path / "log").read_text():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (130, "pmf: interrupted\n")
+    assert not (tmp_path / "pmf.pt").exists()
+
+
+def test_a_table_at_a_fixed_width(pmf: Run, tmp_path: Path) -> None:
+    """The golden text of a table: a hand-made model, so that no training stands between it and the text."""
+    model = run(train(ratings_of([0, 0, 1, 1], [0, 1, 1, 2], [1, 5, 2, 4]), Settings(latent=2, epochs=1, holdout=0.0)))
+    U, V = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    factors = model.factors._replace(U=U, V=V, b=torch.zeros(2), c=torch.zeros(3), offset=0.0)
+    made = type(model)(
+        **{**vars(model), "factors": factors, "titles": ("First", None, "A [red]third[/] with a long title (1999)")}
+    )
+    (tmp_path / "pmf.pt").write_bytes(dumps(made))
+    done = pmf("predict", "--user", "u0", "--movie", "0", "--movie", "20", "--format", "table", COLUMNS="60")
+    golden = (Path(__file__).parent / "golden" / "predict.txt").read_text()
+    assert [line.rstrip() for line in done.stdout.splitlines()] == golden.splitlines()

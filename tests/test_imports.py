@@ -1,0 +1,83 @@
+"""The arrows between rooms: who may import whom, and where torch, pandas and sockets may be."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "pmfcli"
+ALLOWED = {  # room -> rooms it may import
+    "errors": set(),
+    "config": {"errors"},
+    "core": {"core", "errors"},
+    "data": {"data", "errors"},
+    "artifact": {"core", "data.ratings", "errors"},
+    "console": {"core", "data.ratings"},
+    "training": {"", "artifact", "config", "core", "data.ratings", "data.split", "errors"},
+    "evaluation": {"artifact", "config", "core", "data.ratings", "errors", "training"},
+    "cli": {"", "artifact", "cli", "config", "console", "core", "data", "errors", "evaluation", "training"},
+}
+ONLY_IN = {
+    "torch": {"core", "artifact", "data.ratings", "training", "evaluation", "cli"},
+    "pandas": {"data"},
+    "pyarrow": {"data"},
+    "typer": {"cli"},
+    "pooch": {"data.download"},
+    "requests": {"data.download"},
+    "socket": set(),
+    "pickle": {"artifact"},
+    "subprocess": set(),
+}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py" and path != PACKAGE / "__init__.py")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            module = node.module or ""
+            inside = PACKAGE.joinpath(*module.split(".")[1:]).is_dir() and module.startswith("pmfcli")
+            found |= {f"{module}.{alias.name}" if inside else module for alias in node.names}
+    return found
+
+
+def within(name: str, rooms: set[str]) -> bool:
+    return any(name == room or name.startswith(f"{room}.") for room in rooms if room) or ("" in rooms and name.startswith("__"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_new_arrow(path: Path) -> None:
+    name = name_of(path)
+    room = name.split(".")[0]
+    for target in imports(path):
+        if target.startswith("pmfcli"):
+            assert within(target.removeprefix("pmfcli").lstrip("."), ALLOWED[room]), f"{name} imports {target}"
+        for library, rooms in ONLY_IN.items():
+            if target.split(".")[0] == library:
+                assert within(name, rooms), f"{name} imports {library}"
+
+
+def loads(*arguments: str) -> set[str]:
+    """The libraries that a fresh process has loaded after a ``pmf`` command."""
+    probe = "import sys, pmfcli.cli; pmfcli.cli.run(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", probe, *arguments], capture_output=True, text=True, check=True)
+    return {"torch", "pandas", "pyarrow", "pooch", "requests"} & set(done.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["download", "--list"], ["--version"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    assert loads(*arguments) == set()
+
+
+def test_predict_loads_torch_alone(sample_file: Path) -> None:
+    assert loads("predict", "--user", "4", "--model", str(sample_file)) == {"torch"}
