@@ -136,7 +136,7 @@ def load(path: Path) -> Model:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill, sees the old content or the new.
+    """Write a file so that a reader, or a kill, sees the old content or the new. A pipe or device is written to as it is.
 
     Raises:
         OutputError: it cannot be written; nothing is left behind.
@@ -144,6 +144,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     path = path.resolve()  # through a link, the file it points to is replaced
     temporary = None
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
             file.write(content)

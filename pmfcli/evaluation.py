@@ -46,7 +46,7 @@ def cross_score(ratings: Ratings, settings: Settings, held: Sequence[Array]) -> 
         if not 0 < mask.sum() < len(mask):
             raise DataError(f"{ratings.name}: {ratings.n} ratings are too few for this split")
         model = run(train(ratings.select(~mask), settings))
-        yield _score(model, *held_out(ratings, mask, torch.device("cpu")))
+        yield _score(model, *held_out(ratings, mask))
 
 
 def report(parts: Sequence[Scored]) -> dict[str, Any]:

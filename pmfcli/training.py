@@ -66,19 +66,19 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
         held = random_mask(ratings.n, settings.holdout, settings.seed)
         if not 0 < held.sum() < ratings.n:
             raise DataError(f"{ratings.name}: {ratings.n} ratings are too few to hold out a part; use --holdout 0")
-        observations = _observe(ratings.select(~held), settings, device)
-        pairs, stars = held_out(ratings, held, device)
-        test = _Test(pairs, stars, ratings.scale)
-        fit = yield from _fit("fit", observations, settings, settings.epochs, test)
+        observations = _observe(ratings.select(~held), settings)
+        pairs, stars = held_out(ratings, held)
+        test = _Test(pairs.to(device), stars, ratings.scale)
+        fit = yield from _fit("fit", observations.to(device), settings, settings.epochs, test)
         bias = fit_biases(observations.pattern, ratings.scale.to_stars(observations.t))
         beside = {name: scores(found, stars)._asdict() for name, found in predict_baselines(bias, pairs).items()}
         metrics = {"holdout_rmse": fit.holdout_rmse, "holdout_baselines": beside}
         if settings.refit:
-            observations = _observe(ratings, settings, device)
-            fit = yield from _fit("refit", observations, settings, fit.epochs, None)
+            observations = _observe(ratings, settings)
+            fit = yield from _fit("refit", observations.to(device), settings, fit.epochs, None)
     else:
-        observations = _observe(ratings, settings, device)
-        fit = yield from _fit("fit", observations, settings, settings.epochs, None)
+        observations = _observe(ratings, settings)
+        fit = yield from _fit("fit", observations.to(device), settings, settings.epochs, None)
     return _model(ratings, settings, observations, fit, metrics)
 
 
@@ -106,7 +106,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def held_out(ratings: Ratings, held: Array, device: torch.device) -> tuple[Pairs, Tensor]:
+def held_out(ratings: Ratings, held: Array) -> tuple[Pairs, Tensor]:
     """Held-out ratings as pairs and their stars (n,); a side with no rating left to learn from is unknown.
 
     Args:
@@ -116,10 +116,10 @@ def held_out(ratings: Ratings, held: Array, device: torch.device) -> tuple[Pairs
     left_movie = np.bincount(ratings.movie[~held], minlength=len(ratings.movies)) > 0
     user, movie = ratings.user[held].astype(np.int64), ratings.movie[held].astype(np.int64)
     parts = (user, movie, left_user[user], left_movie[movie])
-    return Pairs(*(torch.from_numpy(part).to(device) for part in parts)), torch.from_numpy(ratings.stars[held]).to(device)
+    return Pairs(*map(torch.from_numpy, parts)), torch.from_numpy(ratings.stars[held])
 
 
-def _observe(ratings: Ratings, settings: Settings, device: torch.device) -> Observations:
+def _observe(ratings: Ratings, settings: Settings) -> Observations:
     user, movie, t = ratings.tensors()
     return observe(
         Pattern.of(user, movie, (len(ratings.users), len(ratings.movies))),
@@ -128,7 +128,7 @@ def _observe(ratings: Ratings, settings: Settings, device: torch.device) -> Obse
         movie_power=settings.movie_power,
         rater_power=settings.rater_power,
         with_offset=settings.offset,
-    ).to(device)
+    )
 
 
 def _fit(
@@ -169,7 +169,6 @@ def _fit(
 
 def _model(ratings: Ratings, settings: Settings, observations: Observations, fit: _Fit, metrics: dict[str, Any]) -> Model:
     parameters = Parameters(*(None if part is None else part.cpu() for part in fit.parameters))  # type: ignore[arg-type]
-    observations = observations.to(torch.device("cpu"))
     with torch.no_grad():
         factors = effective(parameters, observations)
         fitted = ratings.scale.to_stars(link(score(factors, observations.pattern)))

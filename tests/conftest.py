@@ -1,5 +1,6 @@
 """Fixtures: small ratings, one trained sample model, the command line as a process, MovieLens where it is at hand."""
 
+import io
 import os
 import subprocess
 import sys
@@ -7,10 +8,13 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
+
 import numpy as np
 import pytest
 import torch
 
+from pmfcli import cli
 from pmfcli.artifact import Model, dumps
 from pmfcli.config import Settings
 from pmfcli.core.sparse import Pattern
@@ -78,7 +82,7 @@ def pmf(tmp_path: Path) -> Run:
             capture_output=True,
             cwd=cwd,
             env=clean | environment,
-            timeout=120,
+            timeout=300,
         )
 
     def decoded(*arguments: str | Path, **more):
@@ -86,6 +90,22 @@ def pmf(tmp_path: Path) -> Run:
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return decoded
+
+
+@pytest.fixture
+def answer(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The same as ``pmf`` without a process of its own: for what is answered, not for how it behaves as a process."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("PMF_")]:
+        monkeypatch.delenv(name)
+
+    def command(*arguments: str | Path, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        capfd.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+    return command
 
 
 @pytest.fixture(scope="session")

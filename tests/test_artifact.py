@@ -135,6 +135,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
 
 
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    read = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(path, b"model")
+    assert os.read(read, 100) == b"model"
+    assert path.is_fifo()
+    os.close(read)
+
+
 def test_a_write_goes_through_a_link_and_keeps_the_mode(tmp_path: Path) -> None:
     real = tmp_path / "real.pt"
     real.write_bytes(b"old")

@@ -108,9 +108,9 @@ def test_bad_usage_is_2(pmf: Run, tmp_path: Path, arguments: list[str], message:
     assert tree(tmp_path) == before
 
 
-def test_model_errors_are_4_and_unknown_ids_5(pmf: Run, tmp_path: Path, sample_file: Path) -> None:
+def test_model_errors_are_4_and_unknown_ids_5(answer: Run, tmp_path: Path, sample_file: Path) -> None:
     def check(code: int, message: str, *arguments: str | Path) -> None:
-        done = pmf(*arguments)
+        done = answer(*arguments)
         assert (done.returncode, done.stdout) == (code, ""), done.stderr
         assert one_line(done.stderr.removeprefix(SIMULATED)), done.stderr
         assert message in done.stderr
@@ -145,12 +145,12 @@ def test_network_errors_are_6(pmf: Run, tmp_path: Path) -> None:
     assert pmf("download", "--from", "x.zip").returncode == 3
 
 
-def test_a_gate_is_7(pmf: Run, tmp_path: Path, sample_file: Path, sample) -> None:
+def test_a_gate_is_7(answer: Run, tmp_path: Path, sample_file: Path, sample) -> None:
     rows = zip(sample.user[:500], sample.movie[:500], sample.stars[:500], strict=True)
     lines = [f"{sample.users.ids[u]},{sample.movies.ids[m]},{s}\n" for u, m, s in rows]
     (tmp_path / "test.csv").write_text("user,movie,rating\n" + "".join(lines))
-    assert pmf("evaluate", "-m", sample_file, "--test", "test.csv", "--max-rmse", "2").returncode == 0
-    done = pmf("evaluate", "-m", sample_file, "--test", "test.csv", "--max-rmse", "0.1", "--json")
+    assert answer("evaluate", "-m", sample_file, "--test", "test.csv", "--max-rmse", "2").returncode == 0
+    done = answer("evaluate", "-m", sample_file, "--test", "test.csv", "--max-rmse", "0.1", "--json")
     assert done.returncode == 7
     assert "500 of 500 test pairs were in the training data" in done.stderr
     found = json.loads(done.stdout)
@@ -196,7 +196,7 @@ def test_divergence_keeps_the_old_model(pmf: Run, tmp_path: Path) -> None:
     assert (tmp_path / "pmf.pt").read_bytes() == b"the old model"
 
 
-def test_a_model_that_memorises_is_called_so(pmf: Run) -> None:
+def test_a_model_that_memorises_is_called_so(answer: Run) -> None:
     common = (
         "train",
         "--data",
@@ -208,13 +208,13 @@ def test_a_model_that_memorises_is_called_so(pmf: Run) -> None:
         "--no-offset",
         "--no-refit",
     )
-    done = pmf(*common, "--sigma", "0.01", "--sigma-u", "3", "--sigma-v", "3", "--lr", "1", "--epochs", "3")
+    done = answer(*common, "--sigma", "0.01", "--sigma-u", "3", "--sigma-v", "3", "--lr", "1", "--epochs", "3")
     assert "worse than always answering the mean" in done.stderr
 
 
-def test_every_format_says_the_same(pmf: Run, sample_file: Path) -> None:
+def test_every_format_says_the_same(answer: Run, sample_file: Path) -> None:
     common = ("predict", "--user", "4", "--movie", "1", "--movie", "alien", "-m", sample_file)
-    document = json.loads(pmf(*common, "--json").stdout)
+    document = json.loads(answer(*common, "--json").stdout)
     assert (document["schema"], document["version"]) == ("pmf.predict", 1)
     rows = document["rows"]
     assert [list(row) for row in rows] == [PREDICT, PREDICT]
@@ -222,45 +222,45 @@ def test_every_format_says_the_same(pmf: Run, sample_file: Path) -> None:
         ("1", "Toy Story (1995)", "model"),
         ("1214", "Alien (1979)", "model"),
     ]
-    assert json.loads(pmf(*common, "--format", "json").stdout) == document
-    assert [json.loads(line) for line in pmf(*common, "--format", "jsonl").stdout.splitlines()] == rows
-    tsv = list(csv.DictReader(io.StringIO(pmf(*common).stdout), delimiter="\t"))
-    assert pmf(*common, "--format", "tsv").stdout == pmf(*common).stdout
-    assert list(csv.DictReader(io.StringIO(pmf(*common, "--format", "csv").stdout))) == tsv
+    assert json.loads(answer(*common, "--format", "json").stdout) == document
+    assert [json.loads(line) for line in answer(*common, "--format", "jsonl").stdout.splitlines()] == rows
+    tsv = list(csv.DictReader(io.StringIO(answer(*common).stdout), delimiter="\t"))
+    assert answer(*common, "--format", "tsv").stdout == answer(*common).stdout
+    assert list(csv.DictReader(io.StringIO(answer(*common, "--format", "csv").stdout))) == tsv
     assert [float(row["prediction"]) for row in tsv] == [row["prediction"] for row in rows]
     assert [row["sd"] for row in tsv] == ["", ""]
 
 
-def test_pairs_from_a_pipe_and_where_their_answers_come_from(pmf: Run, sample_file: Path, tmp_path: Path) -> None:
+def test_pairs_from_a_pipe_and_where_their_answers_come_from(answer: Run, sample_file: Path, tmp_path: Path) -> None:
     pairs = "4\t1\n4,50\n\n4 99999999\nnobody;1\nnobody nothing\n"
-    done = pmf("predict", "-", "-m", sample_file, "--format", "jsonl", stdin="user\tmovie\n" + pairs)
+    done = answer("predict", "-", "-m", sample_file, "--format", "jsonl", stdin="user\tmovie\n" + pairs)
     assert (done.returncode, done.stderr) == (0, SIMULATED)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["source"] for row in rows] == ["model", "model", "user-only", "movie-only", "prior"]
     assert [row["title"] for row in rows][:3] == ["Toy Story (1995)", "Usual Suspects, The (1995)", None]
     (tmp_path / "pairs.tsv").write_text(pairs)
-    assert pmf("predict", "pairs.tsv", "-m", sample_file, "--format", "jsonl").stdout == done.stdout
-    bad = pmf("predict", "-", "-m", sample_file, stdin="4\t1\n4\n")
+    assert answer("predict", "pairs.tsv", "-m", sample_file, "--format", "jsonl").stdout == done.stdout
+    bad = answer("predict", "-", "-m", sample_file, stdin="4\t1\n4\n")
     assert bad.returncode == 3
     assert bad.stderr == SIMULATED + "pmf: standard input:2: '4' is not a user and a movie\n"
 
 
-def test_known_ratings_beside_their_reconstruction(pmf: Run, sample_file: Path, sample) -> None:
-    done = pmf("predict", "--user", "4", "-m", sample_file)
+def test_known_ratings_beside_their_reconstruction(answer: Run, sample_file: Path, sample) -> None:
+    done = answer("predict", "--user", "4", "-m", sample_file)
     rows = list(csv.DictReader(io.StringIO(done.stdout), delimiter="\t"))
     mine = sample.user == sample.users.row("4")
     assert [row["movie"] for row in rows] == [sample.movies.ids[m] for m in sample.movie[mine]]
     assert [float(row["rating"]) for row in rows] == sample.stars[mine].tolist()
-    by_row = pmf("predict", "--user", "3", "--row", "-m", sample_file)
+    by_row = answer("predict", "--user", "3", "--row", "-m", sample_file)
     assert by_row.stdout == done.stdout
 
 
-def test_recommendations_are_unseen_unless_asked(pmf: Run, sample_file: Path) -> None:
+def test_recommendations_are_unseen_unless_asked(answer: Run, sample_file: Path) -> None:
     def movies(*arguments: str) -> list[str]:
-        done = pmf("recommend", "--user", "4", "-m", sample_file, *arguments)
+        done = answer("recommend", "--user", "4", "-m", sample_file, *arguments)
         return [row["movie"] for row in csv.DictReader(io.StringIO(done.stdout), delimiter="\t")]
 
-    seen = {row.split("\t")[1] for row in pmf("predict", "--user", "4", "-m", sample_file).stdout.splitlines()[1:]}
+    seen = {row.split("\t")[1] for row in answer("predict", "--user", "4", "-m", sample_file).stdout.splitlines()[1:]}
     best = movies("-n", "5")
     assert len(best) == 5
     assert not seen & set(best)
@@ -271,14 +271,14 @@ def test_recommendations_are_unseen_unless_asked(pmf: Run, sample_file: Path) ->
     assert seen <= set(everything)
 
 
-def test_similar_users_and_movies(pmf: Run, sample_file: Path) -> None:
-    rows = pmf("similar", "--movie", "star wars episode iv a new hope", "-n", "3", "-m", sample_file).stdout.splitlines()
+def test_similar_users_and_movies(answer: Run, sample_file: Path) -> None:
+    rows = answer("similar", "--movie", "star wars episode iv a new hope", "-n", "3", "-m", sample_file).stdout.splitlines()
     assert rows[0] == "rank\tmovie\ttitle\tsimilarity\tratings"
     assert sum("Star Wars" in row for row in rows[1:]) >= 2
-    users = pmf("similar", "--user", "4", "-n", "3", "-m", sample_file).stdout.splitlines()
+    users = answer("similar", "--user", "4", "-n", "3", "-m", sample_file).stdout.splitlines()
     assert users[0] == "rank\tuser\tsimilarity\tratings"
     assert len(users) == 4
-    few = pmf("similar", "--movie", "1", "--min-ratings", "1000000", "-m", sample_file)
+    few = answer("similar", "--movie", "1", "--min-ratings", "1000000", "-m", sample_file)
     assert few.stdout.count("\n") == 1
     assert "0 have at least 1000000 ratings" in few.stderr
 

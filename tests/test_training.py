@@ -65,14 +65,14 @@ def test_test_pairs_never_inform_training(sample: Ratings) -> None:
     changed = Ratings(**{**vars(sample), "stars": np.where(mask, np.float32(0.5), sample.stars)})
     a, b = run(train(rest, settings)), run(train(changed.select(~mask), settings))
     assert torch.equal(a.factors.U, b.factors.U)
-    pairs, stars = held_out(sample, mask, torch.device("cpu"))
+    pairs, stars = held_out(sample, mask)
     assert len(stars) == mask.sum()
     assert bool(pairs.user_known.all())
 
 
 def test_a_side_with_nothing_left_to_learn_from_is_unknown() -> None:
     ratings = ratings_of([0, 0, 1], [0, 1, 0], [1, 2, 3])
-    pairs, _ = held_out(ratings, np.array([False, True, True]), torch.device("cpu"))
+    pairs, _ = held_out(ratings, np.array([False, True, True]))
     assert pairs.user_known.tolist() == [True, False]
     assert pairs.movie_known.tolist() == [False, True]
 

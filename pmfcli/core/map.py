@@ -258,7 +258,7 @@ def _bounds(crow: Tensor, block_ratings: int) -> list[tuple[int, int]]:
     """Cut user rows into blocks of about equal numbers of ratings, none much above ``block_ratings``."""
     n, rows = int(crow[-1]), len(crow) - 1
     count = max(1, math.ceil(n / block_ratings))
-    targets = torch.arange(1, count, device=crow.device) * (n / count)
+    targets = (torch.arange(1, count, device=crow.device) * n // count).to(crow.dtype)
     inner = {cut for cut in torch.searchsorted(crow, targets).tolist() if 0 < int(crow[cut]) < n}
     return list(itertools.pairwise(sorted({0, rows} | inner)))
 

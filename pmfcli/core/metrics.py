@@ -33,7 +33,7 @@ class BiasOnly(NamedTuple):
 
 def scores(prediction: Tensor, truth: Tensor) -> Scores:
     """RMSE and MAE of predictions (n,) against the truth (n,), both in stars, n > 0."""
-    error = prediction.double() - truth.double()
+    error = prediction.cpu().double() - truth.cpu().double()
     return Scores(len(error), float(error.square().mean().sqrt()), float(error.abs().mean()))
 
 

@@ -18,6 +18,10 @@ class Pairs(NamedTuple):
     user_known: Tensor  # (n,) bool
     movie_known: Tensor  # (n,) bool
 
+    def to(self, device: torch.device) -> "Pairs":
+        """The same pairs on another device."""
+        return Pairs(*(part.to(device) for part in self))
+
 
 @torch.no_grad()
 def predict_pairs(factors: Factors, pairs: Pairs) -> Tensor:
