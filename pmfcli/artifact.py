@@ -6,6 +6,7 @@ written to a temporary name and renamed, and its bytes depend on the content alo
 
 import io
 import json
+import math
 import os
 import pickle
 import tempfile
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pmfcli.core.posterior import Factors, Parameters
-from pmfcli.data.ratings import Scale, Vocabulary
+from pmfcli.data.ratings import Scale, Vocabulary, clean
 from pmfcli.errors import ModelError, OutputError
 
 FORMAT = "pmf-model"
@@ -112,11 +113,13 @@ def loads(content: bytes, name: str) -> Model:
         raise ModelError(f"{name}: damaged model file ({type(error).__name__}); train it again") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT or not isinstance(raw.get("version"), int):
         raise ModelError(f"{name}: a PyTorch file, but not a model of pmf; train one by: pmf train")
+    if raw["version"] < 1:
+        raise ModelError(f"{name}: damaged model file (format {raw['version']}); train it again")
     if raw["version"] > VERSION:
         raise ModelError(f"{name}: model format {raw['version']} is newer than this pmf knows ({VERSION}); upgrade pmf")
     try:
         return _model(json.loads(raw["meta"]), raw["tensors"])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise ModelError(f"{name}: damaged model file ({type(error).__name__}: {error}); train it again") from None
 
 
@@ -141,12 +144,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OutputError: it cannot be written; nothing is left behind.
     """
-    path = path.resolve()  # through a link, the file it points to is replaced
     temporary = None
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(content)
             return
+        path = path.resolve()  # through a link, the file it points to is replaced
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
             file.write(content)
@@ -176,11 +179,18 @@ def _check_archive(content: bytes, name: str) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as box:
             members = box.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError):
         raise ModelError(f"{name}: not a model file, or cut short; train it again") from None
     stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
     if not stored or sum(member.file_size for member in members) > len(content):
         raise ModelError(f"{name}: unpacks to more than it holds; refused")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as box:
+            damaged = box.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError):
+        damaged = "its archive"
+    if damaged is not None:
+        raise ModelError(f"{name}: damaged model file (checksum of {damaged}); train it again")
 
 
 def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
@@ -211,9 +221,16 @@ def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
     rising = bool((seen.start[1:] >= seen.start[:-1]).all()) and int(seen.start[0]) == 0 and int(seen.start[-1]) == n
     if not rising or (n and not 0 <= int(seen.movie.min()) <= int(seen.movie.max()) < n_movies):
         raise ValueError("the seen pairs do not fit the ids")
-    if len(meta["titles"]) != n_movies or not all(isinstance(name, str) for name in users.ids + movies.ids):
+    if not all(isinstance(name, str) for name in users.ids + movies.ids) or len(meta["titles"]) != n_movies:
         raise ValueError("the titles do not fit the ids")
+    if len(set(users.ids)) != n_users or len(set(movies.ids)) != n_movies:
+        raise ValueError("an id stands twice")
+    scale = Scale(float(meta["scale"][0]), float(meta["scale"][1]))
+    if not all(map(math.isfinite, (*scale, float(meta["offset"])))) or scale.lo >= scale.hi:
+        raise ValueError("the scale is none")
     U, V, b, c = tensors["U"], tensors["V"], tensors.get("b"), tensors.get("c")
+    if (b is None) != (c is None):
+        raise ValueError("one of the biases is missing")
     return Model(
         method=str(meta["method"]),
         factors=Factors(U, V, b, c, float(meta["offset"])),
@@ -228,8 +245,8 @@ def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
         ),
         users=users,
         movies=movies,
-        titles=tuple(title if title is None else str(title) for title in meta["titles"]),
-        scale=Scale(float(meta["scale"][0]), float(meta["scale"][1])),
+        titles=tuple(title if title is None else clean(str(title)) for title in meta["titles"]),
+        scale=scale,
         seen=seen,
         settings=dict(meta["settings"]),
         metrics=dict(meta["metrics"]),

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from pmfcli.errors import UsageError
 
 LOCAL_FILE = Path("pmf.toml")
 ENVIRONMENT = "PMF_"
 OTHER_VARIABLES = ("PMF_DATA", "PMF_DATA_DIR", "PMF_MODEL")  # of flags that are no settings
+_SCALE: dict[str, Any] = {"ge": 1e-6, "le": 1e6}
 _MODEL, _FIT, _RUN = "The model", "The fit", "The machine"
 
 
@@ -28,24 +29,31 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    latent: int = _field(30, "Latent features of a user or movie.", _MODEL, "-k", ge=1)
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("a number or a name is expected")
+        return value
+
+    latent: int = _field(30, "Latent features of a user or movie.", _MODEL, "-k", ge=1, le=10_000)
     hierarchical: Literal["none", "users", "both"] = _field(
         "both", "Which side's prior means come from who rated what.", _MODEL
     )
     biases: bool = _field(True, "A bias for each user and movie.", _MODEL)
     offset: bool = _field(True, "Start from the mean rating instead of the middle of the scale.", _MODEL)
-    sigma: float = _field(0.3, "Noise of a rating, as a part of the rating scale; the start if learned.", _MODEL, gt=0)
+    sigma: float = _field(0.3, "Noise of a rating, as a part of the rating scale; the start if learned.", _MODEL, **_SCALE)
     noise: Literal["fixed", "learned"] = _field("fixed", "Whether sigma is learned with the factors.", _MODEL)
-    sigma_u: float = _field(0.3, "Prior scale of the users' own factors.", _MODEL, gt=0)
-    sigma_v: float = _field(0.32, "Prior scale of the movies' own factors.", _MODEL, gt=0)
-    sigma_w: float = _field(0.15, "Prior scale of what rating a movie says of its rater.", _MODEL, gt=0)
-    sigma_x: float = _field(0.3, "Prior scale of what being rated by a user says of a movie.", _MODEL, gt=0)
-    sigma_b: float = _field(0.5, "Prior scale of the biases.", _MODEL, gt=0)
+    sigma_u: float = _field(0.3, "Prior scale of the users' own factors.", _MODEL, **_SCALE)
+    sigma_v: float = _field(0.32, "Prior scale of the movies' own factors.", _MODEL, **_SCALE)
+    sigma_w: float = _field(0.15, "Prior scale of what rating a movie says of its rater.", _MODEL, **_SCALE)
+    sigma_x: float = _field(0.3, "Prior scale of what being rated by a user says of a movie.", _MODEL, **_SCALE)
+    sigma_b: float = _field(0.5, "Prior scale of the biases.", _MODEL, **_SCALE)
     user_power: float = _field(0.5, "A user's mean divides the sum over n movies by n to this power.", _MODEL, ge=0, le=2)
     movie_power: float = _field(0.25, "The same for a movie with m ratings.", _MODEL, ge=0, le=2)
     rater_power: float = _field(0.25, "How far a user with n ratings counts less for each of their movies.", _MODEL, ge=0, le=2)
 
-    epochs: int = _field(300, "Passes over the ratings, at most.", _FIT, ge=1)
+    epochs: int = _field(1000, "Passes over the ratings, at most.", _FIT, ge=1, le=10**9)
     lr: float = _field(0.03, "Learning rate of Adam.", _FIT, gt=0)
     early_stop: bool = _field(True, "Stop when the loss, or the held-out error, no longer improves.", _FIT)
     holdout: float = _field(0.1, "Fraction of the ratings held out to find the best epoch; 0 for none.", _FIT, ge=0, lt=1)
@@ -54,7 +62,7 @@ class Settings(BaseModel):
     seed: int = _field(0, "Seed of all random numbers.", _FIT, ge=0, lt=2**63)
 
     device: Literal["auto", "cpu", "cuda", "mps"] = _field("auto", "Where to compute.", _RUN)
-    threads: int | None = _field(None, "Processor threads; all cores if not given.", _RUN, "-j", ge=1)
+    threads: int | None = _field(None, "Processor threads; all cores if not given.", _RUN, "-j", ge=1, le=512)
 
 
 class Flag(NamedTuple):
@@ -109,7 +117,8 @@ def resolve(given: Mapping[str, Any], file: Path | None, environment: Mapping[st
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
-        message = first["msg"][0].lower() + first["msg"][1:]
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
         raise UsageError(f"{origin[key]}: {message}, not {first['input']!r}") from None
 
 

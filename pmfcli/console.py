@@ -33,13 +33,6 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
-def number(value: float) -> float:
-    """The shortest decimal that is the same 32-bit float: 3.7, not 3.700000047683716."""
-    import numpy as np
-
-    return float(str(np.float32(value)))
-
-
 def pick_format(asked: Format | None, as_json: bool) -> Format:
     """The format that was asked for; else a table on a terminal, TSV in a pipe."""
     return "json" if as_json else asked or ("table" if sys.stdout.isatty() else "tsv")
@@ -76,7 +69,8 @@ def terminal(stream: TextIO) -> "Console":
     from rich.console import Console
 
     plain = not stream.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-    width = None if stream.isatty() else int(os.environ.get("COLUMNS") or _PIPE_WIDTH)
+    columns = os.environ.get("COLUMNS", "")
+    width = None if stream.isatty() else int(columns) if columns.isdecimal() and int(columns) else _PIPE_WIDTH
     colours: Literal["auto"] | None = None if plain else "auto"
     return Console(file=stream, markup=False, highlight=False, emoji=False, color_system=colours, width=width)
 
@@ -138,7 +132,13 @@ def _table(rows: Iterable[Row], shape: Shape) -> None:
 
     held = list(rows)
     shown = [c for c in shape.columns if not held or any(row.get(c) is not None for row in held)]
-    table = Table(title=shape.heading, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="bold cyan")
+    table = Table(
+        title=None if shape.heading is None else clean(shape.heading),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold cyan",
+    )
     for column in shown:
         numeric = any(isinstance(row.get(column), int | float) for row in held)
         table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")

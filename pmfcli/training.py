@@ -1,5 +1,6 @@
 """From ratings and settings to a model: hold out, find the best epoch, fit again on everything. Yields as it goes."""
 
+import math
 from collections import deque
 from collections.abc import Generator
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from pmfcli.core.predict import Pairs, predict_pairs
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import Array, Ratings, Scale
 from pmfcli.data.split import random_mask
-from pmfcli.errors import DataError, UsageError
+from pmfcli.errors import DataError, TrainingError, UsageError
 
 CHECK_EVERY = 5  # epochs between two looks at the held-out ratings
 PATIENCE = 50  # epochs without a better held-out error before the fit stops
@@ -62,11 +63,13 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     metrics: dict[str, Any] = {}
+    fitted = ratings
     if settings.holdout > 0:
         held = random_mask(ratings.n, settings.holdout, settings.seed)
         if not 0 < held.sum() < ratings.n:
             raise DataError(f"{ratings.name}: {ratings.n} ratings are too few to hold out a part; use --holdout 0")
-        observations = _observe(ratings.select(~held), settings)
+        fitted = ratings.select(~held)
+        observations = _observe(fitted, settings)
         pairs, stars = held_out(ratings, held)
         test = _Test(pairs.to(device), stars, ratings.scale)
         fit = yield from _fit("fit", observations.to(device), settings, settings.epochs, test)
@@ -74,12 +77,13 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
         beside = {name: scores(found, stars)._asdict() for name, found in predict_baselines(bias, pairs).items()}
         metrics = {"holdout_rmse": fit.holdout_rmse, "holdout_baselines": beside}
         if settings.refit:
+            fitted = ratings
             observations = _observe(ratings, settings)
             fit = yield from _fit("refit", observations.to(device), settings, fit.epochs, None)
     else:
         observations = _observe(ratings, settings)
         fit = yield from _fit("fit", observations.to(device), settings, settings.epochs, None)
-    return _model(ratings, settings, observations, fit, metrics)
+    return _model(fitted, settings, observations, fit, metrics)
 
 
 def run(training: Generator[Report, None, Model]) -> Model:
@@ -153,7 +157,7 @@ def _fit(
     for progress in map_fit.fit(observations, how, epochs, generator):
         done = progress.step + 1
         rmse = None
-        if test is not None and (done % CHECK_EVERY == 0 or done == epochs):
+        if test is not None and (progress.step % CHECK_EVERY == 0 or done == epochs):
             prediction = predict_pairs(map_fit.current(progress.state, observations), test.pairs)
             rmse = scores(test.scale.to_stars(prediction), test.stars).rmse
             if best is None or best.holdout_rmse is None or rmse < best.holdout_rmse:
@@ -175,6 +179,8 @@ def _model(ratings: Ratings, settings: Settings, observations: Observations, fit
     truth = ratings.scale.to_stars(observations.t)
     metrics |= {"epochs": fit.epochs, "loss": fit.progress.loss, "sigma": fit.progress.sigma}
     metrics["train_rmse"] = scores(fitted, truth).rmse
+    if not math.isfinite(metrics["train_rmse"]):
+        raise TrainingError(f"training diverged at its last step, {fit.progress.step}; try a smaller --lr")
     start = np.searchsorted(ratings.user, np.arange(len(ratings.users) + 1))
     return Model(
         method="map",

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pty
 import subprocess
 import sys
 import zipfile
@@ -51,6 +52,32 @@ def random_pattern(n_users: int, n_movies: int, density: float, seed: int) -> Pa
     mask[torch.arange(n_movies) % n_users, torch.arange(n_movies)] = True
     user, movie = torch.nonzero(mask, as_tuple=True)
     return Pattern.of(user, movie, (n_users, n_movies))
+
+
+def in_a_terminal(command: str, folder: Path, **environment: str | None) -> tuple[int, str]:
+    """Exit code and output of a shell command whose stdout is a terminal of 100 columns, by default without colour."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PMF_")}
+    path = f"{Path(sys.executable).parent}:{clean['PATH']}"
+    master, slave = pty.openpty()
+    chosen = clean | {"PATH": path, "NO_COLOR": "1", "COLUMNS": "100", "TERM": "xterm"} | environment
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    process = subprocess.Popen(
+        ["bash", "-c", command], cwd=folder, env=chosen, stdout=slave, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    os.close(slave)
+    output = b""
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:  # the terminal was closed: Linux says so by EIO
+            break
+        if not part:
+            break
+        output += part
+    os.close(master)
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    return process.wait(), (output + errors).decode().replace("\r\n", "\n")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import pickle
 import resource
@@ -83,12 +84,12 @@ def test_what_is_no_model_is_refused(sample_model: Model, tmp_path: Path) -> Non
 
 
 def test_a_damaged_byte_is_noticed_or_harmless(sample_model: Model) -> None:
-    """Whatever byte is changed: an error of ours, or a model. Never anything else."""
+    """Whatever byte is changed: an error of ours, or the very same model. Never anything else."""
     content = bytearray(dumps(sample_model))
     for place in range(0, len(content), len(content) // 150):
         damaged = bytes(content[:place]) + bytes([content[place] ^ 0xFF]) + bytes(content[place + 1 :])
         try:
-            loads(damaged, "x")
+            assert dumps(loads(damaged, "x")) == bytes(content)
         except ModelError:
             continue
 
@@ -108,6 +109,29 @@ def test_a_damaged_byte_is_noticed_or_harmless(sample_model: Model) -> None:
 def test_tensors_that_do_not_fit_are_refused(sample_model: Model, name: str, tensor: torch.Tensor) -> None:
     raw = torch.load(io.BytesIO(dumps(sample_model)), weights_only=True)
     raw["tensors"][name] = tensor
+    with pytest.raises(ModelError, match="damaged model file"):
+        loads(saved(raw), "x")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"offset": float("nan")},
+        {"scale": [0, 1e999]},
+        {"scale": [5, 5]},
+        {"users": ["1"] * 2000},
+        {"titles": []},
+        {"movies": 3},
+        {"settings": None},
+        {"offset": 10**400},
+    ],
+)
+def test_metadata_that_does_not_fit_is_refused(sample_model: Model, change: dict) -> None:
+    raw = torch.load(io.BytesIO(dumps(sample_model)), weights_only=True)
+    raw["meta"] = json.dumps(json.loads(raw["meta"]) | change)
+    with pytest.raises(ModelError, match="damaged model file"):
+        loads(saved(raw), "x")
+    raw["meta"] = "[" * 100_000
     with pytest.raises(ModelError, match="damaged model file"):
         loads(saved(raw), "x")
 

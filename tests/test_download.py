@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pmfcli.data import catalog, download
+from pmfcli.data import catalog
 from pmfcli.data.catalog import CATALOG, DataSet
 from pmfcli.data.download import fetch
 from pmfcli.errors import DataError, NetworkError, OutputError
@@ -165,6 +166,43 @@ def test_force_replaces_and_a_failure_does_not(tmp_path: Path) -> None:
     assert left(tmp_path) == ["mine.zip", "ml-test", "ml-test/README.txt", "ml-test/ratings.csv"]
 
 
+def test_a_replacement_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.zip"
+    path.write_bytes(GOOD)
+    fetch(data_set(), tmp_path, str(path), False)
+    (tmp_path / "ml-test" / "mark").touch()
+    rename = os.rename
+
+    def refuse(source: Path, target: Path) -> None:
+        if Path(source).parent.name == "unpacked":
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OutputError, match="No space left"):
+        fetch(data_set(), tmp_path, str(path), True)
+    assert (tmp_path / "ml-test" / "mark").exists()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_damage_in_any_compression_is_damage(tmp_path: Path, method: int) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as box:
+        box.writestr("ml-test/ratings.csv", RATINGS * 50)
+    for place in range(50, len(buffer.getvalue()) - 120, 7):
+        content = bytearray(buffer.getvalue())
+        content[place] ^= 0x55
+        (tmp_path / "mine.zip").write_bytes(content)
+        with pytest.raises(DataError):
+            fetch(data_set(buffer.getvalue()), tmp_path / "data", str(tmp_path / "mine.zip"), False)
+
+
+def test_an_empty_folder_is_not_there_yet(tmp_path: Path) -> None:
+    (tmp_path / "mine.zip").write_bytes(GOOD)
+    (tmp_path / "ml-test").mkdir()
+    assert not fetch(data_set(), tmp_path, str(tmp_path / "mine.zip"), False).was_there
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
     with pytest.raises(OutputError, match="--data-dir"):
@@ -174,4 +212,3 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_the_catalogue_is_https_and_complete() -> None:
     assert list(CATALOG) == [f"ml-{n}" for n in ("latest-small", "100k", "1m", "10m", "20m", "25m", "32m", "latest")]
     assert all(data.url.startswith("https://files.grouplens.org/datasets/movielens/ml-") for data in CATALOG.values())
-    assert download._TIMEOUT > 0

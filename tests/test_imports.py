@@ -16,12 +16,13 @@ ALLOWED = {  # room -> rooms it may import
     "data": {"data", "errors"},
     "artifact": {"core", "data.ratings", "errors"},
     "console": {"core", "data.ratings"},
+    "answers": {"artifact", "core", "data.ratings", "errors"},
     "training": {"", "artifact", "config", "core", "data.ratings", "data.split", "errors"},
     "evaluation": {"artifact", "config", "core", "data.ratings", "errors", "training"},
-    "cli": {"", "artifact", "cli", "config", "console", "core", "data", "errors", "evaluation", "training"},
+    "cli": {"", "answers", "artifact", "cli", "config", "console", "core", "data", "errors", "evaluation", "training"},
 }
 ONLY_IN = {
-    "torch": {"core", "artifact", "data.ratings", "training", "evaluation", "cli"},
+    "torch": {"core", "artifact", "data.ratings", "answers", "training", "evaluation"},
     "pandas": {"data"},
     "pyarrow": {"data"},
     "typer": {"cli"},

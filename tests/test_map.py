@@ -47,7 +47,7 @@ def test_steps_are_adam_on_the_dense_posterior(learn_sigma: bool) -> None:
         adam.zero_grad()
         loss.backward()
         adam.step()
-        state, info = map_fit.step(state)
+        state, info = map_fit.step(state, (o,), seeded())
         assert info.loss == pytest.approx(float(loss.detach()), rel=1e-9)
     for found, expected in zip(map_fit.gather(state), mine, strict=True):
         if found is not None and expected is not None:
@@ -58,7 +58,7 @@ def test_hierarchical_weights_get_their_exact_gradient() -> None:
     o = problem()
     state = map_fit.init(o, BASE, seeded())
     for _ in range(3):  # away from W = X = 0
-        state, _ = map_fit.step(state)
+        state, _ = map_fit.step(state, (o,), seeded())
     before = map_fit.gather(state)
     assert before.W is not None
     assert before.X is not None
@@ -66,7 +66,7 @@ def test_hierarchical_weights_get_their_exact_gradient() -> None:
     expected = torch.autograd.grad(-dense_log_posterior(o, before), leaves)
     moments = [state.adam[1].mean[0], state.adam_x.mean[0]]
     old = [moment.clone() for moment in moments]
-    map_fit.step(state)
+    map_fit.step(state, (o,), seeded())
     for moment, was, gradient in zip(moments, old, expected, strict=True):
         found = (moment - 0.9 * was) / 0.1  # Adam's first moment holds the gradient that it was given
         torch.testing.assert_close(found, gradient, rtol=1e-7, atol=1e-9)
@@ -75,10 +75,11 @@ def test_hierarchical_weights_get_their_exact_gradient() -> None:
 @pytest.mark.parametrize("block_ratings", [5, 12, 10**9])
 def test_blocks_add_up_to_the_whole_loss(block_ratings: int) -> None:
     o = problem()
+    blocks = map_fit.cut(o, block_ratings)
     state = map_fit.init(o, BASE._replace(lr=1e-12, block_ratings=block_ratings), seeded())
-    assert len(state.blocks) == (1 if block_ratings > o.pattern.n else pytest.approx(o.pattern.n / block_ratings, abs=2))
+    assert len(blocks) == (1 if block_ratings > o.pattern.n else pytest.approx(o.pattern.n / block_ratings, abs=2))
     expected = -float(log_posterior(map_fit.gather(state), o, SCALES))
-    _, info = map_fit.step(state)
+    _, info = map_fit.step(state, blocks, seeded())
     assert info.loss == pytest.approx(expected, rel=1e-9)
 
 
@@ -141,6 +142,18 @@ def test_dense_data_does_not_diverge() -> None:
     losses = [progress.loss for progress in map_fit.fit(observe(pattern, t), BASE, 60, seeded())]
     assert losses[-1] < losses[0]
     assert max(losses[20:]) < losses[0]
+
+
+def test_a_learned_sigma_never_reaches_zero() -> None:
+    """Ratings without noise: sigma falls as far as it may, and the fit stays."""
+    U, V = (torch.randn(n, 2, generator=seeded(2)) for n in (35, 35))
+    row, col = torch.nonzero(torch.ones(35, 35), as_tuple=True)
+    o = observe(Pattern.of(row, col, (35, 35)), link((U[row] * V[col]).sum(1)))
+    settings = BASE._replace(latent=8, sigma=1.0, learn_sigma=True, scales=SCALES._replace(sigma_u=1.0, sigma_v=1.0))
+    *_, last = map_fit.fit(o, settings, 400, seeded())
+    residual = link(score(map_fit.current(last.state, o), o.pattern)) - o.t
+    assert last.sigma < 0.06
+    assert float(residual.square().mean().sqrt()) < 0.03
 
 
 def test_divergence_names_the_step_and_the_remedy() -> None:

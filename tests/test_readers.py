@@ -135,7 +135,7 @@ def test_of_duplicates_the_latest_counts(tmp_path: Path) -> None:
         ("user,movie,rating,time\n1,2,3,4\n1,3,3,soon\n", r"a\.csv:3: time 'soon'"),
         ("user^movie^rating\n1^2^3\n", r"a\.csv:1: no columns in 'user\^movie\^rating'"),
         ("a,b,c\n1,2,3\n", r"a\.csv:1: no column for user, movie, rating among a, b, c; name them by --user-col"),
-        ("user,movie,rating\n" + "1" * 10_000_000 + ",2,3\n", r"a\.csv:2: the line is longer"),
+        ("user,movie,rating\n" + "1" * 10_000_000 + ",2,3\n", r"a\.csv:2: a row is longer"),
         ("1" * 10_000_000, r"a\.csv:1: the line is longer"),
         (b"user,movie,rating\n1,2,3\n\xff,2,3\n", r"a\.csv:3: not UTF-8"),
         (b"\x7fELF\0\0\0", r"a\.csv: a binary file"),
@@ -148,6 +148,67 @@ def test_what_is_wrong_and_where(tmp_path: Path, content: str | bytes, where: st
         read_ratings(path)
     assert len(str(caught.value)) < 300 + len(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_quote_is_a_letter_where_fields_are_not_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('user\tmovie\trating\ttitle\n1\t"x\t1\tThe "One\n1\ty\t2\t"Two\n2\ty\t3\tTwo\n')
+    assert len(triples(read_ratings(path).ratings)) == 3
+    (tmp_path / "ratings.dat").write_text('1::"2::3::4\n2::3::4::5\n3::"2::4::5\n')
+    assert len(triples(read_ratings(tmp_path / "ratings.dat").ratings)) == 3
+
+
+def test_a_stray_quote_swallows_nothing_silently(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('user,movie,rating\n1,"2,3\n1,3,4\n2,"3,4\n')
+    with pytest.raises(DataError, match=r"a\.csv:\d"):
+        read_ratings(path)
+    path.write_text('user,movie,rating,review\n1,2,3,"two\nlines"\n1,3,4,one\n')
+    assert len(triples(read_ratings(path).ratings)) == 2
+    path.write_text('user,movie,rating,review\n1,2,3,"two\nlines"\n1,3,bad,one\n')
+    with pytest.raises(DataError, match=r"a\.csv:4: rating 'bad'"):
+        read_ratings(path)
+
+
+def test_a_date_is_not_blamed_for_a_rating(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("user,movie,rating,time\n1,2,3,2020-01-01T00:00:00Z\n1,3,oops,2020-01-02\n")
+    with pytest.raises(DataError, match=r"a\.csv:3: rating 'oops'"):
+        read_ratings(path)
+
+
+@pytest.mark.parametrize("time", ["1e300", "nan", "-1e18"])
+def test_a_time_that_cannot_be_kept_is_refused(tmp_path: Path, time: str, recwarn: pytest.WarningsRecorder) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"user,movie,rating,time\n1,2,3,5\n1,3,3,{time}\n")
+    with pytest.raises(DataError, match=r"a\.csv:3: time"):
+        read_ratings(path)
+    assert not recwarn.list
+
+
+def test_what_pyarrow_refuses_is_bad_data(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"user": [[1], [2]], "movie": [1, 2], "rating": [1.0, 2.0]}).to_parquet(path)
+    with pytest.raises(DataError, match=r"a\.parquet"):
+        read_ratings(path)
+    path = tmp_path / "a.csv"
+    path.write_text("user,movie,rating\n1,2,good\n1," + "x" * 200_000 + ",3\n")
+    with pytest.raises(DataError, match=r"a\.csv:2: rating 'good'"):
+        read_ratings(path)
+    with pytest.raises(DataError, match="File name too long"):
+        read_ratings(tmp_path / ("x" * 5000))
+
+
+def test_a_movies_file_of_somebody_else_gives_no_titles(tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv").write_text("user,name,item,rating\n1,Bob,2,3\n")
+    (tmp_path / "movies.csv").write_text("id,label\n2,x\n")
+    assert read_ratings(tmp_path / "ratings.csv").ratings.titles == (None,)
+
+
+def test_a_missing_title_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("user,movie,rating,title\na,x,1,Ex\na,y,2,\nb,x,2,\n")
+    assert read_ratings(path).ratings.titles == ("Ex", None)
 
 
 def test_bad_rows_can_be_passed_over(tmp_path: Path) -> None:

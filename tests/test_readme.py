@@ -1,16 +1,12 @@
 """The README cannot drift from the commands: its sessions are run, its table names every command and its example."""
 
-import os
-import pty
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, in_a_terminal
 from test_cli import COMMANDS
 
 README = (ROOT / "README.md").read_text()
@@ -27,31 +23,6 @@ def sessions() -> Iterator[tuple[str, list[str]]]:
 def shape(line: str) -> str:
     """A line without its numbers, rules and padding: what has to be the same on every machine."""
     return " ".join(re.sub(r"[-−]?[\d,]*\.?\d+(e-?\d+)?|─+", "#", line).split())
-
-
-def in_a_terminal(command: str, folder: Path) -> tuple[int, str]:
-    """Exit code and output of a shell command whose stdout is a terminal of 100 columns."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PMF_")}
-    path = f"{Path(sys.executable).parent}:{clean['PATH']}"
-    master, slave = pty.openpty()
-    environment = clean | {"PATH": path, "NO_COLOR": "1", "COLUMNS": "100", "TERM": "xterm"}
-    process = subprocess.Popen(
-        ["bash", "-c", command], cwd=folder, env=environment, stdout=slave, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
-    )
-    os.close(slave)
-    output = b""
-    while True:
-        try:
-            part = os.read(master, 65536)
-        except OSError:  # the terminal was closed: Linux says so by EIO
-            break
-        if not part:
-            break
-        output += part
-    os.close(master)
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    return process.wait(), (output + errors).decode().replace("\r\n", "\n")
 
 
 def test_the_sessions_run_and_print_what_is_shown(movielens: Path, tmp_path: Path) -> None:

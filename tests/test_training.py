@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from conftest import ratings_of
 
 from pmfcli.config import Settings
 from pmfcli.data.ratings import Ratings
+from pmfcli.data.split import random_mask
 from pmfcli.errors import DataError, UsageError
 from pmfcli.evaluation import cross_score, report, score_model
 from pmfcli.training import PATIENCE, Report, held_out, run, train
@@ -56,18 +59,32 @@ def test_a_scale_that_is_not_stars_changes_only_the_units(sample: Ratings) -> No
     assert b.metrics["train_rmse"] / 20 == pytest.approx(a.metrics["train_rmse"] / 4.5, rel=1e-3)
 
 
-def test_test_pairs_never_inform_training(sample: Ratings) -> None:
-    """Changing the stars of held-out ratings must change nothing; so must leaving them out altogether."""
-    mask = np.zeros(sample.n, dtype=bool)
-    mask[::10] = True
-    settings = Settings(epochs=5, latent=4)
-    rest = sample.select(~mask)
-    changed = Ratings(**{**vars(sample), "stars": np.where(mask, np.float32(0.5), sample.stars)})
-    a, b = run(train(rest, settings)), run(train(changed.select(~mask), settings))
+def test_held_out_ratings_never_inform_training(sample: Ratings) -> None:
+    """Other stars for the held-out ratings inside ``train``: the same factors, another held-out error."""
+    settings = Settings(epochs=1, refit=False, latent=4)
+    held = random_mask(sample.n, settings.holdout, settings.seed)
+    changed = replace(sample, stars=np.where(held, np.float32(0.5), sample.stars))
+    a, b = run(train(sample, settings)), run(train(changed, settings))
     assert torch.equal(a.factors.U, b.factors.U)
-    pairs, stars = held_out(sample, mask)
-    assert len(stars) == mask.sum()
-    assert bool(pairs.user_known.all())
+    assert torch.equal(a.factors.V, b.factors.V)
+    assert a.metrics["holdout_rmse"] != b.metrics["holdout_rmse"]
+    assert len(a.seen.stars) == (~held).sum()
+
+
+def test_held_out_pairs_never_inform_training(sample: Ratings) -> None:
+    """Not even by which pairs they are: without them altogether, the same model."""
+    settings = Settings(epochs=1, refit=False, latent=4)
+    held = random_mask(sample.n, settings.holdout, settings.seed)
+    a = run(train(sample, settings))
+    b = run(train(sample.select(~held), Settings(epochs=1, holdout=0.0, latent=4)))
+    assert torch.equal(a.factors.U, b.factors.U)
+    assert a.seen.of(3)[0].tolist() == b.seen.of(3)[0].tolist()
+
+
+def test_ratings_at_one_end_of_the_scale_have_a_finite_mean() -> None:
+    few = ratings_of([0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 5]).select(np.array([True, True, True, False]))
+    model = run(train(few, Settings(holdout=0.0)))
+    assert abs(model.factors.offset) < 5
 
 
 def test_a_side_with_nothing_left_to_learn_from_is_unknown() -> None:

@@ -1,5 +1,6 @@
 """The command line: parse, call, render. Everything a person can do wrong ends here as one line and an exit code."""
 
+import io
 import os
 import sys
 import traceback
@@ -9,6 +10,7 @@ import typer
 
 from pmfcli import __version__
 from pmfcli.cli import demo, download, evaluate, info, predict, recommend, similar, train
+from pmfcli.data.ratings import clean
 from pmfcli.errors import PmfError
 
 app = typer.Typer(
@@ -43,6 +45,9 @@ def main() -> NoReturn:
     """Run ``pmf`` and exit."""
     # Threads that wait by spinning make training 20 times slower on a machine that has other things to do.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # pipes are UTF-8 in every locale
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors=errors)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     sys.exit(run([argument for argument in arguments if argument != "--debug"], debug))
@@ -86,5 +91,5 @@ def _unexpected(error: Exception, debug: bool) -> int:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"pmf: {message}", file=sys.stderr)
+    print(f"pmf: {clean(message)}", file=sys.stderr)
     return code

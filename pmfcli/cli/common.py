@@ -1,21 +1,18 @@
-"""What several commands do the same way: find the data, load the model, find users and movies, one row of an answer."""
+"""What several commands do the same way: find the data, load the model."""
 
-import difflib
-import re
 import sys
-import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pmfcli.console import Row, note, number
+import typer
+
+from pmfcli.console import note
 from pmfcli.data.catalog import CATALOG, DEFAULT
-from pmfcli.errors import DataError, UnknownIdError, UsageError
+from pmfcli.errors import DataError
 
 if TYPE_CHECKING:
     from pmfcli.artifact import Model
-    from pmfcli.data.ratings import Ratings, Vocabulary
-
-_CANDIDATES = 6  # of an ambiguous title that are named
+    from pmfcli.data.ratings import Ratings
 
 
 def read_data(
@@ -66,70 +63,7 @@ def load_model(path: Path) -> "Model":
     return model
 
 
-def find_user(model: "Model", name: str, by_row: bool) -> int:
-    """The row of a user.
-
-    Raises:
-        UnknownIdError: there is none; names the nearest ids.
-    """
-    return _find(model.users, name, by_row, "user", "--user")
-
-
-def find_movie(model: "Model", name: str, by_row: bool) -> int:
-    """The row of a movie, by id, else by title: the whole title, with or without the year, else a part of just one.
-
-    Raises:
-        UnknownIdError: there is none, or several fit; names candidates.
-    """
-    if by_row or model.movies.row(name) is not None:
-        return _find(model.movies, name, by_row, "movie", "--movie")
-    wanted = _plain(name)
-    titles = [(row, _plain(title)) for row, title in enumerate(model.titles) if title is not None]
-    whole = [row for row, title in titles if wanted in (title, re.sub(r" \d{4}$", "", title))]
-    found = whole or [row for row, title in titles if wanted and f" {wanted} " in f" {title} "]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        counts = model.seen.movie_counts(len(model.movies))
-        found.sort(key=lambda row: -int(counts[row]))
-        named = "; ".join(f"{model.movies.ids[row]} {model.titles[row]}" for row in found[:_CANDIDATES])
-        more = f"; and {len(found) - _CANDIDATES} more" if len(found) > _CANDIDATES else ""
-        raise UnknownIdError(f"--movie: '{name}' fits {len(found)} movies, give an id: {named}{more}")
-    return _find(model.movies, name, by_row, "movie", "--movie")
-
-
-def movie_fields(model: "Model", row: int) -> Row:
-    """Id and title of a movie."""
-    return {"movie": model.movies.ids[row], "title": model.titles[row]}
-
-
-def stars(model: "Model", unit: Any) -> list[float]:
-    """Predictions on the unit scale, (n,), as numbers of stars to print."""
-    return [number(value) for value in model.scale.to_stars(unit).tolist()]
-
-
-def _find(vocabulary: "Vocabulary", name: str, by_row: bool, what: str, flag: str) -> int:
-    if by_row:
-        if not name.isdecimal() or int(name) >= len(vocabulary):
-            raise UnknownIdError(f"{flag} --row: no row {name}; rows of {what}s are 0 to {len(vocabulary) - 1}")
-        return int(name)
-    row = vocabulary.row(name)
-    if row is None:
-        near = difflib.get_close_matches(name, vocabulary.ids, 3, 0.6) if len(vocabulary) <= 100_000 else []
-        hint = f"near: {', '.join(near)}" if near else f"it knows {len(vocabulary):,}, such as {', '.join(vocabulary.ids[:3])}"
-        raise UnknownIdError(f"{flag}: the model knows no {what} '{name}'; {hint}")
-    return row
-
-
-def _plain(title: str) -> str:
-    """A title to compare by: no case, accents or punctuation; 'Matrix, The (1999)' becomes 'the matrix 1999'."""
-    title = re.sub(r"^(.*), (The|A|An|Le|La|Les|L'|Il|El|Das|Der|Die)( \(|$)", r"\2 \1\3", title)
-    letters = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
-    return " ".join(re.findall(r"[a-z0-9]+", letters)) or title.lower()
-
-
-def single(values: list[str] | None, flag: str) -> str:
-    """The one value of a flag that may be given once here."""
-    if not values or len(values) != 1:
-        raise UsageError(f"{flag}: give one")
-    return values[0]
+def by_hand(context: typer.Context, name: str) -> bool:
+    """Whether a flag was given on the command line, not by the environment or by default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

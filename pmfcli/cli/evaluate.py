@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pmfcli.cli.common import load_model, read_data
+from pmfcli.cli.common import by_hand, load_model, read_data
 from pmfcli.cli.options import (
     AsJson,
     Config,
@@ -34,6 +34,7 @@ _COLUMNS = ("group", "ratings", "n", "rmse", "mae", "rmse_bias", "rmse_mean")
 
 @with_settings
 def evaluate(
+    context: typer.Context,
     model: ModelFile = Path("pmf.pt"),
     test: Annotated[str | None, typer.Option("--test", help="Score the saved model on these ratings; '-' for a pipe.")] = None,
     data: Data = None,
@@ -59,16 +60,13 @@ def evaluate(
 ) -> None:
     """Score a saved model on a test file, or train and score on splits; the mean and a bias-only predictor stand beside."""
     columns = (user_col, movie_col, rating_col, time_col)
+    _check_flags(context, test, folds, split, [f"--{name.replace('_', '-')}" for name in given])
     if test is not None:
-        if data is not None or folds is not None or split is not None or given or config is not None:
-            raise UsageError("--test scores a saved model: --data, --folds, --split and settings go without it")
         found = load_model(model)
         from pmfcli.evaluation import report, score_model
 
         scored = [score_model(found, read_data(test, data_dir, skip_bad, *columns))]
     else:
-        if folds is not None and split not in (None, "random"):
-            raise UsageError("--folds are random; leave out --split")
         if not 0 < test_fraction < 1:
             raise UsageError(f"--test-fraction: {test_fraction} is not between 0 and 1")
         settings = resolve(given, config, os.environ)
@@ -88,6 +86,24 @@ def evaluate(
     else:
         emit(_rows(result), Shape("evaluate", _COLUMNS), chosen)
     _say(result, max_rmse)
+
+
+def _check_flags(context: typer.Context, test: str | None, folds: int | None, split: str | None, settings: list[str]) -> None:
+    """Refuse flags that would be ignored."""
+    if test is not None:
+        useless, way = ["data", "folds", "split", "test_fraction", "last_n", "config"], "--test scores a saved model"
+    elif folds is not None:
+        useless, way = ["model", "split", "test_fraction", "last_n"], "--folds trains on random folds"
+    else:
+        useless = ["model", "test_fraction" if split == "last" else "last_n"]
+        way = f"--split {split or 'random'} trains on a part of --data"
+    wrong = [f"--{name.replace('_', '-')}" for name in useless if by_hand(context, name)] + (
+        settings if test is not None else []
+    )
+    if wrong:
+        raise UsageError(
+            f"{way}: {', '.join(wrong)} {'does' if len(wrong) == 1 else 'do'} not go with it; see pmf evaluate --help"
+        )
 
 
 def _masks(ratings: "Ratings", folds: int | None, split: str, fraction: float, last_n: int, seed: int) -> "list[Array]":

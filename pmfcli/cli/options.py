@@ -37,7 +37,7 @@ ByRow = Annotated[bool, typer.Option("--row", help="Read --user and --movie as z
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command a flag for every setting; those that were given arrive in its argument ``given``."""
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "given"]
-    made = {flag.name: _parameter(flag.name, *flag[1:]) for flag in flags()}
+    made = {flag.name: _parameter(*flag) for flag in flags()}
 
     @functools.wraps(command)
     def wrapped(**values: Any) -> None:

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from pmfcli.cli.common import find_movie, find_user, load_model, movie_fields
+from pmfcli.cli.common import load_model
 from pmfcli.cli.options import AsJson, ByRow, Count, ModelFile, OutputFormat
-from pmfcli.console import Shape, emit, note, number, pick_format
+from pmfcli.console import Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
 
 EXAMPLE = "pmf similar --movie 1"
@@ -30,28 +30,18 @@ def similar(
     if (movie is None) == (user is None):
         raise UsageError("give either --movie or --user")
     found = load_model(model)
-    from pmfcli.core.neighbours import similar as nearest
+    from pmfcli.answers import find_movie, find_user
+    from pmfcli.answers import similar as nearest
 
     if movie is not None:
         row = find_movie(found, movie, by_row)
-        vectors, counts = found.factors.V, found.seen.movie_counts(len(found.movies))
-        shape = Shape(
-            "similar", ("rank", "movie", "title", "similarity", "ratings"), f"Like {found.titles[row] or found.movies.ids[row]}"
-        )
+        rows = nearest(found, "movie", row, n, metric, min_ratings)
+        heading = f"Like {found.titles[row] or found.movies.ids[row]}"
+        shape = Shape("similar", ("rank", "movie", "title", "similarity", "ratings"), heading)
     else:
         row = find_user(found, user or "", by_row)
-        vectors, counts = found.factors.U, found.seen.start.diff()
+        rows = nearest(found, "user", row, n, metric, min_ratings)
         shape = Shape("similar", ("rank", "user", "similarity", "ratings"), f"Like user {found.users.ids[row]}")
-    rows, similarity = nearest(vectors, row, counts >= min_ratings, n, metric)
-    answers = [
-        {
-            "rank": rank,
-            **(movie_fields(found, other) if movie is not None else {"user": found.users.ids[other]}),
-            "similarity": number(value),
-            "ratings": int(counts[other]),
-        }
-        for rank, (other, value) in enumerate(zip(rows.tolist(), similarity.tolist(), strict=True), 1)
-    ]
-    if len(answers) < n:
-        note(f"{len(answers)} have at least {min_ratings} ratings; --min-ratings changes that")
-    emit(answers, shape, pick_format(output, as_json))
+    if len(rows) < n:
+        note(f"only {len(rows)} others have at least {min_ratings} ratings; --min-ratings 0 takes all")
+    emit(rows, shape, pick_format(output, as_json))

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -54,7 +55,11 @@ def train(
 ) -> None:
     """Fit a model by maximum a posteriori and write it to a file that answers alone."""
     settings = resolve(given, config, os.environ)
-    _check_writable(output)
+    _check_outputs(output, log, as_json)
+    if settings.device not in ("auto", "cpu"):
+        from pmfcli.training import choose_device
+
+        choose_device(settings.device)
     ratings = read_data(data, data_dir, skip_bad, user_col, movie_col, rating_col, time_col)
     from pmfcli.artifact import dumps, write_atomically
     from pmfcli.training import train as steps
@@ -114,16 +119,22 @@ def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
     note(f"wrote {output} ({size / 1e6:.1f} MB)")
 
 
-def _check_writable(output: Path) -> None:
+def _check_outputs(output: Path, log: Path | None, as_json: bool) -> None:
     """Refuse before training what could not be written after it."""
     if str(output) == "-":
+        if as_json or str(log) == "-":
+            raise UsageError("--output -: the model takes standard output; give --log a file, leave --json out")
         if sys.stdout.isatty():
             raise UsageError("--output -: a model is not text; send it to a file or a pipe")
         return
-    folder = output.resolve().parent
-    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        reason = "is a folder" if output.is_dir() else "its folder cannot be written" if folder.is_dir() else "no such folder"
-        raise UsageError(f"--output {output}: {reason}; give a file in a folder that you may write")
+    try:
+        if output.is_dir():
+            raise UsageError(f"--output {output}: is a folder; give a file")
+        if not output.exists() or output.is_file():
+            with tempfile.TemporaryFile(dir=output.resolve().parent):
+                pass
+    except OSError as error:
+        raise UsageError(f"--output {output}: {error.strerror or error}; give a file in a folder that you may write") from None
 
 
 def _open_log(log: Path | None) -> TextIO:

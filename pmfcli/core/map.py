@@ -28,6 +28,7 @@ from pmfcli.core.sparse import Pattern, spmm
 from pmfcli.errors import TrainingError
 
 _LARGEST_MOVE = 3.0  # of a row of F W or G X in one step, in learning rates, on average over ratings
+_LEAST_SIGMA = 0.01  # of the rating scale: Adam moves a learned sigma by about the learning rate, and must not pass 0
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 _START = 0.01  # standard deviation of the first factors, as in the post
 
@@ -60,7 +61,6 @@ class State(NamedTuple):
     """Where a fit stands. ``step`` updates the tensors in place."""
 
     parameters: tuple[Parameters, ...]  # one for each block of users: its own Y, X, b; the same Z, W, c, sigma
-    blocks: tuple[Observations, ...]
     scales: Scales
     adam: tuple[Adam, ...]  # moved after every block
     adam_x: Adam  # moved once a pass over all blocks
@@ -82,6 +82,12 @@ class Progress(NamedTuple):
     state: State
 
 
+def cut(observations: Observations, block_ratings: int) -> tuple[Observations, ...]:
+    """Blocks of users with about equal numbers of ratings, none much above ``block_ratings``; the weights stay the whole's."""
+    bounds = _bounds(observations.pattern.crow, block_ratings)
+    return tuple(_rows(observations, a, z) for a, z in bounds) if len(bounds) > 1 else (observations,)
+
+
 def init(observations: Observations, settings: MapSettings, generator: torch.Generator) -> State:
     """First state: factors 0.01 randn, hierarchical weights and biases 0.
 
@@ -89,7 +95,8 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
         generator: a CPU generator; the numbers do not depend on the device.
     """
     o, s = observations, settings
-    n_users, n_movies = o.pattern.shape
+    sizes = [stop - start for start, stop in _bounds(o.pattern.crow, s.block_ratings)]
+    n_movies = o.pattern.shape[1]
     device, dtype = o.t.device, o.t.dtype
 
     def start(rows: int) -> Tensor:
@@ -99,23 +106,22 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(*shape, device=device, dtype=dtype, requires_grad=True)
 
-    Y, Z = start(n_users), start(n_movies)
+    Y = [start(size) for size in sizes]
+    Z = start(n_movies)
     W = zeros(n_movies, s.latent) if s.user_means else None
     c = zeros(n_movies) if s.biases else None
     sigma = torch.tensor(s.sigma, device=device, dtype=dtype, requires_grad=s.learn_sigma)
-    bounds = _bounds(o.pattern.crow, s.block_ratings)
-    blocks = tuple(_rows(o, a, z) for a, z in bounds) if len(bounds) > 1 else (o,)
     parameters = tuple(
         Parameters(
-            Y=Y if len(bounds) == 1 else Y[a:z].detach().clone().requires_grad_(),
+            Y=own,
             Z=Z,
             W=W,
-            X=zeros(z - a, s.latent) if s.movie_means else None,
-            b=zeros(z - a) if s.biases else None,
+            X=zeros(size, s.latent) if s.movie_means else None,
+            b=zeros(size) if s.biases else None,
             c=c,
             sigma=sigma,
         )
-        for a, z in bounds
+        for own, size in zip(Y, sizes, strict=True)
     )
     leaves = [p for p in (Z, c, sigma) if p is not None and p.requires_grad]
     leaves += [p for block in parameters for p in (block.Y, block.b) if p is not None]
@@ -124,21 +130,22 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
         adam.append(_adam(s.lr * _slower(o.F, o.pattern), [W]))
     xs = [block.X for block in parameters if block.X is not None]
     adam_x = _adam(s.lr * _slower(o.G, o.pattern_t) if xs else s.lr, xs)
-    return State(parameters, blocks, s.scales, tuple(adam), adam_x)
+    return State(parameters, s.scales, tuple(adam), adam_x)
 
 
-def step(state: State) -> tuple[State, Info]:
-    """One pass over all ratings: one Adam step for each block, and one for X.
+def step(state: State, blocks: tuple[Observations, ...], generator: torch.Generator) -> tuple[State, Info]:
+    """One pass over all ratings: one Adam step for each block, in random order, and one for X.
 
     Raises:
         TrainingError: the loss is not finite; the parameters are then no longer of use.
     """
-    n = sum(block.pattern.n for block in state.blocks)
+    n = sum(block.pattern.n for block in blocks)
     sigma = float(state.parameters[0].sigma.detach())
-    held = _movie_means(state)
+    held = _movie_means(state, blocks)
     means = None if held is None else held.detach().requires_grad_()
     loss = 0.0
-    for p, o in zip(state.parameters, state.blocks, strict=True):
+    for number in torch.randperm(len(blocks), generator=generator).tolist():
+        p, o = state.parameters[number], blocks[number]
         factors = effective(p._replace(X=None), o)
         if means is not None:
             factors = factors._replace(V=factors.V + means)
@@ -150,6 +157,8 @@ def step(state: State) -> tuple[State, Info]:
             raise TrainingError(f"the loss is {loss}")
         for group in state.adam:
             _move(group)
+        if p.sigma.requires_grad:
+            p.sigma.data.clamp_(min=_LEAST_SIGMA)
     if held is not None and means is not None:
         torch.autograd.backward(held, means.grad)
         _move(state.adam_x)
@@ -162,10 +171,11 @@ def fit(observations: Observations, settings: MapSettings, epochs: int, generato
     Raises:
         TrainingError: the loss stopped being finite; names the step and the remedy.
     """
+    blocks = cut(observations, settings.block_ratings)
     state = init(observations, settings, generator)
     for number in range(epochs):
         try:
-            state, info = step(state)
+            state, info = step(state, blocks, generator)
         except TrainingError as error:
             raise TrainingError(f"training diverged at step {number}: {error}; try a smaller --lr") from None
         yield Progress(number, info.loss, info.sigma, state)
@@ -239,7 +249,7 @@ def _move(group: Adam) -> None:
 
 
 def _slower(weights: Tensor, pattern: Pattern) -> float:
-    """What the learning rate of W or X is multiplied by.
+    """What the learning rate of W or X is multiplied by, from the weights F or G.
 
     Adam moves every entry by about the learning rate, so a row of F W, a sum over all that a user rated, moves by the row sum
     of F times it: 20 times for the users of ml-latest-small, 40 for the movies of a dense set, and training then diverges.
@@ -248,9 +258,9 @@ def _slower(weights: Tensor, pattern: Pattern) -> float:
     return min(1.0, _LARGEST_MOVE / float(sums[pattern.row].mean()))
 
 
-def _movie_means(state: State) -> Tensor | None:
+def _movie_means(state: State, blocks: tuple[Observations, ...]) -> Tensor | None:
     """G X, (n_movies, latent), from all blocks."""
-    parts = [spmm(o.G, p.X, o.pattern_t) for p, o in zip(state.parameters, state.blocks, strict=True) if p.X is not None]
+    parts = [spmm(o.G, p.X, o.pattern_t) for p, o in zip(state.parameters, blocks, strict=True) if p.X is not None]
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] if parts else None
 
 

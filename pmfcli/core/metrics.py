@@ -54,4 +54,4 @@ def fit_biases(pattern: Pattern, stars: Tensor) -> BiasOnly:
 
 def predict_baselines(bias: BiasOnly, pairs: Pairs) -> dict[str, Tensor]:
     """Stars for pairs, (n,), by always answering the mean, and by biases alone."""
-    return {"mean": torch.full_like(bias.b, bias.mean)[:1].expand(len(pairs.user)), "bias": bias.predict(pairs)}
+    return {"mean": bias.b.new_full((len(pairs.user),), bias.mean), "bias": bias.predict(pairs)}

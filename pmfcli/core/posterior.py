@@ -87,7 +87,8 @@ def observe(
     m_j = pattern.col_counts().clamp(min=1).to(t.dtype)
     F = n_i.pow(-user_power)[pattern.row]
     G = m_j.pow(-movie_power)[pattern.row_t] * n_i.pow(-rater_power)[pattern.col_t]
-    offset = float(torch.logit(t.double().mean())) if with_offset else 0.0
+    least = 0.5 / max(len(t), 1)  # if all ratings are at one end of the scale, the mean stays just inside it
+    offset = float(torch.logit(t.double().mean(), eps=least)) if with_offset else 0.0
     return Observations(pattern, pattern.T, t, F, G, offset)
 
 

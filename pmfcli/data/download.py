@@ -1,10 +1,11 @@
 """Get a data set: decide, temporary file, verify, unpack safely, rename. The only place that opens sockets."""
 
 import contextlib
+import errno
 import hashlib
+import lzma
 import os
 import re
-import shutil
 import stat
 import tempfile
 import zipfile
@@ -44,7 +45,7 @@ def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progre
         OutputError: the folder cannot be written.
     """
     folder = data_dir / data.name
-    if folder.exists() and not force:
+    if folder.exists() and any(folder.iterdir()) and not force:
         return Fetched(folder, True, "")
     remote = source is None or bool(re.match(r"https?://", source))
     try:
@@ -120,8 +121,12 @@ def _unpack(archive: Path, target: Path) -> Path:
             _check_members(archive, members)
             for member in members:
                 box.extract(member, target)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise DataError(f"{archive}: damaged or not a zip archive ({error})") from None
+    except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # from the decompressor, not from the disk
+            raise DataError(f"{archive}: damaged or not a zip archive ({error})") from None
+        raise
     inside = list(target.iterdir()) if target.exists() else []
     if not inside:
         raise DataError(f"{archive}: the archive is empty")
@@ -158,7 +163,13 @@ def _verify(data: DataSet, md5_expected: str | None, md5_found: str, unpacked: P
 
 
 def _move(unpacked: Path, folder: Path, work: Path) -> None:
+    """Put the new folder in its place; the old one goes with ``work``, but comes back if that fails."""
+    old = work / "replaced"
     if folder.exists():
-        os.rename(folder, work / "replaced")
-        shutil.rmtree(work / "replaced", ignore_errors=True)
-    os.rename(unpacked, folder)
+        os.rename(folder, old)
+    try:
+        os.rename(unpacked, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        raise

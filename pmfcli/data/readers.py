@@ -13,8 +13,9 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -34,13 +35,16 @@ _NAMES = {
     "movie": ("movie", "movieid", "movie_id", "item", "itemid", "item_id"),
     "rating": ("rating", "score", "stars"),
     "time": ("time", "timestamp"),
-    "title": ("title", "movie_title", "name"),
+    "title": ("title", "movie_title"),
 }
 _NEEDED = ("user", "movie", "rating")
 _SEPARATORS = ("::", "\t", ",", ";", "|")
+_UNQUOTED = ("::", "\t")  # a quotation mark is a letter like any other there
 _HEAD = 1 << 16  # bytes looked at to recognise a layout
 _LONGEST_LINE = 1 << 20
+csv.field_size_limit(_LONGEST_LINE)
 _LARGEST = 1e30  # ratings beyond this are not numbers a model can use
+_LATEST = 1e15  # times beyond this, in seconds, are not numbers that can be kept
 _GZIP_RATIO, _GZIP_SMALL = 100, 1 << 30  # beyond both, a gzip file is refused as a bomb
 _PARQUET_ROW = 32  # bytes of memory that one row takes at least
 
@@ -91,21 +95,21 @@ def read_ratings(path: Path | None, columns: Columns | None = None, skip_bad: bo
     Raises:
         DataError: what is wrong, where, and what to do.
     """
-    file = None if path is None else _ratings_file(path)
-    name = "standard input" if file is None else str(file)
+    name = "standard input" if path is None else str(path)
     columns = columns or Columns()
     try:
+        file = None if path is None else _ratings_file(path)
+        name = name if file is None else str(file)
         if file is not None and file.suffix == ".parquet":
-            table, broken = _read_parquet(file, columns), 0
-            reading = _assemble(table, file, name, broken, skip_bad, None)
-        else:
-            text = _Text(name, file if file is not None and file.suffix != ".gz" else _in_memory(file))
-            layout = _recognise(text, columns)
-            table, broken = _read_text(text, layout)
-            reading = _assemble(table, file, name, broken, skip_bad, (text, layout))
+            return _assemble(_read_parquet(file, columns), file, name, 0, skip_bad, None)
+        text = _Text(name, file if file is not None and file.suffix != ".gz" else _in_memory(file))
+        layout = _recognise(text, columns)
+        table, broken = _read_text(text, layout)
+        return _assemble(table, file, name, broken, skip_bad, (text, layout))
     except OSError as error:
-        raise DataError(f"{name}: {error.strerror or error}") from None
-    return reading
+        raise DataError(f"{_short(name)}: {error.strerror or error}") from None
+    except (pa.ArrowException, csv.Error, UnicodeError) as error:
+        raise DataError(f"{name}: not a table of ratings ({_short(str(error))})") from None
 
 
 def _ratings_file(path: Path) -> Path:
@@ -166,7 +170,7 @@ def _recognise(text: _Text, columns: Columns) -> _Layout:
 
 
 def _split(line: str, separator: str) -> list[str]:
-    if len(separator) > 1:
+    if separator in _UNQUOTED:
         return [part.strip() for part in line.split(separator)]
     return [part.strip() for part in next(csv.reader([line], delimiter=separator), [])]
 
@@ -207,7 +211,12 @@ def _read_text(text: _Text, layout: _Layout) -> tuple[pa.Table, int]:
         table = pacsv.read_csv(
             io.BytesIO(text.source) if isinstance(text.source, bytes) else text.source,
             read_options=pacsv.ReadOptions(column_names=names, skip_rows=int(layout.header), block_size=_LONGEST_LINE),
-            parse_options=pacsv.ParseOptions(delimiter=layout.separator[0], invalid_row_handler=pass_over),
+            parse_options=pacsv.ParseOptions(
+                delimiter=layout.separator[0],
+                quote_char=False if layout.separator in _UNQUOTED else '"',
+                newlines_in_values=layout.separator not in _UNQUOTED,
+                invalid_row_handler=pass_over,
+            ),
             convert_options=pacsv.ConvertOptions(
                 column_types={name: pa.string() if role == "time" else coded for name, role in roles.items()},
                 include_columns=list(roles),
@@ -220,7 +229,9 @@ def _read_text(text: _Text, layout: _Layout) -> tuple[pa.Table, int]:
             raise DataError(f"{text.name}: a header and no ratings") from None
         if "straddling" in message:
             line = _first_line(text, lambda raw: len(raw) > _LONGEST_LINE)
-            raise DataError(f"{text.name}:{line}: the line is longer than {_LONGEST_LINE:,} bytes; is this a table?") from None
+            raise DataError(
+                f"{text.name}:{line}: a row is longer than {_LONGEST_LINE:,} bytes; is a quote not closed?"
+            ) from None
         if "UTF8" in message:
             line = _first_line(text, lambda raw: "\ufffd" in raw.decode("utf-8", errors="replace"))
             raise DataError(
@@ -265,7 +276,7 @@ def _assemble(
     time = _times(table.column("time")) if "time" in table.column_names else None
     good = np.isfinite(stars) & (user >= 0) & (movie >= 0)
     if time is not None:
-        good &= np.isfinite(time)
+        good &= np.abs(time) <= _LATEST  # not where it is NaN
     skipped = broken + int((~good).sum())
     if skipped and not skip_bad:
         where = _first_bad_line(*text) if text else f"{name}: row {int(np.argmin(good)) + 1} is not a rating"
@@ -278,14 +289,15 @@ def _assemble(
         rows = rows.sort_values("time", kind="stable")
     if "title" in table.column_names:
         code, names = _codes(table.column("title"))
-        rows["title"] = pd.Series(code[good]).map(dict(enumerate(names)))
+        rows["title"] = pd.Series(code[good]).map(dict(enumerate([*names]))).astype(object)
     users, rows["user"] = _vocabulary(rows["user"].to_numpy(), user_ids)
     movies, rows["movie"] = _vocabulary(rows["movie"].to_numpy(), movie_ids)
     rows = rows.sort_values(["user", "movie"], kind="stable")
     repeated = rows.duplicated(["user", "movie"], keep="last")
     rows = rows[~repeated]
     if "title" in rows:
-        known = dict(zip(rows["movie"], rows["title"], strict=True))
+        titled = rows[rows["title"].notna()]
+        known = dict(zip(titled["movie"], titled["title"], strict=True))
         titles = [known.get(row) for row in range(len(movies))]
     else:
         by_id = read_titles(file) if file is not None else {}
@@ -307,7 +319,7 @@ def _assemble(
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
-    """Positions in a list of distinct texts, -1 where there is none."""
+    """Positions in a list of distinct texts, -1 where there is none. A text that runs over lines is none: a stray quote."""
     if pa.types.is_floating(column.type):
         with contextlib.suppress(pa.ArrowInvalid):
             column = column.cast(pa.int64())  # ids that became floats, as pandas does beside missing values
@@ -315,7 +327,7 @@ def _codes(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
         column = column.cast(pa.string()).dictionary_encode()
     whole = column.unify_dictionaries().combine_chunks()
     codes = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    labels = [clean(label or "") for label in whole.dictionary.to_pylist()]
+    labels = [clean(label or "") if "\n" not in (label or "") else "" for label in whole.dictionary.to_pylist()]
     distinct = sorted(set(labels) - {""})
     place = {label: i for i, label in enumerate(distinct)}
     return np.array([*(place.get(label, -1) for label in labels), -1], dtype=np.int32)[codes], distinct
@@ -366,28 +378,50 @@ def _times(column: pa.ChunkedArray) -> Array:
 
 def _first_bad_line(text: _Text, layout: _Layout) -> str:
     """Where the first row is that cannot be read, and why."""
-    with text.open() as stream:
-        for number, raw in enumerate(stream, 1):
-            line = raw.decode("utf-8", errors="replace").strip("\r\n")
-            if not line or (number == 1 and layout.header):
-                continue
-            complaint = _complaint(_split(line, layout.separator), layout)
-            if complaint:
-                return f"{text.name}:{number}: {complaint}"
+    for number, parts in _rows(text, layout):
+        complaint = _complaint(parts, layout)
+        if complaint:
+            return f"{text.name}:{number}: {complaint}"
     return f"{text.name}: a row that is not a rating"
+
+
+def _rows(text: _Text, layout: _Layout) -> Iterator[tuple[int, list[str]]]:
+    """The rows below the header, with the number of their last line."""
+    with io.TextIOWrapper(text.open(), encoding="utf-8", errors="replace", newline="") as stream:
+        if layout.separator in _UNQUOTED:
+            numbered = ((number, _split(line.strip("\r\n"), layout.separator)) for number, line in enumerate(stream, 1))
+        else:
+            reader = csv.reader(stream, delimiter=layout.separator)
+            numbered = ((reader.line_num, [part.strip() for part in parts]) for parts in reader)
+        for index, (number, parts) in enumerate(numbered):
+            if parts not in ([], [""]) and (index > 0 or not layout.header):
+                yield number, parts
 
 
 def _complaint(parts: list[str], layout: _Layout) -> str | None:
     if len(parts) != layout.width:
         return f"{len(parts)} fields where {layout.width} are expected"
     value = {role: parts[field] for role, field in layout.fields.items()}
+    if any("\n" in part for part in value.values()):
+        return "a quoted field runs over lines"
     if not value["user"] or not value["movie"]:
         return f"no {'user' if not value['user'] else 'movie'} id"
     if _number(value["rating"]) is None:
         return f"rating '{_short(value['rating'])}' is not a number"
-    if "time" in value and _number(value["time"]) is None:
-        return f"time '{_short(value['time'])}' is not a number of seconds since 1970"
+    if "time" in value and not _is_time(value["time"]):
+        return f"time '{_short(value['time'])}' is neither seconds since 1970 nor a date"
     return None
+
+
+def _is_time(text: str) -> bool:
+    seconds = _number(text)
+    if seconds is not None:
+        return abs(seconds) <= _LATEST
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _short(text: str) -> str:

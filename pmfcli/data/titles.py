@@ -10,7 +10,7 @@ from pmfcli.errors import DataError
 
 
 def read_titles(ratings_file: Path) -> dict[str, str]:
-    """Movie id -> title for the layout that ``ratings_file`` belongs to; empty if no such file lies beside it.
+    """Movie id -> title for the layout that ``ratings_file`` belongs to; empty if no file of titles lies beside it.
 
     Raises:
         DataError: the file of titles cannot be read.
@@ -31,7 +31,9 @@ def read_titles(ratings_file: Path) -> dict[str, str]:
 
 
 def _from_csv(path: Path) -> dict[str, str]:
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=["movieId", "title"])
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if not {"movieId", "title"} <= set(table):
+        return {}  # somebody else's movies.csv
     return dict(zip(table["movieId"], table["title"], strict=True))
 
 
