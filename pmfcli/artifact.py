@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from pmfcli.core.posterior import Factors, Parameters
-from pmfcli.data.ratings import Scale, Vocabulary, clean
+from pmfcli.data.ratings import Scale, Vocabulary
 from pmfcli.errors import ModelError, OutputError
+from pmfcli.text import clean
 
 FORMAT = "pmf-model"
 VERSION = 1

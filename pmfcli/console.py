@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
-from pmfcli.data.ratings import clean
+from pmfcli.text import clean
 
 if TYPE_CHECKING:
     from rich.console import Console

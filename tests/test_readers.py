@@ -1,5 +1,6 @@
 import gzip
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmfcli.data import readers
-from pmfcli.data.readers import Columns, read_ratings
+from pmfcli.data.fields import Columns
+from pmfcli.data.readers import read_ratings
 from pmfcli.errors import DataError
 
 TRIPLES = [("1", "10", 4.0, 100), ("1", "20", 3.5, 200), ("2", "10", 0.5, 300)]
@@ -64,8 +66,14 @@ def test_gzip_parquet_and_standard_input(tmp_path: Path, monkeypatch: pytest.Mon
         path = tmp_path / f"{number}.parquet"
         frame.astype(kinds).to_parquet(path)
         assert triples(read_ratings(path).ratings) == TRIPLES
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-    assert triples(read_ratings(None).ratings) == TRIPLES
+    for content in (text.encode(), gzip.compress(text.encode())):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert triples(read_ratings(None).ratings) == TRIPLES
+    read, write = os.pipe()
+    os.write(write, text.encode())
+    os.close(write)
+    assert triples(read_ratings(Path(f"/dev/fd/{read}")).ratings) == TRIPLES
+    os.close(read)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +114,13 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         read_ratings(path, Columns("who", "what", "missing"))
 
 
+def test_one_column_has_one_role(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("user,movie,rating\na,b,1\n")
+    with pytest.raises(DataError, match="cannot be two of"):
+        read_ratings(path, Columns("user", "user"))
+
+
 def test_of_duplicates_the_latest_counts(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("user,movie,rating,time\na,b,1,30\na,b,2,50\na,b,3,40\na,c,5,1\n")
@@ -134,6 +149,9 @@ def test_of_duplicates_the_latest_counts(tmp_path: Path) -> None:
         ("user,movie,rating\n1,2,3,4\n", r"a\.csv:2: 4 fields where 3 are expected"),
         ("user,movie,rating,time\n1,2,3,4\n1,3,3,soon\n", r"a\.csv:3: time 'soon'"),
         ("user^movie^rating\n1^2^3\n", r"a\.csv:1: no columns in 'user\^movie\^rating'"),
+        ("user,movie\n1,2\n", r"a\.csv:1: no column for rating among user, movie"),
+        ("user,movie,rating\r1,2,3\r", r"a\.csv: lines end in a carriage return alone"),
+        ("\nuser,movie,rating\n1,2,3\n", r"a\.csv:1: the first line is blank"),
         ("a,b,c\n1,2,3\n", r"a\.csv:1: no column for user, movie, rating among a, b, c; name them by --user-col"),
         ("user,movie,rating\n" + "1" * 10_000_000 + ",2,3\n", r"a\.csv:2: a row is longer"),
         ("1" * 10_000_000, r"a\.csv:1: the line is longer"),
@@ -243,7 +261,7 @@ def test_gzip_that_is_damaged_or_a_bomb(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(DataError, match="damaged gzip"):
         read_ratings(path)
     path.write_bytes(b"user,movie,rating\n")
-    with pytest.raises(DataError, match="damaged gzip"):
+    with pytest.raises(DataError, match="not a gzip"):
         read_ratings(path)
     monkeypatch.setattr(readers, "_GZIP_SMALL", 1000)
     path.write_bytes(gzip.compress(b"user,movie,rating\n" + b" " * 1_000_000))

@@ -10,8 +10,8 @@ import typer
 
 from pmfcli import __version__
 from pmfcli.cli import demo, download, evaluate, info, predict, recommend, similar, train
-from pmfcli.data.ratings import clean
 from pmfcli.errors import PmfError
+from pmfcli.text import clean
 
 app = typer.Typer(
     name="pmf",

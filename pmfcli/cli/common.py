@@ -25,7 +25,8 @@ def read_data(
     time: str | None = None,
 ) -> "Ratings":
     """The ratings that ``--data`` names, with notes on stderr of what was passed over."""
-    from pmfcli.data.readers import Columns, read_ratings
+    from pmfcli.data.fields import Columns
+    from pmfcli.data.readers import read_ratings
     from pmfcli.data.sample import NAME, NOTICE, read_sample
 
     if data is None and not (data_dir / DEFAULT).is_dir():

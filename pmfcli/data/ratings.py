@@ -19,12 +19,6 @@ Array = npt.NDArray[Any]
 Numbers = TypeVar("Numbers", float, Array, "torch.Tensor")
 
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-
-
-def clean(text: str) -> str:
-    """Text from a file made safe to print in a line: control characters become spaces, the ends are trimmed."""
-    return _CONTROL.sub(" ", text).strip()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import gzip
 import io
 import math
 import os
-import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,37 +24,19 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary, clean
+from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, UNQUOTED, Columns, by_role, split
+from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary
 from pmfcli.data.titles import read_titles
 from pmfcli.errors import DataError
+from pmfcli.text import clean, short
 
 _LAYOUTS = ("ratings.csv", "ratings.dat", "u.data")  # the ratings file of a MovieLens folder
-_NAMES = {
-    "user": ("user", "userid", "user_id"),
-    "movie": ("movie", "movieid", "movie_id", "item", "itemid", "item_id"),
-    "rating": ("rating", "score", "stars"),
-    "time": ("time", "timestamp"),
-    "title": ("title", "movie_title"),
-}
 _NEEDED = ("user", "movie", "rating")
-_SEPARATORS = ("::", "\t", ",", ";", "|")
-_UNQUOTED = ("::", "\t")  # a quotation mark is a letter like any other there
 _HEAD = 1 << 16  # bytes looked at to recognise a layout
-_LONGEST_LINE = 1 << 20
-csv.field_size_limit(_LONGEST_LINE)
 _LARGEST = 1e30  # ratings beyond this are not numbers a model can use
 _LATEST = 1e15  # times beyond this, in seconds, are not numbers that can be kept
 _GZIP_RATIO, _GZIP_SMALL = 100, 1 << 30  # beyond both, a gzip file is refused as a bomb
 _PARQUET_ROW = 32  # bytes of memory that one row takes at least
-
-
-class Columns(NamedTuple):
-    """Names of columns given by hand; None: found by name."""
-
-    user: str | None = None
-    movie: str | None = None
-    rating: str | None = None
-    time: str | None = None
 
 
 class Reading(NamedTuple):
@@ -97,19 +78,22 @@ def read_ratings(path: Path | None, columns: Columns | None = None, skip_bad: bo
     """
     name = "standard input" if path is None else str(path)
     columns = columns or Columns()
+    given = [column for column in columns if column is not None]
+    if len(set(given)) < len(given):
+        raise DataError(f"{name}: one column cannot be two of user, movie, rating and time")
     try:
         file = None if path is None else _ratings_file(path)
         name = name if file is None else str(file)
         if file is not None and file.suffix == ".parquet":
             return _assemble(_read_parquet(file, columns), file, name, 0, skip_bad, None)
-        text = _Text(name, file if file is not None and file.suffix != ".gz" else _in_memory(file))
+        text = _Text(name, file if file is not None and file.suffix != ".gz" and file.is_file() else _in_memory(file))
         layout = _recognise(text, columns)
         table, broken = _read_text(text, layout)
         return _assemble(table, file, name, broken, skip_bad, (text, layout))
     except OSError as error:
-        raise DataError(f"{_short(name)}: {error.strerror or error}") from None
+        raise DataError(f"{short(name)}: {error.strerror or error}") from None
     except (pa.ArrowException, csv.Error, UnicodeError) as error:
-        raise DataError(f"{name}: not a table of ratings ({_short(str(error))})") from None
+        raise DataError(f"{name}: not a table of ratings ({short(str(error))})") from None
 
 
 def _ratings_file(path: Path) -> Path:
@@ -124,18 +108,21 @@ def _ratings_file(path: Path) -> Path:
 
 
 def _in_memory(file: Path | None) -> bytes:
-    """All of standard input, or of a gzip file within bounds."""
-    if file is None:
-        return sys.stdin.buffer.read()
-    packed = file.stat().st_size
-    limit = max(_GZIP_SMALL, _GZIP_RATIO * packed)
+    """All of standard input, of a pipe, or of a gzip file, unpacked within bounds."""
+    packed = sys.stdin.buffer.read() if file is None else file.read_bytes()
+    if packed[:2] != b"\x1f\x8b":
+        if file is not None and file.suffix == ".gz":
+            raise DataError(f"{file}: not a gzip file")
+        return packed
+    limit = max(_GZIP_SMALL, _GZIP_RATIO * len(packed))
+    name = "standard input" if file is None else file
     try:
-        with gzip.open(file) as stream:
+        with gzip.open(io.BytesIO(packed)) as stream:
             content = stream.read(limit + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{file}: damaged gzip file ({error})") from None
+        raise DataError(f"{name}: damaged gzip file ({error})") from None
     if len(content) > limit:
-        raise DataError(f"{file}: {packed:,} bytes unpack to more than {limit:,}; refused as a gzip bomb")
+        raise DataError(f"{name}: {len(packed):,} bytes unpack to more than {limit:,}; refused as a gzip bomb")
     return content
 
 
@@ -150,47 +137,31 @@ def _recognise(text: _Text, columns: Columns) -> _Layout:
     first, newline, _ = head.partition(b"\n")
     if not newline and len(head) == _HEAD:
         raise DataError(f"{text.name}:1: the line is longer than {_HEAD:,} bytes; expected user, movie, rating[, time]")
-    line = first.decode("utf-8-sig", errors="replace").strip("\r")
-    complaint = f"no columns in '{_short(line)}'; expected user, movie, rating separated by comma, tab, semicolon, | or ::"
-    for separator in _SEPARATORS:
-        parts = _split(line, separator)
-        if len(parts) < len(_NEEDED):
+    line = first.decode("utf-8-sig", errors="replace").removesuffix("\r")
+    if not line.strip():
+        raise DataError(f"{text.name}:1: the first line is blank; remove it")
+    if "\r" in line:
+        raise DataError(f"{text.name}: lines end in a carriage return alone; convert them, for instance by tr '\\r' '\\n'")
+    complaint = f"no columns in '{short(line)}'; expected user, movie, rating separated by comma, tab, semicolon, | or ::"
+    for separator in SEPARATORS:
+        parts = split(line, separator)
+        if len(parts) < 2:
             continue
-        fields = _fields(parts, columns)
+        fields = by_role(parts, columns)
         if all(role in fields for role in _NEEDED):
             return _Layout(separator, True, len(parts), fields)
-        if _number(parts[2]) is not None and not any(columns):
+        if len(parts) > 2 and _number(parts[2]) is not None and not any(columns):
             roles = ("user", "movie", "rating", "time")
             return _Layout(separator, False, len(parts), {role: i for i, role in enumerate(roles[: len(parts)])})
-        missing = ", ".join(role for role in _NEEDED if role not in fields)
-        found = ", ".join(_short(part) for part in parts[:12])
-        complaint = f"no column for {missing} among {found}; name them by --user-col, --movie-col, --rating-col"
+        complaint = _missing(parts, fields)
         break
     raise DataError(f"{text.name}:1: {complaint}")
 
 
-def _split(line: str, separator: str) -> list[str]:
-    if separator in _UNQUOTED:
-        return [part.strip() for part in line.split(separator)]
-    return [part.strip() for part in next(csv.reader([line], delimiter=separator), [])]
-
-
-def _fields(parts: list[str], columns: Columns) -> dict[str, int]:
-    """Role -> position, for the roles that have a column."""
-    plain = [re.sub(r":\w+$", "", part).lower() for part in parts]  # RecBole writes "user_id:token"
-    fields = {}
-    for role, aliases in _NAMES.items():
-        given = getattr(columns, role, None)
-        if given is not None:
-            if given in parts:
-                fields[role] = parts.index(given)
-            elif role == "time":
-                raise DataError(f"no column '{given}' among {', '.join(_short(part) for part in parts[:12])}")
-        else:
-            found = [plain.index(alias) for alias in aliases if alias in plain]
-            if found:
-                fields[role] = found[0]
-    return fields
+def _missing(parts: list[str], fields: dict[str, int]) -> str:
+    missing = ", ".join(role for role in _NEEDED if role not in fields)
+    found = ", ".join(short(part) for part in parts[:12])
+    return f"no column for {missing} among {found}; name them by --user-col, --movie-col, --rating-col"
 
 
 def _read_text(text: _Text, layout: _Layout) -> tuple[pa.Table, int]:
@@ -210,11 +181,11 @@ def _read_text(text: _Text, layout: _Layout) -> tuple[pa.Table, int]:
     try:
         table = pacsv.read_csv(
             io.BytesIO(text.source) if isinstance(text.source, bytes) else text.source,
-            read_options=pacsv.ReadOptions(column_names=names, skip_rows=int(layout.header), block_size=_LONGEST_LINE),
+            read_options=pacsv.ReadOptions(column_names=names, skip_rows=int(layout.header), block_size=LONGEST_LINE),
             parse_options=pacsv.ParseOptions(
                 delimiter=layout.separator[0],
-                quote_char=False if layout.separator in _UNQUOTED else '"',
-                newlines_in_values=layout.separator not in _UNQUOTED,
+                quote_char=False if layout.separator in UNQUOTED else '"',
+                newlines_in_values=layout.separator not in UNQUOTED,
                 invalid_row_handler=pass_over,
             ),
             convert_options=pacsv.ConvertOptions(
@@ -228,16 +199,16 @@ def _read_text(text: _Text, layout: _Layout) -> tuple[pa.Table, int]:
         if "Empty CSV" in message:
             raise DataError(f"{text.name}: a header and no ratings") from None
         if "straddling" in message:
-            line = _first_line(text, lambda raw: len(raw) > _LONGEST_LINE)
+            line = _first_line(text, lambda raw: len(raw) > LONGEST_LINE)
             raise DataError(
-                f"{text.name}:{line}: a row is longer than {_LONGEST_LINE:,} bytes; is a quote not closed?"
+                f"{text.name}:{line}: a row is longer than {LONGEST_LINE:,} bytes; is a quote not closed?"
             ) from None
         if "UTF8" in message:
             line = _first_line(text, lambda raw: "\ufffd" in raw.decode("utf-8", errors="replace"))
             raise DataError(
                 f"{text.name}:{line}: not UTF-8 text; convert it, for instance by iconv -f latin1 -t utf8"
             ) from None
-        raise DataError(f"{text.name}: {_short(message)}") from None
+        raise DataError(f"{text.name}: {short(message)}") from None
     return table.rename_columns([roles[name] for name in table.column_names]), broken
 
 
@@ -251,18 +222,17 @@ def _read_parquet(file: Path, columns: Columns) -> pa.Table:
     try:
         parquet = pq.ParquetFile(file)
         names = parquet.schema_arrow.names
-        fields = _fields(names, columns)
-        missing = [role for role in _NEEDED if role not in fields]
-        if missing:
-            raise DataError(
-                f"{file}: no column for {', '.join(missing)} among {', '.join(names[:12])}; name them by --user-col …"
-            )
+        fields = by_role(names, columns)
+        if any(role not in fields for role in _NEEDED):
+            raise DataError(f"{file}: {_missing(names, fields)}")
+        if len(set(names)) < len(names):
+            raise DataError(f"{file}: two columns have the same name")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if parquet.metadata.num_rows * _PARQUET_ROW > memory:
             raise DataError(f"{file}: {parquet.metadata.num_rows:,} rows do not fit into the memory of this machine")
         table = parquet.read([names[field] for field in fields.values()])
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{file}: not a readable Parquet file ({_short(str(error))})") from None
+        raise DataError(f"{file}: not a readable Parquet file ({short(str(error))})") from None
     return pa.table({role: table.column(names[field]) for role, field in fields.items()})
 
 
@@ -388,8 +358,8 @@ def _first_bad_line(text: _Text, layout: _Layout) -> str:
 def _rows(text: _Text, layout: _Layout) -> Iterator[tuple[int, list[str]]]:
     """The rows below the header, with the number of their last line."""
     with io.TextIOWrapper(text.open(), encoding="utf-8", errors="replace", newline="") as stream:
-        if layout.separator in _UNQUOTED:
-            numbered = ((number, _split(line.strip("\r\n"), layout.separator)) for number, line in enumerate(stream, 1))
+        if layout.separator in UNQUOTED:
+            numbered = ((number, split(line.strip("\r\n"), layout.separator)) for number, line in enumerate(stream, 1))
         else:
             reader = csv.reader(stream, delimiter=layout.separator)
             numbered = ((reader.line_num, [part.strip() for part in parts]) for parts in reader)
@@ -407,9 +377,9 @@ def _complaint(parts: list[str], layout: _Layout) -> str | None:
     if not value["user"] or not value["movie"]:
         return f"no {'user' if not value['user'] else 'movie'} id"
     if _number(value["rating"]) is None:
-        return f"rating '{_short(value['rating'])}' is not a number"
+        return f"rating '{short(value['rating'])}' is not a number"
     if "time" in value and not _is_time(value["time"]):
-        return f"time '{_short(value['time'])}' is neither seconds since 1970 nor a date"
+        return f"time '{short(value['time'])}' is neither seconds since 1970 nor a date"
     return None
 
 
@@ -422,8 +392,3 @@ def _is_time(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _short(text: str) -> str:
-    text = clean(text)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from pmfcli.data.ratings import clean
 from pmfcli.errors import DataError
+from pmfcli.text import clean
 
 
 def read_titles(ratings_file: Path) -> dict[str, str]:

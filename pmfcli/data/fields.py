@@ -1,0 +1,45 @@
+"""Fields of a line: how they are separated, and which column has which role."""
+
+import csv
+import re
+from typing import NamedTuple
+
+NAMES = {
+    "user": ("user", "userid", "user_id"),
+    "movie": ("movie", "movieid", "movie_id", "item", "itemid", "item_id"),
+    "rating": ("rating", "score", "stars"),
+    "time": ("time", "timestamp"),
+    "title": ("title", "movie_title"),
+}
+SEPARATORS = ("::", "\t", ",", ";", "|")
+UNQUOTED = ("::", "\t")  # a quotation mark is a letter like any other there
+LONGEST_LINE = 1 << 20
+csv.field_size_limit(LONGEST_LINE)
+
+
+class Columns(NamedTuple):
+    """Names of columns given by hand; None: found by name."""
+
+    user: str | None = None
+    movie: str | None = None
+    rating: str | None = None
+    time: str | None = None
+
+
+def split(line: str, separator: str) -> list[str]:
+    """The fields of a line, trimmed; quoted fields are undone where the separator allows them."""
+    parts = line.split(separator) if separator in UNQUOTED else next(csv.reader([line], delimiter=separator), [])
+    return [part.strip() for part in parts]
+
+
+def by_role(parts: list[str], columns: Columns) -> dict[str, int]:
+    """Role -> position, for the roles that have a column among the names of a header."""
+    plain = [re.sub(r":\w+$", "", part).lower() for part in parts]  # RecBole writes "user_id:token"
+    fields = {}
+    for role, aliases in NAMES.items():
+        given = getattr(columns, role, None)
+        names, wanted = (plain, aliases) if given is None else (parts, (given,))
+        found = [names.index(name) for name in wanted if name in names]
+        if found:
+            fields[role] = found[0]
+    return fields
