@@ -20,41 +20,50 @@ from pmfcli.data.ratings import Vocabulary
 from pmfcli.errors import UnknownIdError
 
 Row = dict[str, Any]
+_ARTICLE = re.compile(r"^(.*), (The|A|An|Le|La|Les|L'|Il|El|Das|Der|Die)( \(|$)", re.IGNORECASE)
+_COMMON = 10  # ratings that similar movies or users have at least, where enough have
 _CHUNK = 10_000  # pairs answered at a time
-_NAMED = 6  # candidates of an ambiguous title that are named
+_NAMED = 20  # candidates of an ambiguous title that are named
 _SOURCES = {(True, True): "model", (False, True): "movie-only", (True, False): "user-only", (False, False): "prior"}
 
 
 def find_user(model: Model, name: str, by_row: bool = False) -> int:
-    """The row of a user, given by id or by row.
+    """The row of a user, given by id, or by row.
 
     Raises:
         UnknownIdError: there is none; names the nearest ids.
     """
-    return _find(model.users, name, by_row, "user")
+    return _find(model.users, name, by_row, "user", "--user")
 
 
-def find_movie(model: Model, name: str, by_row: bool = False) -> int:
+def find_movie(model: Model, name: str, by_row: bool = False, flag: str = "--movie") -> int:
     """The row of a movie: by id, else by its whole title, with or without the year, else by a part that fits just one.
 
     Raises:
-        UnknownIdError: there is none, or several fit; names candidates.
+        UnknownIdError: there is none, or several fit; names the flag and candidates.
     """
     if by_row or model.movies.row(name) is not None:
-        return _find(model.movies, name, by_row, "movie")
+        return _find(model.movies, name, by_row, "movie", flag)
     wanted = _plain(name)
-    titles = [(row, _plain(title)) for row, title in enumerate(model.titles) if title is not None]
-    whole = [row for row, title in titles if wanted in (title, re.sub(r" \d{4}$", "", title))]
-    found = whole or [row for row, title in titles if wanted and f" {wanted} " in f" {title} "]
-    if not found:
-        return _find(model.movies, name, by_row, "movie")
-    if len(found) > 1:
+    titles = {row: _plain(title) for row, title in enumerate(model.titles) if title is not None}
+    whole = [row for row, title in titles.items() if wanted in (title, re.sub(r" \d{4}$", "", title))]
+    found = whole or [row for row, title in titles.items() if wanted and f" {wanted} " in f" {title} "]
+    if len(found) == 1:
+        return found[0]
+    if found:
         counts = model.seen.movie_counts(len(model.movies))
         found.sort(key=lambda row: -int(counts[row]))
-        named = "; ".join(f"{model.movies.ids[row]} {model.titles[row]}" for row in found[:_NAMED])
         more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        raise UnknownIdError(f"--movie: '{name}' fits {len(found)} movies, give an id: {named}{more}")
-    return found[0]
+        raise UnknownIdError(f"{flag}: '{name}' fits {len(found)} movies, give an id: {_named(model, found)}{more}")
+    if not titles:
+        raise UnknownIdError(
+            f"{flag}: the model knows no movie '{name}'; it has no titles, give an id such as {model.movies.ids[0]}"
+        )
+    near = difflib.get_close_matches(wanted, titles.values(), 3, 0.6)
+    if near:
+        rows = [row for row, title in titles.items() if title in near]
+        raise UnknownIdError(f"{flag}: the model knows no movie '{name}'; near: {_named(model, rows)}")
+    return _find(model.movies, name, by_row, "movie", flag)
 
 
 def predict(model: Model, wanted: Iterable[tuple[str, str]]) -> Iterator[Row]:
@@ -94,20 +103,25 @@ def recommend(
     allowed[list(exclude)] = False
     if not include_seen:
         allowed[model.seen.of(user)[0]] = False
-    movies, unit = best(model.factors, user, allowed, n)
-    means = zip(movies.tolist(), _stars(model, unit), strict=True)
-    return [
-        {"rank": rank, **_movie(model, movie), "prediction": mean, "source": "model"}
-        for rank, (movie, mean) in enumerate(means, 1)
-    ]
+    movies = best(model.factors, user, allowed, n).tolist()
+    pairs = [(model.users.ids[user], model.movies.ids[movie]) for movie in movies]
+    return [{"rank": rank, **answer} for rank, answer in enumerate(predict(model, pairs), 1)]
 
 
-def similar(model: Model, side: Literal["user", "movie"], row: int, n: int, metric: Metric, min_ratings: int) -> list[Row]:
-    """The ``n`` users or movies most like one of them, among those with at least ``min_ratings`` ratings."""
+def similar(
+    model: Model, side: Literal["user", "movie"], row: int, n: int, metric: Metric, min_ratings: int | None
+) -> list[Row]:
+    """The ``n`` users or movies most like one of them, among those with at least ``min_ratings`` ratings.
+
+    Without a number: 10, or as many as leaves ``n`` to choose from.
+    """
     if side == "movie":
         vectors, counts = model.factors.V, model.seen.movie_counts(len(model.movies))
     else:
         vectors, counts = model.factors.U, model.seen.start.diff()
+    if min_ratings is None:
+        others = torch.cat([counts[:row], counts[row + 1 :]]).sort(descending=True).values
+        min_ratings = min(_COMMON, int(others[: 3 * n][-1])) if len(others) else 0
     rows, similarity = nearest(vectors, row, counts >= min_ratings, n, metric)
     return [
         {
@@ -125,6 +139,10 @@ def shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
+def _named(model: Model, rows: Sequence[int]) -> str:
+    return "; ".join(f"{model.movies.ids[row]} {model.titles[row]}" for row in rows[:_NAMED])
+
+
 def _movie(model: Model, row: int) -> Row:
     return {"movie": model.movies.ids[row], "title": model.titles[row]}
 
@@ -139,21 +157,21 @@ def _rating(model: Model, user: int, movie: int) -> float | None:
     return shortest(float(stars[place])) if place < len(movies) and int(movies[place]) == movie else None
 
 
-def _find(vocabulary: Vocabulary, name: str, by_row: bool, what: str) -> int:
+def _find(vocabulary: Vocabulary, name: str, by_row: bool, what: str, flag: str) -> int:
     if by_row:
         if not name.isdecimal() or int(name) >= len(vocabulary):
-            raise UnknownIdError(f"--{what} {name} --row: rows of {what}s are 0 to {len(vocabulary) - 1}")
+            raise UnknownIdError(f"{flag} {name} --row: rows of {what}s are 0 to {len(vocabulary) - 1}")
         return int(name)
     row = vocabulary.row(name)
     if row is None:
         near = difflib.get_close_matches(name, vocabulary.ids, 3, 0.6) if len(vocabulary) <= 100_000 else []
         hint = f"near: {', '.join(near)}" if near else f"it knows {len(vocabulary):,}, such as {', '.join(vocabulary.ids[:3])}"
-        raise UnknownIdError(f"--{what}: the model knows no {what} '{name}'; {hint}")
+        raise UnknownIdError(f"{flag}: the model knows no {what} '{name}'; {hint}")
     return row
 
 
 def _plain(title: str) -> str:
     """A title to compare by: no case, accents or punctuation; 'Matrix, The (1999)' becomes 'the matrix 1999'."""
-    title = re.sub(r"^(.*), (The|A|An|Le|La|Les|L'|Il|El|Das|Der|Die)( \(|$)", r"\2 \1\3", title)
+    title = _ARTICLE.sub(r"\2 \1\3", title)
     letters = "".join(letter for letter in unicodedata.normalize("NFKD", title) if not unicodedata.combining(letter))
     return " ".join(re.findall(r"\w+", letters.casefold()))

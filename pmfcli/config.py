@@ -4,6 +4,7 @@ A flag wins over PMF_* in the environment, that over a file, that over the defau
 """
 
 import difflib
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,8 +125,7 @@ def resolve(given: Mapping[str, Any], file: Path | None, environment: Mapping[st
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as stream:
-            return tomllib.load(stream)
+        return tomllib.loads(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}; give a TOML file of settings by --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

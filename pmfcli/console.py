@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
+from pmfcli.errors import UsageError
 from pmfcli.text import clean
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ Format = Literal["table", "tsv", "csv", "jsonl", "json"]
 Row = dict[str, Any]
 _PIPE_WIDTH = 120  # of a table that was asked for where there is no terminal
 _DECIMALS = 2
+
+
+class ClosedPipeError(Exception):
+    """Nobody reads standard output any more. (The command-line parser has its own way with BrokenPipeError.)"""
 
 
 class Shape(NamedTuple):
@@ -35,11 +40,25 @@ def note(text: str) -> None:
 
 def pick_format(asked: Format | None, as_json: bool) -> Format:
     """The format that was asked for; else a table on a terminal, TSV in a pipe."""
+    if as_json and asked not in (None, "json"):
+        raise UsageError(f"--json and --format {asked}: give one of them")
     return "json" if as_json else asked or ("table" if sys.stdout.isatty() else "tsv")
 
 
 def emit(rows: Iterable[Row], shape: Shape, output: Format) -> None:
-    """Write rows to stdout. TSV, CSV and JSON lines are written as the rows come."""
+    """Write rows to stdout. TSV, CSV and JSON lines are written as the rows come.
+
+    Raises:
+        ClosedPipeError: nobody reads them.
+    """
+    try:
+        _write(rows, shape, output)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise ClosedPipeError from None
+
+
+def _write(rows: Iterable[Row], shape: Shape, output: Format) -> None:
     columns, out = shape.columns, sys.stdout
     if output == "table":
         _table(rows, shape)
@@ -141,7 +160,8 @@ def _table(rows: Iterable[Row], shape: Shape) -> None:
     )
     for column in shown:
         numeric = any(isinstance(row.get(column), int | float) for row in held)
-        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+        justify: Literal["right", "left"] = "right" if numeric else "left"
+        table.add_column(column.replace("_", " "), justify=justify, overflow="fold", no_wrap=numeric)
     for row in held:
         cells = (row.get(column) for column in shown)
         table.add_row(*(Text(f"{cell:.{_DECIMALS}f}" if isinstance(cell, float) else _text(cell)) for cell in cells))

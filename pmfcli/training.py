@@ -19,9 +19,10 @@ from pmfcli.core.predict import Pairs, predict_pairs
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import Array, Ratings, Scale
 from pmfcli.data.split import random_mask
-from pmfcli.errors import DataError, TrainingError, UsageError
+from pmfcli.errors import TrainingError, UsageError
 
 CHECK_EVERY = 5  # epochs between two looks at the held-out ratings
+LEAST_HELD = 50  # fewer held-out ratings than this say nothing about the best epoch, and none are held out
 PATIENCE = 50  # epochs without a better held-out error before the fit stops
 _STILL_FOR, _STILL = 20, 1e-5  # the loss no longer moves: its relative range over so many epochs
 
@@ -53,6 +54,8 @@ class _Fit(NamedTuple):
 def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model]:
     """Fit a model, yielding a Report after every epoch; the return value of the generator is the model.
 
+    A part is held out only if it has at least LEAST_HELD ratings; the metrics of the model have no ``holdout_rmse`` else.
+
     Raises:
         DataError: ratings that no model can be fitted to.
         TrainingError: the loss stopped being finite.
@@ -64,10 +67,8 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
         torch.set_num_threads(settings.threads)
     metrics: dict[str, Any] = {}
     fitted = ratings
-    if settings.holdout > 0:
-        held = random_mask(ratings.n, settings.holdout, settings.seed)
-        if not 0 < held.sum() < ratings.n:
-            raise DataError(f"{ratings.name}: {ratings.n} ratings are too few to hold out a part; use --holdout 0")
+    held = random_mask(ratings.n, settings.holdout, settings.seed)
+    if LEAST_HELD <= held.sum() < ratings.n:
         fitted = ratings.select(~held)
         observations = _observe(fitted, settings)
         pairs, stars = held_out(ratings, held)

@@ -43,11 +43,14 @@ def test_pairs_are_the_dense_matrix(factors: Factors, monkeypatch: pytest.Monkey
     assert predict_pairs(factors, all_pairs()).numpy() == pytest.approx(dense.flatten(), abs=1e-6)
 
 
-def test_an_unknown_side_has_its_prior_mean(factors: Factors) -> None:
-    b, c = factors.b.repeat_interleave(8), factors.c.repeat(5)
-    for user_known, movie_known, x in ((True, False, b), (False, True, c), (False, False, 0 * b)):
+def test_an_unknown_movie_has_its_prior_mean_and_an_unknown_user_is_the_average_one(factors: Factors) -> None:
+    b, c, mean_b = factors.b.repeat_interleave(8), factors.c.repeat(5), factors.b.mean()
+    average = (factors.V @ factors.U.mean(0)).repeat(5)
+    for user_known, movie_known, x in ((True, False, b), (False, True, average + mean_b + c), (False, False, 0 * b + mean_b)):
         found = predict_pairs(factors, all_pairs(user_known, movie_known))
         torch.testing.assert_close(found, torch.sigmoid(x + 0.4))
+    plain = predict_pairs(factors._replace(b=None, c=None), all_pairs(False, True))
+    torch.testing.assert_close(plain, torch.sigmoid(average + 0.4))
 
 
 def test_recommendations_are_the_best_allowed_and_ties_go_by_row(factors: Factors) -> None:
@@ -56,10 +59,8 @@ def test_recommendations_are_the_best_allowed_and_ties_go_by_row(factors: Factor
     allowed = torch.tensor([True, True, True, False, True, True, True, True])
     x = tied.V @ tied.U[1] + tied.b[1] + tied.c + 0.4
     expected = sorted((row for row in range(8) if allowed[row]), key=lambda row: (-round(float(x[row]), 5), row))
-    movies, unit = recommend(tied, 1, allowed, 5)
-    assert movies.tolist() == expected[:5]
-    torch.testing.assert_close(unit, torch.sigmoid(x[movies]))
-    assert len(recommend(tied, 1, torch.zeros(8, dtype=torch.bool), 5)[0]) == 0
+    assert recommend(tied, 1, allowed, 5).tolist() == expected[:5]
+    assert len(recommend(tied, 1, torch.zeros(8, dtype=torch.bool), 5)) == 0
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])

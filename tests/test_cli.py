@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import Run, in_a_terminal, ratings_of
@@ -94,6 +95,8 @@ def test_bad_data_is_3(pmf: Run, tmp_path: Path, name: str, command: str) -> Non
         (["predict"], "give either --user ID"),
         (["evaluate", "--test", "x.csv", "--folds", "3"], "--test scores a saved model: --folds does not go with it"),
         (["evaluate", "--test", "x.csv", "--latent", "3", "--data", "sample"], "--data, --latent do not go with it"),
+        (["evaluate", "--test", "-", "-m", "-"], "cannot both come from standard input"),
+        (["evaluate", "--max-rmse", "nan"], "--max-rmse"),
         (["evaluate", "-m", "x.pt"], "trains on a part of --data: --model does not go with it"),
         (["evaluate", "--folds", "3", "--last-n", "3"], "--last-n does not go with it"),
         (["evaluate", "--test-fraction", "2"], "--test-fraction"),
@@ -185,7 +188,7 @@ def test_train_writes_a_model_a_log_and_json(pmf: Run, tmp_path: Path) -> None:
     assert again.stdout == ""
     assert (tmp_path / "again.pt").read_bytes() == (tmp_path / "pmf.pt").read_bytes()
 
-    held = pmf("train", "--data", "good.csv", "--epochs", "52", "--no-early-stop", "--no-refit", "--log", "held.jsonl")
+    held = pmf("train", "--data", "sample", "--epochs", "52", "--no-early-stop", "--no-refit", "--log", "held.jsonl")
     assert held.returncode == 0
     log = [json.loads(line) for line in (tmp_path / "held.jsonl").read_text().splitlines()]
     assert [(entry["step"], entry["holdout_rmse"] is not None) for entry in log] == [(0, True), (50, True), (51, True)]
@@ -206,19 +209,61 @@ def test_divergence_keeps_the_old_model(pmf: Run, tmp_path: Path) -> None:
     assert (tmp_path / "pmf.pt").read_bytes() == b"the old model"
 
 
-def test_a_model_that_memorises_is_called_so(answer: Run) -> None:
-    common = (
-        "train",
-        "--data",
-        "sample",
-        "--no-early-stop",
-        "--hierarchical",
-        "none",
-        "--no-biases",
-        "--no-offset",
-        "--no-refit",
+def test_small_data_trains_and_says_how(answer: Run, tmp_path: Path) -> None:
+    (tmp_path / "three.csv").write_text("user,movie,rating\na,x,1\nb,x,2\nb,y,3\n")
+    done = answer("train", "--data", "three.csv")
+    assert done.returncode == 0
+    assert "3 ratings are too few to hold out a part of them" in done.stderr
+    checks = [(u, m, 9 if (u + m) % 2 else 2) for u in range(20) for m in range(15) if (u * 7 + m * 3) % 4]
+    (tmp_path / "board.csv").write_text("user,movie,rating\n" + "".join(f"{u},{m},{r}\n" for u, m, r in checks))
+    assert "it learned little" not in answer("train", "--data", "board.csv", "--sigma-u", "1", "--sigma-v", "1").stderr
+    assert "it learned little" in answer("train", "--data", "board.csv", "--sigma-u", "0.01", "--sigma-v", "0.01").stderr
+    similar = answer("similar", "--movie", "x", "-n", "1", "--json")
+    assert similar.returncode == 5  # board.csv has no x
+    assert len(json.loads(answer("similar", "--movie", "3", "-n", "2", "--json").stdout)["rows"]) == 2
+
+
+def test_the_ratings_are_not_written_over(answer: Run, tmp_path: Path) -> None:
+    (tmp_path / "good.csv").write_text(GOOD)
+    for flag in ("--output", "--log"):
+        done = answer("train", "--data", "good.csv", flag, tmp_path / "good.csv")
+        assert done.returncode == 2
+        assert "these are the ratings" in done.stderr
+    assert (tmp_path / "good.csv").read_text() == GOOD
+
+
+def test_a_full_log_is_said_and_the_model_kept(pmf: Run, tmp_path: Path) -> None:
+    (tmp_path / "good.csv").write_text(GOOD)
+    done = pmf("train", "--data", "good.csv", "--epochs", "3", "--log", "/dev/full")
+    assert done.returncode == 0
+    assert "--log: No space left on device; no more is logged" in done.stderr
+    assert (tmp_path / "pmf.pt").exists()
+
+
+def test_titles_that_are_nearly_right(answer: Run, sample_file: Path) -> None:
+    common = ("predict", "--user", "4", "-m", sample_file, "--movie")
+    for title in ("usual suspects, the (1995)", "The Usual Suspects", "USUAL SUSPECTS"):
+        assert "\t50\t" in answer(*common, title).stdout
+    assert "near: 1 Toy Story (1995)" in answer(*common, "toy stroy").stderr
+    assert (
+        "--exclude: the model knows no movie" in answer("recommend", "--user", "4", "--exclude", "zz", "-m", sample_file).stderr
     )
-    done = answer(*common, "--sigma", "0.01", "--sigma-u", "3", "--sigma-v", "3", "--lr", "1", "--epochs", "3")
+
+
+def test_one_pair_has_one_prediction(answer: Run, sample_file: Path) -> None:
+    best = json.loads(answer("recommend", "--user", "4", "-n", "100", "-m", sample_file, "--json").stdout)["rows"]
+    movies = [part for row in best for part in ("--movie", row["movie"])]
+    again = json.loads(answer("predict", "--user", "4", *movies, "-m", sample_file, "--json").stdout)["rows"]
+    assert [row["prediction"] for row in again] == [row["prediction"] for row in best]
+
+
+def test_a_model_that_memorises_is_called_so(answer: Run, tmp_path: Path) -> None:
+    """Ratings that are noise: whoever fits them well is wrong on the rest."""
+    stars = np.random.default_rng(0).integers(1, 10, (60, 30))
+    lines = [f"{u},{m},{r}\n" for (u, m), r in np.ndenumerate(stars)]
+    (tmp_path / "noise.csv").write_text("user,movie,rating\n" + "".join(lines))
+    wide = ("--sigma", "0.01", "--sigma-u", "3", "--sigma-v", "3", "--no-refit", "--hierarchical", "none", "--no-early-stop")
+    done = answer("evaluate", "--data", "noise.csv", *wide, "--holdout", "0", "--epochs", "200")
     assert "worse than always answering the mean" in done.stderr
 
 
@@ -234,6 +279,7 @@ def test_every_format_says_the_same(answer: Run, sample_file: Path) -> None:
     ]
     assert json.loads(answer(*common, "--format", "json").stdout) == document
     assert [json.loads(line) for line in answer(*common, "--format", "jsonl").stdout.splitlines()] == rows
+    assert answer(*common, "--json", "--format", "csv").returncode == 2
     tsv = list(csv.DictReader(io.StringIO(answer(*common).stdout), delimiter="\t"))
     assert answer(*common, "--format", "tsv").stdout == answer(*common).stdout
     assert list(csv.DictReader(io.StringIO(answer(*common, "--format", "csv").stdout))) == tsv
@@ -244,15 +290,29 @@ def test_every_format_says_the_same(answer: Run, sample_file: Path) -> None:
 def test_pairs_from_a_pipe_and_where_their_answers_come_from(answer: Run, sample_file: Path, tmp_path: Path) -> None:
     pairs = "4\t1\n4,50\n\n4 99999999\nnobody;1\nnobody nothing\n"
     done = answer("predict", "-", "-m", sample_file, "--format", "jsonl", stdin="user\tmovie\n" + pairs)
-    assert (done.returncode, done.stderr) == (0, SIMULATED)
+    unknown = "3 of 5 pairs have a user or movie that the model does not know; 'source' says which\n"
+    assert (done.returncode, done.stderr) == (0, SIMULATED + unknown)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["source"] for row in rows] == ["model", "model", "user-only", "movie-only", "prior"]
     assert [row["title"] for row in rows][:3] == ["Toy Story (1995)", "Usual Suspects, The (1995)", None]
     (tmp_path / "pairs.tsv").write_text(pairs)
     assert answer("predict", "pairs.tsv", "-m", sample_file, "--format", "jsonl").stdout == done.stdout
-    bad = answer("predict", "-", "-m", sample_file, stdin="4\t1\n4\n")
-    assert bad.returncode == 3
-    assert bad.stderr == SIMULATED + "pmf: standard input:2: '4' is not a user and a movie\n"
+    for given in (
+        "movie,user,rating\n1,4,5\n",
+        "\n\ufeff4\t1\n".replace("\n", "", 1),
+        "4::1\n",
+        "item_id:token\tuser_id:token\n1\t4\n",
+    ):
+        turned = answer("predict", "-", "-m", sample_file, "--format", "jsonl", stdin=given)
+        assert [json.loads(line) for line in turned.stdout.splitlines()] == rows[:1], given
+    for bad, message in (
+        ("4\t1\n4\n", "standard input:2: '4' is not a user and a movie; give TSV or CSV"),
+        ("rank\tmovie\ttitle\n1\t4\tx\n", "standard input:1: a header without user; needed are both"),
+        ('{"user": "4", "movie": "1"}\n', """standard input:1: '{"user": "4", "movie": "1"}' is not a user and a movie"""),
+    ):
+        done = answer("predict", "-", "-m", sample_file, stdin=bad)
+        assert done.returncode == 3
+        assert message in done.stderr
 
 
 def test_known_ratings_beside_their_reconstruction(answer: Run, sample_file: Path, sample) -> None:
@@ -290,24 +350,31 @@ def test_similar_users_and_movies(answer: Run, sample_file: Path) -> None:
     assert len(users) == 4
     few = answer("similar", "--movie", "1", "--min-ratings", "1000000", "-m", sample_file)
     assert few.stdout.count("\n") == 1
-    assert "only 0 others have at least 1000000 ratings" in few.stderr
+    assert "with at least 1000000 ratings there are no others" in few.stderr
 
 
 def test_a_closed_pipe_is_quiet(sample_file: Path) -> None:
-    command = f"{sys.executable} -m pmfcli predict - -m {sample_file} | head -n 1"
+    command = f"{sys.executable} -m pmfcli predict - -m {sample_file} | head -n 1; exit ${{PIPESTATUS[0]}}"
     pairs = "4\t1\n" * 60_000
     done = subprocess.run(["bash", "-c", command], input=pairs, capture_output=True, text=True, check=False, timeout=60)
     assert done.stdout.startswith("user\t")
     assert done.stdout.count("\n") == 1
     assert done.stderr == SIMULATED
+    assert done.returncode == 141  # as of any program that SIGPIPE ends
 
 
 def test_a_full_pipe_target_is_an_error(sample_file: Path) -> None:
     command = f"{sys.executable} -m pmfcli predict --user 4 -m {sample_file} > /dev/full"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert "No space left" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith("pmf: standard output: No space left on device\n")
+
+
+def test_closed_streams(sample_file: Path) -> None:
+    for command, code in (("info -m {} >&-", 0), ("predict - -m {} <&-", 0), ("train --data - <&-", 3), ("info -m x 2>&-", 4)):
+        line = f"{sys.executable} -m pmfcli {command.format(sample_file)}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, "unexpected" in done.stderr) == (code, False), done.stderr
 
 
 def test_colour_only_on_a_terminal_that_wants_it(answer: Run, sample_file: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ def test_what_goes_wrong_on_the_way(site: dict[str, bytes], tmp_path: Path) -> N
     with pytest.raises(NetworkError, match="--from"):
         fetch(data_set(), tmp_path, None, False)
     site["/ml-test.zip"] = b"<html>please log in</html>"
-    with pytest.raises(NetworkError, match="not a zip archive"):
+    with pytest.raises(NetworkError, match=r"^http://127\.0\.0\.1:\d+/ml-test\.zip: .*not a zip archive"):
         fetch(data_set(), tmp_path, None, False)
     site["/ml-test.zip"] = archive({"ml-test/ratings.csv": b"other"})
     with pytest.raises(NetworkError, match="not the published"):
@@ -105,7 +106,7 @@ def test_what_goes_wrong_on_the_way(site: dict[str, bytes], tmp_path: Path) -> N
     assert left(tmp_path) == []
 
 
-def test_an_archive_that_one_has(tmp_path: Path) -> None:
+def test_an_archive_that_one_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mine.zip"
     path.write_bytes(GOOD)
     assert fetch(data_set(), tmp_path / "a", str(path), False).checked.startswith("MD5")
@@ -114,6 +115,9 @@ def test_an_archive_that_one_has(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not the published"):
         fetch(data_set(b"other"), tmp_path / "c", str(path), False)
     assert fetch(data_set(md5=None), tmp_path / "c", str(path), False).checked.startswith("not checked")
+    assert fetch(data_set(), tmp_path / "e", path.as_uri(), False).checked.startswith("MD5")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(GOOD)))
+    assert fetch(data_set(), tmp_path / "f", "-", False).checked.startswith("MD5")
     with pytest.raises(DataError, match="No such file"):
         fetch(data_set(), tmp_path / "d", str(tmp_path / "none.zip"), False)
 

@@ -16,7 +16,7 @@ ALLOWED = {  # room -> rooms it may import
     "core": {"core", "errors", "text"},
     "data": {"data", "errors", "text"},
     "artifact": {"core", "data.ratings", "errors", "text"},
-    "console": {"core", "data.ratings", "text"},
+    "console": {"core", "data.ratings", "errors", "text"},
     "answers": {"artifact", "core", "data.ratings", "errors", "text"},
     "training": {"", "artifact", "config", "core", "data.ratings", "data.split", "errors", "text"},
     "evaluation": {"artifact", "config", "core", "data.ratings", "errors", "text", "training"},

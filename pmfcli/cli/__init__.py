@@ -1,5 +1,6 @@
 """The command line: parse, call, render. Everything a person can do wrong ends here as one line and an exit code."""
 
+import errno
 import io
 import os
 import sys
@@ -10,6 +11,7 @@ import typer
 
 from pmfcli import __version__
 from pmfcli.cli import demo, download, evaluate, info, predict, recommend, similar, train
+from pmfcli.console import ClosedPipeError
 from pmfcli.errors import PmfError
 from pmfcli.text import clean
 
@@ -45,6 +47,9 @@ def main() -> NoReturn:
     """Run ``pmf`` and exit."""
     # Threads that wait by spinning make training 20 times slower on a machine that has other things to do.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):  # pipes are UTF-8 in every locale
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors=errors)
@@ -61,7 +66,7 @@ def run(arguments: list[str], debug: bool = False) -> int:
         if code == 130:  # typer turns Ctrl-C into this
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except BrokenPipeError:
+    except (ClosedPipeError, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is said to the closed pipe
         return 141
     except (KeyboardInterrupt, typer.Abort):
@@ -72,6 +77,9 @@ def run(arguments: list[str], debug: bool = False) -> int:
         text = str(error)
         if isinstance(error, MemoryError) or "alloc" in text or "out of memory" in text.lower():
             return _fail("not enough memory for this; try a smaller --latent or fewer ratings", 1, debug)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _fail(f"{error.filename or 'standard output'}: {error.strerror}", 1, debug)
         return _unexpected(error, debug)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command-line parser

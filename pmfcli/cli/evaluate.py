@@ -60,6 +60,10 @@ def evaluate(
 ) -> None:
     """Score a saved model on a test file, or train and score on splits; the mean and a bias-only predictor stand beside."""
     columns = (user_col, movie_col, rating_col, time_col)
+    if test == "-" and str(model) == "-":
+        raise UsageError("--test and --model cannot both come from standard input")
+    if max_rmse is not None and not max_rmse >= 0:
+        raise UsageError(f"--max-rmse: {max_rmse} is no bound")
     _check_flags(context, test, folds, split, [f"--{name.replace('_', '-')}" for name in given])
     if test is not None:
         found = load_model(model)
@@ -130,7 +134,9 @@ def _say(result: Row, max_rmse: float | None) -> None:
         note(f"{result['n_cold']:,} of {result['n']:,} test ratings are of users or movies that training did not have")
     if result["n_trained_on"]:
         note(f"warning: {result['n_trained_on']:,} of {result['n']:,} test pairs were in the training data; this is no test")
-    if result["rmse"] >= result["baselines"]["mean"]["rmse"]:
-        note("warning: worse than always answering the mean; train with the default settings, or --noise fixed")
+    if result["n_cold"] == result["n"]:
+        note("warning: no test rating has both its user and its movie in training; is it the right file, are the ids the same?")
+    elif result["rmse"] > result["baselines"]["mean"]["rmse"]:
+        note("warning: worse than always answering the mean; try the default settings, --noise fixed, or a larger --sigma")
     if max_rmse is not None and not result["rmse"] <= max_rmse:
         raise GateError(f"RMSE {result['rmse']:.4f} is above --max-rmse {max_rmse:g}")

@@ -35,5 +35,6 @@ def _lines(content: Row, prefix: str = "") -> list[Row]:
         if isinstance(value, dict):
             lines += _lines(value, f"{prefix}{key}.")
         else:
-            lines.append({"what": prefix + key, "value": "" if value is None else str(value)})
+            shown = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+            lines.append({"what": prefix + key, "value": shown})
     return lines

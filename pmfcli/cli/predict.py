@@ -10,8 +10,10 @@ import typer
 
 from pmfcli.cli.common import load_model
 from pmfcli.cli.options import AsJson, ByRow, ModelFile, OutputFormat
-from pmfcli.console import Shape, emit, note, pick_format
+from pmfcli.console import Row, Shape, emit, note, pick_format
+from pmfcli.data.fields import SEPARATORS, Columns, by_role, split
 from pmfcli.errors import DataError, UsageError
+from pmfcli.text import short
 
 EXAMPLE = "pmf predict --user 4 --movie 1 --movie 260"
 _COLUMNS = ("user", "movie", "title", "rating", "prediction", "sd", "lo", "hi", "p_ge_4", "source")
@@ -39,7 +41,7 @@ def predict(
 
     shape, chosen = Shape("predict", _COLUMNS), pick_format(output, as_json)
     if pairs is not None:
-        emit(answers(found, _read_pairs(pairs)), shape, chosen)
+        emit(_counted(answers(found, _read_pairs(pairs))), shape, chosen)
         return
     users = [find_user(found, name, by_row) for name in user or []]
     movies = [find_movie(found, name, by_row) for name in movie or []]
@@ -51,28 +53,51 @@ def predict(
 
 
 def _read_pairs(source: str) -> Iterator[tuple[str, str]]:
-    """User and movie ids, the first two fields of each line: by tab, else comma, else semicolon, else white space."""
+    """User and movie ids from the columns of those names, or from the first two fields of each line."""
     name = "standard input" if source == "-" else source
+    fields: dict[str, int] | None = None
     try:
         for number, line in enumerate(_lines(source), 1):
-            separator = next((mark for mark in "\t,;" if mark in line), None)
-            quoted = separator in (",", ";")
-            parts = next(csv.reader([line], delimiter=separator or ","), []) if quoted else line.split(separator)
-            parts = [part.strip() for part in parts]
-            if not any(parts) or (number == 1 and parts[0].lower() in ("user", "userid", "user_id")):
+            line = line.strip("\r\n") if number > 1 else line.strip("\r\n").removeprefix("\ufeff")
+            if not line.strip():
                 continue
-            if len(parts) < 2 or not parts[0] or not parts[1]:
-                raise DataError(f"{name}:{number}: '{line.strip()[:60]}' is not a user and a movie")
-            yield parts[0], parts[1]
+            separator = next((mark for mark in SEPARATORS if mark in line), None)
+            parts = split(line, separator) if separator else line.split()
+            if fields is None:
+                fields = by_role(parts, Columns())
+                if fields and not {"user", "movie"} <= fields.keys():
+                    raise DataError(
+                        f"{name}:{number}: a header without {'movie' if 'user' in fields else 'user'}; needed are both"
+                    )
+                if fields:
+                    continue
+                fields = {"user": 0, "movie": 1}
+            if len(parts) <= max(fields["user"], fields["movie"]) or line.lstrip()[0] in "{[":
+                raise DataError(f"{name}:{number}: '{short(line)}' is not a user and a movie; give TSV or CSV")
+            pair = parts[fields["user"]], parts[fields["movie"]]
+            if not all(pair):
+                raise DataError(f"{name}:{number}: '{short(line)}' is not a user and a movie; give TSV or CSV")
+            yield pair
     except OSError as error:
         raise DataError(f"{source}: {error.strerror or error}; give a file of user and movie pairs") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{name}: not lines of text, a user and a movie on each ({error})") from None
+        raise DataError(f"{name}: not lines of text, a user and a movie on each ({short(str(error))})") from None
 
 
 def _lines(source: str) -> Iterator[str]:
     if source == "-":
         yield from sys.stdin
         return
-    with open(source, encoding="utf-8-sig") as file:
+    with open(source, encoding="utf-8") as file:
         yield from file
+
+
+def _counted(rows: Iterator[Row]) -> Iterator[Row]:
+    """The same rows; says at the end how many had an unknown side."""
+    total = unknown = 0
+    for row in rows:
+        total += 1
+        unknown += row["source"] != "model"
+        yield row
+    if unknown:
+        note(f"{unknown:,} of {total:,} pairs have a user or movie that the model does not know; 'source' says which")

@@ -32,8 +32,8 @@ def recommend(
     from pmfcli.answers import recommend as best
 
     row = find_user(found, user, by_row)
-    chosen = [find_movie(found, name) for name in candidates or []]
-    left_out = [find_movie(found, name) for name in exclude or []]
+    chosen = [find_movie(found, name, flag="--candidates") for name in candidates or []]
+    left_out = [find_movie(found, name, flag="--exclude") for name in exclude or []]
     rows = best(found, row, n, chosen, left_out, include_seen)
     if not rows:
         note("nothing is left to recommend; --include-seen adds what the user has rated")

@@ -20,7 +20,12 @@ def similar(
     metric: Annotated[
         Literal["cosine", "dot", "euclidean"], typer.Option("--metric", help="How to compare factors.")
     ] = "cosine",
-    min_ratings: Annotated[int, typer.Option("--min-ratings", min=0, help="Leave out those with fewer ratings.")] = 10,
+    min_ratings: Annotated[
+        int | None,
+        typer.Option(
+            "--min-ratings", min=0, help="Leave out those with fewer ratings.", show_default="10, fewer on small data"
+        ),
+    ] = None,
     by_row: ByRow = False,
     model: ModelFile = Path("pmf.pt"),
     output: OutputFormat = None,
@@ -43,5 +48,6 @@ def similar(
         rows = nearest(found, "user", row, n, metric, min_ratings)
         shape = Shape("similar", ("rank", "user", "similarity", "ratings"), f"Like user {found.users.ids[row]}")
     if len(rows) < n:
-        note(f"only {len(rows)} others have at least {min_ratings} ratings; --min-ratings 0 takes all")
+        which = "there are" if min_ratings is None else f"with at least {min_ratings} ratings there are"
+        note(f"{which} {len(rows) or 'no'} others")
     emit(rows, shape, pick_format(output, as_json))

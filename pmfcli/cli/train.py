@@ -1,5 +1,6 @@
 """pmf train: fit a model and write it to a file."""
 
+import contextlib
 import json
 import os
 import sys
@@ -55,7 +56,7 @@ def train(
 ) -> None:
     """Fit a model by maximum a posteriori and write it to a file that answers alone."""
     settings = resolve(given, config, os.environ)
-    _check_outputs(output, log, as_json)
+    _check_outputs(output, log, data, as_json)
     if settings.device not in ("auto", "cpu"):
         from pmfcli.training import choose_device
 
@@ -108,19 +109,30 @@ def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
         f"{d['ratings']:,} ratings, {d['users']:,} users, {d['movies']:,} movies ({d['name']}): "
         f"{m['epochs']} epochs, loss {m['loss']:,.1f}, training RMSE {m['train_rmse']:.3f}, {seconds:.1f} s"
     )
+    spread = float(model.seen.stars.double().std(correction=0))
     if "holdout_rmse" in m:
         beside = {name: found["rmse"] for name, found in m["holdout_baselines"].items()}
         note(f"held-out RMSE {m['holdout_rmse']:.3f} (always the mean {beside['mean']:.3f}, biases only {beside['bias']:.3f})")
-        if m["holdout_rmse"] >= beside["mean"]:
+        if m["holdout_rmse"] > beside["mean"] and m["train_rmse"] < 0.8 * spread:
             note(
                 "warning: on held-out ratings this model is worse than always answering the mean; it memorises. "
-                "Try the default settings, or --noise fixed with a larger --sigma"
+                "Try --noise fixed, a larger --sigma, or smaller --sigma-u and --sigma-v"
             )
+    elif model.settings["holdout"] > 0:
+        note(f"{d['ratings']:,} ratings are too few to hold out a part of them: trained on all until the loss stood still")
+    if m["train_rmse"] > 0.97 * spread:
+        note(
+            f"warning: it learned little: always answering the mean has a training RMSE of {spread:.3f}. "
+            "Try a smaller --sigma, larger --sigma-u and --sigma-v, or a smaller --lr if the loss grew"
+        )
     note(f"wrote {output} ({size / 1e6:.1f} MB)")
 
 
-def _check_outputs(output: Path, log: Path | None, as_json: bool) -> None:
-    """Refuse before training what could not be written after it."""
+def _check_outputs(output: Path, log: Path | None, data: str | None, as_json: bool) -> None:
+    """Refuse before training what could not be written after it, or would write over the ratings."""
+    for flag, path in (("--output", output), ("--log", log)):
+        if path is not None and data is not None and path.is_file() and Path(data).exists() and path.samefile(data):
+            raise UsageError(f"{flag} {path}: these are the ratings; give another file")
     if str(output) == "-":
         if as_json or str(log) == "-":
             raise UsageError("--output -: the model takes standard output; give --log a file, leave --json out")
@@ -147,6 +159,13 @@ def _open_log(log: Path | None) -> TextIO:
 
 
 def _log(lines: TextIO, report: "Report", began: float, last: bool = False) -> None:
-    if (report.step % _LOG_EVERY == 0) != last:
-        entry = {**report._asdict(), "seconds": round(time.perf_counter() - began, 3)}
+    if lines.closed or (report.step % _LOG_EVERY == 0) == last:
+        return
+    entry = {**report._asdict(), "seconds": round(time.perf_counter() - began, 3)}
+    try:
         lines.write(json.dumps(entry) + "\n")
+        lines.flush()
+    except OSError as error:
+        note(f"warning: --log: {error.strerror or error}; no more is logged")
+        with contextlib.suppress(OSError):
+            lines.close()

