@@ -23,7 +23,8 @@ from pmfcli.errors import TrainingError, UsageError
 
 CHECK_EVERY = 5  # epochs between two looks at the held-out ratings
 LEAST_HELD = 50  # fewer held-out ratings than this say nothing about the best epoch, and none are held out
-PATIENCE = 50  # epochs without a better held-out error before the fit stops
+PATIENCE = 50  # epochs without a clearly better held-out error before the fit stops
+_CLEARLY = 1e-3  # better by this part
 _STILL_FOR, _STILL = 20, 1e-5  # the loss no longer moves: its relative range over so many epochs
 
 
@@ -154,6 +155,7 @@ def _fit(
     )
     generator = torch.Generator().manual_seed(s.seed)
     best: _Fit | None = None
+    clear, clear_at = math.inf, 0  # the last held-out error that was clearly better, and its epoch
     recent: deque[float] = deque(maxlen=_STILL_FOR)
     for progress in map_fit.fit(observations, how, epochs, generator):
         done = progress.step + 1
@@ -163,11 +165,13 @@ def _fit(
             rmse = scores(test.scale.to_stars(prediction), test.stars).rmse
             if best is None or best.holdout_rmse is None or rmse < best.holdout_rmse:
                 best = _Fit(map_fit.gather(progress.state), progress, done, rmse)
+            if rmse < clear * (1 - _CLEARLY):
+                clear, clear_at = rmse, done
         yield Report(phase, progress.step, epochs, progress.loss, progress.sigma, rmse)
         recent.append(progress.loss)
         if s.early_stop and phase == "fit":
             still = len(recent) == _STILL_FOR and max(recent) - min(recent) <= _STILL * abs(progress.loss)
-            if still or (best is not None and done - best.epochs >= PATIENCE):
+            if still or (test is not None and done - clear_at >= PATIENCE):
                 break
     return best or _Fit(map_fit.gather(progress.state), progress, progress.step + 1, None)
 

@@ -113,9 +113,7 @@ def _network_errors(url: str) -> Iterator[None]:
         yield
     except requests.exceptions.HTTPError as error:
         code = error.response.status_code if error.response is not None else "an error"
-        raise NetworkError(
-            f"{url}: the server answered {code}; give an archive by --from, or use the sample: pmf train --data sample"
-        ) from None
+        raise NetworkError(f"{url}: the server answered {code}; {_INSTEAD}") from None
     except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
         reason = "no connection" if isinstance(error, requests.exceptions.ConnectionError) else "the download broke off"
         raise NetworkError(f"{url}: {reason}; {_INSTEAD}") from None
