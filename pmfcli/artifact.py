@@ -176,20 +176,15 @@ def _umask() -> int:
 
 
 def _check_archive(content: bytes, name: str) -> None:
-    """A file of ``torch.save`` stores its records as they are: one that unpacks to more is no such file."""
+    """A file of ``torch.save`` stores its records as they are, with checksums: refuse what unpacks to more or is damaged."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as box:
-            members = box.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError):
-        raise ModelError(f"{name}: not a model file, or cut short; train it again") from None
-    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-    if not stored or sum(member.file_size for member in members) > len(content):
-        raise ModelError(f"{name}: unpacks to more than it holds; refused")
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as box:
+            stored = all(member.compress_type == zipfile.ZIP_STORED for member in box.infolist())
+            if not stored or sum(member.file_size for member in box.infolist()) > len(content):
+                raise ModelError(f"{name}: unpacks to more than it holds; refused")
             damaged = box.testzip()
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError):
-        damaged = "its archive"
+        raise ModelError(f"{name}: not a model file, or cut short, or damaged; train it again") from None
     if damaged is not None:
         raise ModelError(f"{name}: damaged model file (checksum of {damaged}); train it again")
 

@@ -1,6 +1,7 @@
 """What people and pipes see: results on stdout as table, TSV, CSV, JSON; notes, warnings and progress on stderr."""
 
 import csv
+import itertools
 import json
 import os
 import sys
@@ -60,6 +61,9 @@ def emit(rows: Iterable[Row], shape: Shape, output: Format) -> None:
 
 def _write(rows: Iterable[Row], shape: Shape, output: Format) -> None:
     columns, out = shape.columns, sys.stdout
+    remaining = iter(rows)
+    first = list(itertools.islice(remaining, 1))  # what is wrong from the start is said before a header is written
+    rows = itertools.chain(first, remaining)
     if output == "table":
         _table(rows, shape)
     elif output == "json":

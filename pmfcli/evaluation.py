@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +40,7 @@ def score_model(model: Model, test: Ratings) -> Scored:
     return _score(model, Pairs(*map(torch.from_numpy, parts)), torch.from_numpy(test.stars))
 
 
-def cross_score(ratings: Ratings, settings: Settings, held: Sequence[Array]) -> Iterator[Scored]:
+def cross_score(ratings: Ratings, settings: Settings, held: Iterable[Array]) -> Iterator[Scored]:
     """For each mask (n,) of held-out ratings: train on the rest, score on it."""
     for mask in held:
         if not 0 < mask.sum() < len(mask):

@@ -110,8 +110,10 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("who,what,how,user\na,b,1,z\n")
     assert triples(read_ratings(path, Columns("who", "what", "how")).ratings) == [("a", "b", 1.0, None)]
-    with pytest.raises(DataError, match=r"no column for rating among who, what, how, user"):
+    with pytest.raises(DataError, match=r"no column for rating among who, what, how, user; name them by --rating-col"):
         read_ratings(path, Columns("who", "what", "missing"))
+    with pytest.raises(DataError, match=r"no column for time among who, what, how, user"):
+        read_ratings(path, Columns("who", "what", "how", "missing"))
 
 
 def test_one_column_has_one_role(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import torch
 from conftest import ratings_of
 
 from pmfcli.config import Settings
+from pmfcli.core.metrics import scores
+from pmfcli.core.predict import predict_pairs
 from pmfcli.data.ratings import Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import UsageError
@@ -85,6 +87,18 @@ def test_ratings_at_one_end_of_the_scale_have_a_finite_mean() -> None:
     few = ratings_of([0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 5]).select(np.array([True, True, True, False]))
     model = run(train(few, Settings(holdout=0.0)))
     assert abs(model.factors.offset) < 5
+
+
+def test_an_unseen_user_is_better_an_average_user_than_none(sample: Ratings) -> None:
+    """All ratings of every tenth user held out: the average user against a user of zeros."""
+    held = sample.user % 10 == 0
+    model = run(train(sample.select(~held), Settings(latent=8, epochs=100, holdout=0.0)))
+    pairs, stars = held_out(sample, held)
+    assert not bool(pairs.user_known.any())
+    f = model.factors
+    zeros = f._replace(U=f.U - f.U.mean(0), b=f.b - f.b.mean())
+    found, other = (scores(model.scale.to_stars(predict_pairs(g, pairs)), stars).rmse for g in (f, zeros))
+    assert found < other
 
 
 def test_a_side_with_nothing_left_to_learn_from_is_unknown() -> None:

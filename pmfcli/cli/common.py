@@ -6,34 +6,33 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from pmfcli.cli.options import Source
 from pmfcli.console import note
 from pmfcli.data.catalog import CATALOG, DEFAULT
-from pmfcli.errors import DataError
+from pmfcli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from pmfcli.artifact import Model
     from pmfcli.data.ratings import Ratings
 
 
-def read_data(
-    data: str | None,
-    data_dir: Path,
-    skip_bad: bool = False,
-    user: str | None = None,
-    movie: str | None = None,
-    rating: str | None = None,
-    time: str | None = None,
-) -> "Ratings":
-    """The ratings that ``--data`` names, with notes on stderr of what was passed over."""
+def read_data(source: Source) -> "Ratings":
+    """The ratings that the flags name, with notes on stderr of what was passed over.
+
+    Raises:
+        DataError: they cannot be read.
+        UsageError: columns are named for the sample, which is no file.
+    """
+    data, data_dir, *columns, skip_bad = source
     from pmfcli.data.fields import Columns
     from pmfcli.data.readers import read_ratings
     from pmfcli.data.sample import NAME, NOTICE, read_sample
 
-    if data is None and not (data_dir / DEFAULT).is_dir():
-        note(f"Using {NOTICE}. For MovieLens: pmf download {DEFAULT}")
-        return read_sample()
-    if data == NAME:
-        note(f"Using {NOTICE}.")
+    by_default = data is None and not (data_dir / DEFAULT).is_dir()
+    if data == NAME or by_default:
+        if any(columns):
+            raise UsageError("--user-col and its kin name columns of a file; name the file by --data")
+        note(f"Using {NOTICE}." + (f" For MovieLens: pmf download {DEFAULT}" if by_default else ""))
         return read_sample()
     path: Path | None
     if data == "-":
@@ -44,7 +43,7 @@ def read_data(
             raise DataError(f"{path}: not downloaded yet; get it by: pmf download {data} --data-dir {data_dir}")
     else:
         path = Path(data)
-    ratings, duplicates, skipped = read_ratings(path, Columns(user, movie, rating, time), skip_bad)
+    ratings, duplicates, skipped = read_ratings(path, Columns(*columns), skip_bad)
     if duplicates:
         by = "by time" if ratings.time is not None else "in the file"
         note(f"{ratings.name}: {duplicates:,} rating(s) of a pair that was rated again; the latest {by} counts")

@@ -1,26 +1,14 @@
 """pmf evaluate: scores on ratings that the model has not seen."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from pmfcli.cli.common import by_hand, load_model, read_data
-from pmfcli.cli.options import (
-    AsJson,
-    Config,
-    Data,
-    DataDir,
-    ModelFile,
-    MovieColumn,
-    OutputFormat,
-    RatingColumn,
-    SkipBad,
-    TimeColumn,
-    UserColumn,
-    with_settings,
-)
+from pmfcli.cli.options import AsJson, Config, ModelFile, OutputFormat, Source, with_data_and_settings
 from pmfcli.config import resolve
 from pmfcli.console import Row, Shape, document, emit, note, pick_format, progress
 from pmfcli.errors import GateError, UsageError
@@ -32,13 +20,11 @@ EXAMPLE = "pmf evaluate --model pmf.pt --test held-out.csv"
 _COLUMNS = ("group", "ratings", "n", "rmse", "mae", "rmse_bias", "rmse_mean")
 
 
-@with_settings
+@with_data_and_settings
 def evaluate(
     context: typer.Context,
     model: ModelFile = Path("pmf.pt"),
     test: Annotated[str | None, typer.Option("--test", help="Score the saved model on these ratings; '-' for a pipe.")] = None,
-    data: Data = None,
-    data_dir: DataDir = Path("data"),
     folds: Annotated[int | None, typer.Option("--folds", min=2, help="Train and score on so many folds.")] = None,
     split: Annotated[
         Literal["random", "last", "time"] | None,
@@ -48,18 +34,14 @@ def evaluate(
     last_n: Annotated[int, typer.Option("--last-n", min=1, help="What a last split holds out of each user.")] = 1,
     max_rmse: Annotated[float | None, typer.Option("--max-rmse", help="Exit with 7 if the RMSE is above this.")] = None,
     config: Config = None,
-    user_col: UserColumn = None,
-    movie_col: MovieColumn = None,
-    rating_col: RatingColumn = None,
-    time_col: TimeColumn = None,
-    skip_bad: SkipBad = False,
     output: OutputFormat = None,
     as_json: AsJson = False,
     *,
+    source: Source,
     given: dict[str, Any],
 ) -> None:
     """Score a saved model on a test file, or train and score on splits; the mean and a bias-only predictor stand beside."""
-    columns = (user_col, movie_col, rating_col, time_col)
+    chosen = pick_format(output, as_json)
     if test == "-" and str(model) == "-":
         raise UsageError("--test and --model cannot both come from standard input")
     if max_rmse is not None and not max_rmse >= 0:
@@ -69,22 +51,21 @@ def evaluate(
         found = load_model(model)
         from pmfcli.evaluation import report, score_model
 
-        scored = [score_model(found, read_data(test, data_dir, skip_bad, *columns))]
+        scored = [score_model(found, read_data(source._replace(data=test)))]
     else:
         if not 0 < test_fraction < 1:
             raise UsageError(f"--test-fraction: {test_fraction} is not between 0 and 1")
         settings = resolve(given, config, os.environ)
-        ratings = read_data(data, data_dir, skip_bad, *columns)
-        masks = _masks(ratings, folds, split or "random", test_fraction, last_n, settings.seed)
+        ratings = read_data(source)
+        parts, masks = _masks(ratings, folds, split or "random", test_fraction, last_n, settings.seed)
         from pmfcli.evaluation import cross_score, report
 
         scored = []
         with progress("fold") as bar:
             for part in cross_score(ratings, settings, masks):
                 scored.append(part)
-                bar.show(len(scored), len(masks), f"{len(scored)}/{len(masks)}")
+                bar.show(len(scored), parts, f"{len(scored)}/{parts}")
     result = report(scored)
-    chosen = pick_format(output, as_json)
     if chosen == "json":
         document(result, "evaluate")
     else:
@@ -110,15 +91,20 @@ def _check_flags(context: typer.Context, test: str | None, folds: int | None, sp
         )
 
 
-def _masks(ratings: "Ratings", folds: int | None, split: str, fraction: float, last_n: int, seed: int) -> "list[Array]":
+def _masks(
+    ratings: "Ratings", folds: int | None, split: str, fraction: float, last_n: int, seed: int
+) -> "tuple[int, Iterator[Array]]":
+    """How many parts are held out in turn, and which ratings each holds."""
     from pmfcli.data.split import fold_numbers, last_mask, random_mask, time_mask
 
     if folds is not None:
+        if folds > ratings.n:
+            raise UsageError(f"--folds {folds}: more than the {ratings.n:,} ratings of {ratings.name}")
         numbers = fold_numbers(ratings.n, folds, seed)
-        return [numbers == fold for fold in range(folds)]
+        return folds, (numbers == fold for fold in range(folds))
     if split == "last":
-        return [last_mask(ratings, last_n)]
-    return [random_mask(ratings.n, fraction, seed) if split == "random" else time_mask(ratings, fraction)]
+        return 1, iter([last_mask(ratings, last_n)])
+    return 1, iter([random_mask(ratings.n, fraction, seed) if split == "random" else time_mask(ratings, fraction)])
 
 
 def _rows(result: Row) -> list[Row]:

@@ -4,28 +4,16 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from pmfcli.config import flags
 from pmfcli.console import Format
 
+_DATA = "The data"
+
 DataDir = Annotated[Path, typer.Option("--data-dir", envvar="PMF_DATA_DIR", help="Folder of downloaded data sets.")]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        envvar="PMF_DATA",
-        help="A data set's name, 'sample', a file, a folder, or '-' for standard input. "
-        "Without it: ml-latest-small if it was downloaded, else the sample.",
-    ),
-]
-UserColumn = Annotated[str | None, typer.Option("--user-col", help="Name of the column of user ids.")]
-MovieColumn = Annotated[str | None, typer.Option("--movie-col", help="Name of the column of movie ids.")]
-RatingColumn = Annotated[str | None, typer.Option("--rating-col", help="Name of the column of ratings.")]
-TimeColumn = Annotated[str | None, typer.Option("--time-col", help="Name of the column of times.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Pass over rows that cannot be read, and count them.")]
 Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings; ./pmf.toml is taken if it is there.")]
 ModelFile = Annotated[Path, typer.Option("--model", "-m", envvar="PMF_MODEL", help="A model file; '-' for standard input.")]
 OutputFormat = Annotated[Format | None, typer.Option("--format", help="Without it: a table on a terminal, TSV in a pipe.")]
@@ -34,17 +22,52 @@ Count = Annotated[int, typer.Option("-n", min=1, help="How many to list.")]
 ByRow = Annotated[bool, typer.Option("--row", help="Read --user and --movie as zero-based rows instead of ids.")]
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command a flag for every setting; those that were given arrive in its argument ``given``."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "given"]
+def _column(role: str) -> Any:
+    return typer.Option(f"--{role}-col", help=f"Name of the column of {role}s, if not a usual one.", rich_help_panel=_DATA)
+
+
+class Source(NamedTuple):
+    """Where ratings come from: the flags of every command that reads them."""
+
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            envvar="PMF_DATA",
+            help="A data set's name, 'sample', a file, a folder, or '-' for standard input. "
+            "Without it: ml-latest-small if it was downloaded, else the sample.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None
+    data_dir: DataDir = Path("data")
+    user_col: Annotated[str | None, _column("user")] = None
+    movie_col: Annotated[str | None, _column("movie")] = None
+    rating_col: Annotated[str | None, _column("rating")] = None
+    time_col: Annotated[str | None, _column("time")] = None
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Pass over rows that cannot be read, and count them.", rich_help_panel=_DATA)
+    ] = False
+
+
+def with_data_and_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of Source and one for every setting.
+
+    They arrive in its arguments ``source``, and ``given``, a dict of the settings that were given.
+    """
+    own = [p for p in inspect.signature(command).parameters.values() if p.name not in ("source", "given")]
+    data = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=Source._field_defaults[name], annotation=annotation)
+        for name, annotation in Source.__annotations__.items()
+    ]
     made = {flag.name: _parameter(*flag) for flag in flags()}
 
     @functools.wraps(command)
     def wrapped(**values: Any) -> None:
+        source = Source(**{name: values.pop(name) for name in Source._fields})
         given = {name: value for name in made if (value := values.pop(name)) is not None}
-        command(**values, given=given)
+        command(**values, source=source, given=given)
 
-    parameters = [*own, *made.values()]
+    parameters = [*own, *data, *made.values()]
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
     del wrapped.__wrapped__

@@ -12,18 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from pmfcli.cli.common import read_data
-from pmfcli.cli.options import (
-    AsJson,
-    Config,
-    Data,
-    DataDir,
-    MovieColumn,
-    RatingColumn,
-    SkipBad,
-    TimeColumn,
-    UserColumn,
-    with_settings,
-)
+from pmfcli.cli.options import AsJson, Config, Source, with_data_and_settings
 from pmfcli.config import resolve
 from pmfcli.console import document, note, progress
 from pmfcli.errors import UsageError
@@ -36,32 +25,26 @@ EXAMPLE = "pmf train --epochs 1000 --latent 30"
 _LOG_EVERY = 50
 
 
-@with_settings
+@with_data_and_settings
 def train(
-    data: Data = None,
-    data_dir: DataDir = Path("data"),
     config: Config = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write; '-' for standard output.")] = Path(
         "pmf.pt"
     ),
     log: Annotated[Path | None, typer.Option("--log", help="Append a JSON line for steps 0, 50, 100, … and the last.")] = None,
-    user_col: UserColumn = None,
-    movie_col: MovieColumn = None,
-    rating_col: RatingColumn = None,
-    time_col: TimeColumn = None,
-    skip_bad: SkipBad = False,
     as_json: AsJson = False,
     *,
+    source: Source,
     given: dict[str, Any],
 ) -> None:
     """Fit a model by maximum a posteriori and write it to a file that answers alone."""
     settings = resolve(given, config, os.environ)
-    _check_outputs(output, log, data, as_json)
+    _check_outputs(output, log, source.data, as_json)
     if settings.device not in ("auto", "cpu"):
         from pmfcli.training import choose_device
 
         choose_device(settings.device)
-    ratings = read_data(data, data_dir, skip_bad, user_col, movie_col, rating_col, time_col)
+    ratings = read_data(source)
     from pmfcli.artifact import dumps, write_atomically
     from pmfcli.training import train as steps
 

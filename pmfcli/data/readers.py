@@ -148,20 +148,25 @@ def _recognise(text: _Text, columns: Columns) -> _Layout:
         if len(parts) < 2:
             continue
         fields = by_role(parts, columns)
-        if all(role in fields for role in _NEEDED):
+        if all(role in fields for role in _wanted(columns)):
             return _Layout(separator, True, len(parts), fields)
         if len(parts) > 2 and _number(parts[2]) is not None and not any(columns):
             roles = ("user", "movie", "rating", "time")
             return _Layout(separator, False, len(parts), {role: i for i, role in enumerate(roles[: len(parts)])})
-        complaint = _missing(parts, fields)
+        complaint = _missing(parts, fields, columns)
         break
     raise DataError(f"{text.name}:1: {complaint}")
 
 
-def _missing(parts: list[str], fields: dict[str, int]) -> str:
-    missing = ", ".join(role for role in _NEEDED if role not in fields)
+def _wanted(columns: Columns) -> tuple[str, ...]:
+    """The roles that must have a column: time only if one was named."""
+    return _NEEDED if columns.time is None else (*_NEEDED, "time")
+
+
+def _missing(parts: list[str], fields: dict[str, int], columns: Columns) -> str:
+    missing = [role for role in _wanted(columns) if role not in fields]
     found = ", ".join(short(part) for part in parts[:12])
-    return f"no column for {missing} among {found}; name them by --user-col, --movie-col, --rating-col"
+    return f"no column for {', '.join(missing)} among {found}; name them by {', '.join(f'--{role}-col' for role in missing)}"
 
 
 def _read_text(text: _Text, layout: _Layout) -> tuple[pa.Table, int]:
@@ -223,8 +228,8 @@ def _read_parquet(file: Path, columns: Columns) -> pa.Table:
         parquet = pq.ParquetFile(file)
         names = parquet.schema_arrow.names
         fields = by_role(names, columns)
-        if any(role not in fields for role in _NEEDED):
-            raise DataError(f"{file}: {_missing(names, fields)}")
+        if any(role not in fields for role in _wanted(columns)):
+            raise DataError(f"{file}: {_missing(names, fields, columns)}")
         if len(set(names)) < len(names):
             raise DataError(f"{file}: two columns have the same name")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
