@@ -5,26 +5,41 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pmfcli.artifact import Model
 from pmfcli.core.neighbours import Metric
 from pmfcli.core.neighbours import similar as nearest
-from pmfcli.core.predict import Pairs, predict_pairs
-from pmfcli.core.predict import recommend as best
+from pmfcli.core.predict import Draws, Pairs, Rank, Rows, fold_in, mixture, movies_of, predict_pairs, rank, users_of
+from pmfcli.core.predictive import Mixture
 from pmfcli.data.ratings import Vocabulary
-from pmfcli.errors import UnknownIdError
+from pmfcli.errors import UnknownIdError, UsageError
 
 Row = dict[str, Any]
 _ARTICLE = re.compile(r"^(.*), (The|A|An|Le|La|Les|L'|Il|El|Das|Der|Die)( \(|$)", re.IGNORECASE)
 _COMMON = 10  # ratings that similar movies or users have at least, where enough have
-_CHUNK = 10_000  # pairs answered at a time
+_CHUNK = 4_000  # pairs answered at a time
+_FEW = 25  # different ratings that are a grid at most
+_LIKED = 4.0  # stars, of p_ge_4
 _NAMED = 20  # candidates of an ambiguous title that are named
 _SOURCES = {(True, True): "model", (False, True): "movie-only", (True, False): "user-only", (False, False): "prior"}
+
+
+class Detail(NamedTuple):
+    """What is said of the uncertainty of an answer."""
+
+    interval: float  # probability between lo and hi
+    stars: bool  # the probability of every rating
+
+
+class Visitor(NamedTuple):
+    """Somebody who is not in the data, with some ratings."""
+
+    movies: tuple[int, ...]  # rows, ascending
+    stars: tuple[float, ...]
 
 
 def find_user(model: Model, name: str, by_row: bool = False) -> int:
@@ -66,25 +81,51 @@ def find_movie(model: Model, name: str, by_row: bool = False, flag: str = "--mov
     return _find(model.movies, name, by_row, "movie", flag)
 
 
-def predict(model: Model, wanted: Iterable[tuple[str, str]]) -> Iterator[Row]:
-    """Answers for pairs of ids, known or not, in chunks: the rating if it is known, the predictive mean, the source."""
+def predict(model: Model, wanted: Iterable[tuple[str, str]], detail: Detail, visitor: Visitor | None = None) -> Iterator[Row]:
+    """Answers for pairs of ids, known or not, in chunks: the rating if it is known, the prediction, how sure, the source.
+
+    With a visitor the users are not looked at: it is they who are asked for.
+    """
+    _check_detail(model, detail)
     iterator = iter(wanted)
+    person = None if visitor is None else _folded_in(model, visitor)
+    own = {} if visitor is None else dict(zip(visitor.movies, visitor.stars, strict=True))
     while chunk := list(itertools.islice(iterator, _CHUNK)):
         user, user_known = model.users.rows([pair[0] for pair in chunk])
         movie, movie_known = model.movies.rows([pair[1] for pair in chunk])
-        pairs = Pairs(*map(torch.from_numpy, (user, movie, user_known, movie_known)))
-        predictions = _stars(model, predict_pairs(model.factors, pairs))
-        for (user_id, movie_id), u, m, knows_user, knows_movie, mean in zip(
-            chunk, user.tolist(), movie.tolist(), user_known.tolist(), movie_known.tolist(), predictions, strict=True
+        if person is None:
+            pairs = Pairs(*map(torch.from_numpy, (user, movie, user_known, movie_known)))
+            found = predict_pairs(model.posterior, model.seen, pairs)
+        else:
+            rows, at = torch.from_numpy(movie).unique(return_inverse=True)
+            found = mixture(model.posterior, person, movies_of(model.posterior, model.seen, rows).at(at))
+        for (user_id, movie_id), u, m, knows_user, knows_movie, said in zip(
+            chunk,
+            user.tolist(),
+            movie.tolist(),
+            user_known.tolist(),
+            movie_known.tolist(),
+            _said(model, found, detail),
+            strict=True,
         ):
+            if person is not None:
+                rating, source = own.get(m), "fold-in"
+            else:
+                rating = _rating(model, u, m) if knows_user and knows_movie else None
+                source = _SOURCES[knows_user, knows_movie]
             yield {
-                "user": user_id,
+                "user": user_id or None,
                 "movie": movie_id,
                 "title": model.titles[m] if knows_movie else None,
-                "rating": _rating(model, u, m) if knows_user and knows_movie else None,
-                "prediction": mean,
-                "source": _SOURCES[knows_user, knows_movie],
+                "rating": rating,
+                **said,
+                "source": source,
             }
+
+
+def star_columns(model: Model, stars: bool) -> list[str]:
+    """The columns of ``--stars``: one for every rating that the data has."""
+    return [f"p_{star:g}" for star in _grid(model)] if stars else []
 
 
 def pairs_of(model: Model, users: Sequence[int], movies: Sequence[int]) -> Iterator[tuple[str, str]]:
@@ -95,17 +136,35 @@ def pairs_of(model: Model, users: Sequence[int], movies: Sequence[int]) -> Itera
 
 
 def recommend(
-    model: Model, user: int, n: int, candidates: Sequence[int], exclude: Sequence[int], include_seen: bool
+    model: Model,
+    who: int | Visitor,
+    n: int,
+    candidates: Sequence[int],
+    exclude: Sequence[int],
+    include_seen: bool,
+    by: Rank,
+    detail: Detail,
 ) -> list[Row]:
-    """The ``n`` movies with the highest predictive mean among the candidates (all, if none are given)."""
+    """The ``n`` movies with the highest prediction among the candidates (all, if none are given).
+
+    Args:
+        who: the row of a user, or somebody with ratings.
+        by: the predictive mean, or an end of its interval.
+    """
+    _check_detail(model, detail)
     allowed = torch.full((len(model.movies),), not candidates)
     allowed[list(candidates)] = True
     allowed[list(exclude)] = False
+    visitor = who if isinstance(who, Visitor) else None
     if not include_seen:
-        allowed[model.seen.of(user)[0]] = False
-    movies = best(model.factors, user, allowed, n).tolist()
-    pairs = [(model.users.ids[user], model.movies.ids[movie]) for movie in movies]
-    return [{"rank": rank, **answer} for rank, answer in enumerate(predict(model, pairs), 1)]
+        allowed[model.seen.of(who)[0] if isinstance(who, int) else list(who.movies)] = False
+    movies = torch.nonzero(allowed)[:, 0]
+    p, seen = model.posterior, model.seen
+    person = users_of(p, seen, torch.tensor([who])) if isinstance(who, int) else _folded_in(model, who)
+    order = torch.sort(rank(p, seen, person, movies, by, detail.interval), descending=True, stable=True).indices[:n]
+    name = model.users.ids[who] if isinstance(who, int) else ""
+    pairs = [(name, model.movies.ids[movie]) for movie in movies[order].tolist()]
+    return [{"rank": place, **answer} for place, answer in enumerate(predict(model, pairs, detail, visitor), 1)]
 
 
 def similar(
@@ -115,22 +174,26 @@ def similar(
 
     Without a number: 10, or as many as leaves ``n`` to choose from.
     """
-    if side == "movie":
-        vectors, counts = model.factors.V, model.seen.movie_counts(len(model.movies))
+    p = model.posterior
+    movies = side == "movie"
+    if isinstance(p, Draws):
+        vectors = (p.V if movies else p.U)[..., : p.head.latent].float()
     else:
-        vectors, counts = model.factors.U, model.seen.start.diff()
+        vectors = (p.factors.V if movies else p.factors.U)[None]
+    counts = model.seen.movie_counts(len(model.movies)) if movies else model.seen.start.diff()
     if min_ratings is None:
         others = torch.cat([counts[:row], counts[row + 1 :]]).sort(descending=True).values
         min_ratings = min(_COMMON, int(others[: 3 * n][-1])) if len(others) else 0
-    rows, similarity = nearest(vectors, row, counts >= min_ratings, n, metric)
+    rows, similarity, sd = nearest(vectors, row, counts >= min_ratings, n, metric)
     return [
         {
             "rank": rank,
             **(_movie(model, other) if side == "movie" else {"user": model.users.ids[other]}),
             "similarity": shortest(value),
+            "sd": shortest(spread) if isinstance(p, Draws) else None,
             "ratings": int(counts[other]),
         }
-        for rank, (other, value) in enumerate(zip(rows.tolist(), similarity.tolist(), strict=True), 1)
+        for rank, (other, value, spread) in enumerate(zip(rows.tolist(), similarity.tolist(), sd.tolist(), strict=True), 1)
     ]
 
 
@@ -147,8 +210,47 @@ def _movie(model: Model, row: int) -> Row:
     return {"movie": model.movies.ids[row], "title": model.titles[row]}
 
 
-def _stars(model: Model, unit: Tensor) -> list[float]:
-    return [shortest(value) for value in model.scale.to_stars(unit).tolist()]
+def _folded_in(model: Model, visitor: Visitor) -> Rows:
+    t = model.scale.to_unit(torch.tensor(visitor.stars, dtype=torch.float64)).float()
+    return fold_in(model.posterior, torch.tensor(visitor.movies), t, float(model.settings["user_power"]))
+
+
+def _check_detail(model: Model, detail: Detail) -> None:
+    if not 0 < detail.interval < 1:
+        raise UsageError(f"--interval {detail.interval:g}: give a probability between 0 and 1, such as 0.9")
+    if detail.stars and not _grid(model):
+        raise UsageError(f"--stars: the ratings have more than {_FEW} different values; there are no stars to tell apart")
+
+
+def _grid(model: Model) -> list[float]:
+    """The ratings that the data has, ascending, if they are few."""
+    values: list[float] = model.seen.stars.unique().tolist()
+    return values if len(values) <= _FEW else []
+
+
+def _said(model: Model, found: Mixture, detail: Detail) -> Iterator[Row]:
+    """The prediction and its uncertainty, in stars, for every rating of a mixture."""
+    scale, grid = model.scale, _grid(model)
+    tail = (1 - detail.interval) / 2
+    stars = [scale.to_stars(found.mean()), found.sd() * (scale.hi - scale.lo)]
+    stars += [scale.to_stars(found.quantile(q)) for q in (tail, 1 - tail)]
+    columns = [part.tolist() for part in stars]
+    columns.append((1 - found.below(scale.to_unit(_edge(grid, _LIKED)))).tolist() if scale.lo < _LIKED <= scale.hi else [])
+    names = ["prediction", "sd", "lo", "hi", "p_ge_4"]
+    if not columns[-1]:  # a scale that has no 4 in it: all ratings are above, or none is
+        columns[-1] = [float(scale.lo >= _LIKED)] * found.n
+    if detail.stars:
+        masses = found.masses(torch.tensor([scale.to_unit(star) for star in grid]))
+        columns += [column.tolist() for column in masses.T]
+        names += star_columns(model, True)
+    for values in zip(*columns, strict=True):
+        yield {name: shortest(value) for name, value in zip(names, values, strict=True)}
+
+
+def _edge(grid: list[float], star: float) -> float:
+    """Where ratings of at least this begin: half way down to the rating below, if there is a grid."""
+    below, above = [value for value in grid if value < star], [value for value in grid if value >= star]
+    return (below[-1] + above[0]) / 2 if below and above else star
 
 
 def _rating(model: Model, user: int, movie: int) -> float | None:

@@ -14,35 +14,21 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pmfcli.core.posterior import Factors, Parameters
+from pmfcli.core.predict import Draws, Head, Laplace, Posterior, Seen
 from pmfcli.data.ratings import Scale, Vocabulary
 from pmfcli.errors import ModelError, OutputError
 from pmfcli.text import clean
 
+_Shape = tuple[tuple[int, ...], torch.dtype]
+
 FORMAT = "pmf-model"
-VERSION = 1
-
-
-class Seen(NamedTuple):
-    """The ratings that a model was trained on, by user."""
-
-    start: Tensor  # (n_users + 1,) int64: ratings start[i] .. start[i + 1] are user i's
-    movie: Tensor  # (n,) int32 movie rows, ascending within a user
-    stars: Tensor  # (n,) float32
-
-    def of(self, user: int) -> tuple[Tensor, Tensor]:
-        """A user's movie rows (int64) and stars."""
-        s = slice(int(self.start[user]), int(self.start[user + 1]))
-        return self.movie[s].long(), self.stars[s]
-
-    def movie_counts(self, n_movies: int) -> Tensor:
-        """Ratings of each movie, (n_movies,)."""
-        return torch.bincount(self.movie, minlength=n_movies)
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -50,8 +36,7 @@ class Model:
     """A trained model, with all that an answer needs."""
 
     method: str
-    factors: Factors
-    parameters: Parameters
+    posterior: Posterior
     users: Vocabulary
     movies: Vocabulary
     titles: tuple[str | None, ...]
@@ -65,22 +50,17 @@ class Model:
 
 def dumps(model: Model) -> bytes:
     """The bytes of a model file. Equal models give equal bytes."""
-    f, p, seen = model.factors, model.parameters, model.seen
-    tensors = {"U": f.U, "V": f.V, "sigma": p.sigma}
+    tensors, head, more = tensors_of(model.posterior)
+    seen = model.seen
     tensors |= {"seen_start": seen.start, "seen_movie": seen.movie, "seen_stars": seen.stars}
-    if f.b is not None and f.c is not None:
-        tensors |= {"b": f.b, "c": f.c}
-    if p.W is not None:
-        tensors |= {"Y": p.Y, "W": p.W}
-    if p.X is not None:
-        tensors |= {"Z": p.Z, "X": p.X}
     meta = {
         "method": model.method,
         "users": model.users.ids,
         "movies": model.movies.ids,
         "titles": model.titles,
         "scale": model.scale,
-        "offset": f.offset,
+        **head._asdict(),
+        **more,
         "settings": model.settings,
         "metrics": model.metrics,
         "data": model.data,
@@ -95,6 +75,25 @@ def dumps(model: Model) -> bytes:
     }
     torch.save(content, buffer)
     return buffer.getvalue()
+
+
+def tensors_of(posterior: Posterior) -> tuple[dict[str, Tensor], Head, dict[str, Any]]:
+    """What of a posterior is tensors, how its factors become a rating, and what is numbers."""
+    if isinstance(posterior, Draws):
+        fields = posterior._asdict()
+        head = fields.pop("head")
+        more = {name: fields.pop(name) for name in ("noise_dof", "prior_dof")}
+        return {name: tensor for name, tensor in fields.items() if tensor is not None}, head, more
+    f, p = posterior.factors, posterior.parameters
+    found = {"U": f.U, "V": f.V, "sigma": p.sigma, "noise": posterior.noise}
+    found |= {"precision_u": posterior.precision_u, "precision_v": posterior.precision_v}
+    if f.b is not None and f.c is not None:
+        found |= {"b": f.b, "c": f.c}
+    if p.W is not None:
+        found |= {"Y": p.Y, "W": p.W}
+    if p.X is not None:
+        found |= {"Z": p.Z, "X": p.X}
+    return found, posterior.head, {}
 
 
 def loads(content: bytes, name: str) -> Model:
@@ -114,8 +113,8 @@ def loads(content: bytes, name: str) -> Model:
         raise ModelError(f"{name}: damaged model file ({type(error).__name__}); train it again") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT or not isinstance(raw.get("version"), int):
         raise ModelError(f"{name}: a PyTorch file, but not a model of pmf; train one by: pmf train")
-    if raw["version"] < 1:
-        raise ModelError(f"{name}: damaged model file (format {raw['version']}); train it again")
+    if raw["version"] < VERSION:
+        raise ModelError(f"{name}: model format {raw['version']} is of an earlier pmf; train it again")
     if raw["version"] > VERSION:
         raise ModelError(f"{name}: model format {raw['version']} is newer than this pmf knows ({VERSION}); upgrade pmf")
     try:
@@ -191,18 +190,17 @@ def _check_archive(content: bytes, name: str) -> None:
 
 def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
     users, movies = Vocabulary(tuple(meta["users"])), Vocabulary(tuple(meta["movies"]))
-    latent = tensors["U"].shape[1]
     n_users, n_movies, n = len(users), len(movies), len(tensors["seen_movie"])
-    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-        "U": ((n_users, latent), torch.float32),
-        "V": ((n_movies, latent), torch.float32),
-        "Y": ((n_users, latent), torch.float32),
-        "Z": ((n_movies, latent), torch.float32),
-        "W": ((n_movies, latent), torch.float32),
-        "X": ((n_users, latent), torch.float32),
-        "b": ((n_users,), torch.float32),
-        "c": ((n_movies,), torch.float32),
-        "sigma": ((), torch.float32),
+    method, latent = str(meta["method"]), int(meta["latent"])
+    head = Head(latent, float(meta["offset"]), meta["link"])
+    if method not in ("map", "bayes") or head.link not in ("sigmoid", "linear"):
+        raise ValueError("the method or the link is none that pmf knows")
+    shapes = (
+        _shapes_of_draws(tensors, n_users, n_movies)
+        if method == "bayes"
+        else _shapes_of_a_mode(tensors, latent, n_users, n_movies)
+    )
+    shapes |= {
         "seen_start": ((n_users + 1,), torch.int64),
         "seen_movie": ((n,), torch.int32),
         "seen_stars": ((n,), torch.float32),
@@ -211,34 +209,26 @@ def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
         shape, dtype = shapes[name]
         if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}")
-        if dtype == torch.float32 and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} is not finite")
     seen = Seen(tensors["seen_start"], tensors["seen_movie"], tensors["seen_stars"])
     rising = bool((seen.start[1:] >= seen.start[:-1]).all()) and int(seen.start[0]) == 0 and int(seen.start[-1]) == n
     if not rising or (n and not 0 <= int(seen.movie.min()) <= int(seen.movie.max()) < n_movies):
         raise ValueError("the seen pairs do not fit the ids")
+    same_user = torch.ones(n, dtype=torch.bool)
+    same_user[seen.start[(seen.start < n)]] = False
+    if n and not bool((seen.movie[1:] > seen.movie[:-1])[same_user[1:]].all()):
+        raise ValueError("the seen pairs are not in order")
     if not all(isinstance(name, str) for name in users.ids + movies.ids) or len(meta["titles"]) != n_movies:
         raise ValueError("the titles do not fit the ids")
     if len(set(users.ids)) != n_users or len(set(movies.ids)) != n_movies:
         raise ValueError("an id stands twice")
     scale = Scale(float(meta["scale"][0]), float(meta["scale"][1]))
-    if not all(map(math.isfinite, (*scale, float(meta["offset"])))) or scale.lo >= scale.hi:
+    if not all(map(math.isfinite, (*scale, head.offset))) or scale.lo >= scale.hi:
         raise ValueError("the scale is none")
-    U, V, b, c = tensors["U"], tensors["V"], tensors.get("b"), tensors.get("c")
-    if (b is None) != (c is None):
-        raise ValueError("one of the biases is missing")
     return Model(
-        method=str(meta["method"]),
-        factors=Factors(U, V, b, c, float(meta["offset"])),
-        parameters=Parameters(
-            Y=tensors.get("Y", U),
-            Z=tensors.get("Z", V),
-            W=tensors.get("W"),
-            X=tensors.get("X"),
-            b=b,
-            c=c,
-            sigma=tensors["sigma"],
-        ),
+        method=method,
+        posterior=_draws(tensors, head, meta) if method == "bayes" else _mode(tensors, head),
         users=users,
         movies=movies,
         titles=tuple(title if title is None else clean(str(title)) for title in meta["titles"]),
@@ -249,3 +239,50 @@ def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
         data=dict(meta["data"]),
         versions=dict(meta["versions"]),
     )
+
+
+def _shapes_of_a_mode(tensors: dict[str, Tensor], latent: int, n_users: int, n_movies: int) -> dict[str, _Shape]:
+    d = latent + ("b" in tensors)
+    user, movie, prior = (n_users, latent), (n_movies, latent), (d, d)
+    shapes = {"U": user, "V": movie, "Y": user, "Z": movie, "W": movie, "X": user, "b": (n_users,), "c": (n_movies,)}
+    shapes |= {"precision_u": prior, "precision_v": prior, "sigma": (), "noise": ()}
+    return {name: (shape, torch.float32) for name, shape in shapes.items()}
+
+
+def _shapes_of_draws(tensors: dict[str, Tensor], n_users: int, n_movies: int) -> dict[str, _Shape]:
+    draws, _, d = tensors["U"].shape
+    user, movie, one, prior = (draws, n_users), (draws, n_movies), (draws, d), (draws, d, d)
+    rows = {"U": (*user, d), "V": (*movie, d), "W": (*movie, d), "gamma_u": user, "gamma_v": movie}
+    small = {"mean_u": one, "mu_u": one, "mu_v": one, "Lambda_u": prior, "Lambda_v": prior, "alpha": (draws,)}
+    return {name: (shape, torch.float16) for name, shape in rows.items()} | {
+        name: (shape, torch.float32) for name, shape in small.items()
+    }
+
+
+def _mode(tensors: dict[str, Tensor], head: Head) -> Laplace:
+    U, V, b, c = tensors["U"], tensors["V"], tensors.get("b"), tensors.get("c")
+    if (b is None) != (c is None):
+        raise ValueError("one of the biases is missing")
+    p = Parameters(tensors.get("Y", U), tensors.get("Z", V), tensors.get("W"), tensors.get("X"), b, c, tensors["sigma"])
+    precisions = tensors["precision_u"], tensors["precision_v"]
+    if not all(_is_positive(matrix) for matrix in precisions) or min(float(p.sigma), float(tensors["noise"])) <= 0:
+        raise ValueError("a variance is not positive")
+    return Laplace(Factors(U, V, b, c, head.offset, head.link), p, *precisions, tensors["noise"])
+
+
+def _draws(tensors: dict[str, Tensor], head: Head, meta: dict[str, Any]) -> Draws:
+    t = dict(tensors)
+    for name in ("seen_start", "seen_movie", "seen_stars"):
+        del t[name]
+    dofs = [None if meta[name] is None else float(meta[name]) for name in ("noise_dof", "prior_dof")]
+    if not 0 <= t["U"].shape[2] - head.latent <= 1 or len(t["U"]) == 0 or any(dof is not None and dof <= 2 for dof in dofs):
+        raise ValueError("the draws do not fit together")
+    positive = all(bool((t[name] > 0).all()) for name in ("alpha", "gamma_u", "gamma_v"))
+    if not positive or not all(_is_positive(matrices) for matrices in (t["Lambda_u"], t["Lambda_v"])):
+        raise ValueError("a variance is not positive")
+    W = t.pop("W", None)
+    return Draws(**t, W=W, head=head, noise_dof=dofs[0], prior_dof=dofs[1])
+
+
+def _is_positive(matrices: Tensor) -> bool:
+    return not bool(torch.linalg.cholesky_ex(matrices).info.any())

@@ -8,9 +8,9 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pmfcli.errors import UsageError
 
@@ -18,17 +18,43 @@ LOCAL_FILE = Path("pmf.toml")
 ENVIRONMENT = "PMF_"
 OTHER_VARIABLES = ("PMF_DATA", "PMF_DATA_DIR", "PMF_MODEL")  # of flags that are no settings
 _SCALE: dict[str, Any] = {"ge": 1e-6, "le": 1e6}
-_MODEL, _FIT, _RUN = "The model", "The fit", "The machine"
+_MODEL, _FIT, _BAYES, _RUN = "The model", "The fit", "The sampler", "The machine"
+_BY_METHOD: dict[str, dict[str, Any]] = {  # defaults that depend on the method
+    "map": {"latent": 30, "epochs": 1000, "holdout": 0.1},
+    "bayes": {"latent": 12, "epochs": None, "holdout": 0.0},
+}
 
 
-def _field(default: Any, text: str, panel: str, short: str | None = None, **bounds: Any) -> Any:
-    return Field(default, description=text, json_schema_extra={"panel": panel, "short": short}, **bounds)
+def _field(
+    default: Any,
+    text: str,
+    panel: str,
+    short: str | None = None,
+    only: str | None = None,
+    shown: str | None = None,
+    **bounds: Any,
+) -> Any:
+    """A setting: what it is, where ``--help`` shows it, which kind of fit it is for (None for all)."""
+    extra: dict[str, Any] = {"panel": panel, "short": short, "only": only, "shown": shown}
+    return Field(default, description=text, json_schema_extra=extra, **bounds)
 
 
 class Settings(BaseModel):
     """All that decides what a training run gives. Scales are standard deviations, in logits where not said otherwise."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_method(cls, values: dict[str, Any]) -> dict[str, Any]:
+        method = str(values.get("method", "map"))
+        by_em = "em" in (values.get("priors"), values.get("noise"))
+        derived = {
+            **_BY_METHOD.get(method, {}),
+            "link": "linear" if method == "bayes" or by_em else "sigmoid",
+            "solver": "als" if by_em else "adam",
+        }
+        return derived | {key: value for key, value in values.items() if value is not None}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -37,33 +63,100 @@ class Settings(BaseModel):
             raise ValueError("a number or a name is expected")
         return value
 
-    latent: int = _field(30, "Latent features of a user or movie.", _MODEL, "-k", ge=1, le=10_000)
+    @field_validator("noise_dof", "prior_dof")
+    @classmethod
+    def _finite_variance(cls, value: float) -> float:
+        if 0 < value <= 2:
+            raise ValueError("degrees of freedom are above 2, or 0 for none")
+        return value
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.method == "bayes" and self.link != "linear":
+            raise ValueError("--method bayes samples the linear link; leave --link out")
+        if self.solver == "adam" and "em" in (self.priors, self.noise):
+            raise ValueError("--priors em and --noise em need the covariances of --solver als; leave --solver out")
+        if self.solver == "als" and self.noise == "learned":
+            raise ValueError("--noise learned is Adam's; with --solver als it is --noise em")
+        return self
+
+    method: Literal["map", "bayes"] = _field(
+        "map", "One best model (maximum a posteriori), or draws from all that fit (Gibbs sampling).", _MODEL
+    )
+    latent: int = _field(30, "Latent features of a user or movie.", _MODEL, "-k", shown="30; bayes: 12", ge=1, le=10_000)
     hierarchical: Literal["none", "users", "both"] = _field(
         "both", "Which side's prior means come from who rated what.", _MODEL
     )
     biases: bool = _field(True, "A bias for each user and movie.", _MODEL)
     offset: bool = _field(True, "Start from the mean rating instead of the middle of the scale.", _MODEL)
-    sigma: float = _field(0.3, "Noise of a rating, as a part of the rating scale; the start if learned.", _MODEL, **_SCALE)
-    noise: Literal["fixed", "learned"] = _field("fixed", "Whether sigma is learned with the factors.", _MODEL)
-    sigma_u: float = _field(0.3, "Prior scale of the users' own factors.", _MODEL, **_SCALE)
-    sigma_v: float = _field(0.32, "Prior scale of the movies' own factors.", _MODEL, **_SCALE)
-    sigma_w: float = _field(0.15, "Prior scale of what rating a movie says of its rater.", _MODEL, **_SCALE)
-    sigma_x: float = _field(0.3, "Prior scale of what being rated by a user says of a movie.", _MODEL, **_SCALE)
-    sigma_b: float = _field(0.5, "Prior scale of the biases.", _MODEL, **_SCALE)
+    link: Literal["sigmoid", "linear"] = _field(
+        "sigmoid",
+        "From x to the rating scale: 1/(1 + e^-x), or its tangent 1/2 + x/4.",
+        _MODEL,
+        shown="sigmoid; em, bayes: linear",
+    )
+    sigma: float = _field(
+        0.3, "Noise of a rating, as a part of the rating scale; the start if learned.", _MODEL, only="map", **_SCALE
+    )
+    noise: Literal["fixed", "learned", "em"] = _field(
+        "fixed", "Sigma: fixed, learned with the factors, or by EM, which counts how unsure they are.", _MODEL, only="map"
+    )
+    priors: Literal["fixed", "em"] = _field("fixed", "Prior scales: fixed, or learned by EM from there.", _MODEL, only="map")
+    prior_shape: Literal["spherical", "diagonal", "full"] = _field(
+        "full", "Priors by EM: one scale, one for each feature, or a covariance of them.", _MODEL, only="em"
+    )
+    sigma_u: float = _field(0.3, "Prior scale of the users' own factors.", _MODEL, only="map", **_SCALE)
+    sigma_v: float = _field(0.32, "Prior scale of the movies' own factors.", _MODEL, only="map", **_SCALE)
+    sigma_w: float = _field(0.15, "Prior scale of what rating a movie says of its rater.", _MODEL, only="map", **_SCALE)
+    sigma_x: float = _field(0.3, "Prior scale of what being rated by a user says of a movie.", _MODEL, only="map", **_SCALE)
+    sigma_b: float = _field(0.5, "Prior scale of the biases.", _MODEL, only="map", **_SCALE)
     user_power: float = _field(0.5, "A user's mean divides the sum over n movies by n to this power.", _MODEL, ge=0, le=2)
     movie_power: float = _field(0.25, "The same for a movie with m ratings.", _MODEL, ge=0, le=2)
     rater_power: float = _field(0.25, "How far a user with n ratings counts less for each of their movies.", _MODEL, ge=0, le=2)
 
-    epochs: int = _field(1000, "Passes over the ratings, at most.", _FIT, ge=1, le=10**9)
-    lr: float = _field(0.03, "Learning rate of Adam.", _FIT, gt=0)
-    early_stop: bool = _field(True, "Stop when the loss, or the held-out error, no longer improves.", _FIT)
-    holdout: float = _field(0.1, "Fraction of the ratings held out to find the best epoch; 0 for none.", _FIT, ge=0, lt=1)
-    refit: bool = _field(True, "Then fit again on all ratings for that many epochs.", _FIT)
-    block_ratings: int = _field(1_000_000, "Beyond this many ratings, update by blocks of users of this size.", _FIT, ge=1)
+    epochs: int | None = _field(
+        None,
+        "Passes over the ratings, at most; of the sampler: sweeps.",
+        _FIT,
+        shown="1000; bayes: until it agrees",
+        ge=1,
+        le=10**9,
+    )
+    solver: Literal["adam", "als"] = _field(
+        "adam", "Gradient steps, or alternating least squares.", _FIT, only="map", shown="adam; em: als"
+    )
+    lr: float = _field(0.03, "Learning rate of Adam.", _FIT, only="adam", gt=0)
+    early_stop: bool = _field(True, "Stop when the loss, or the held-out error, no longer improves.", _FIT, only="map")
+    holdout: float = _field(
+        0.1, "Fraction held out: to find the best epoch, and a score; 0 for none.", _FIT, shown="0.1; bayes: 0", ge=0, lt=1
+    )
+    refit: bool = _field(True, "Then fit again on all ratings.", _FIT)
+    block_ratings: int = _field(
+        1_000_000, "Beyond this many ratings, update by blocks of users of this size.", _FIT, only="adam", ge=1
+    )
     seed: int = _field(0, "Seed of all random numbers.", _FIT, ge=0, lt=2**63)
 
+    chains: int = _field(1, "Chains of the sampler, side by side.", _BAYES, only="bayes", ge=1, le=64)
+    keep: int = _field(100, "Draws kept in the model file, over all chains.", _BAYES, only="bayes", ge=1, le=10_000)
+    noise_dof: float = _field(
+        6,
+        "How alike the noise of users and movies is: degrees of freedom of their scales; 0 for one noise.",
+        _BAYES,
+        only="bayes",
+        ge=0,
+    )
+    prior_dof: float = _field(
+        5, "How alike users are, and movies: degrees of freedom of their t prior; 0 for a Gaussian.", _BAYES, only="bayes", ge=0
+    )
+
     device: Literal["auto", "cpu", "cuda", "mps"] = _field("auto", "Where to compute.", _RUN)
-    threads: int | None = _field(None, "Processor threads; all cores if not given.", _RUN, "-j", ge=1, le=512)
+    threads: int | None = _field(None, "Processor threads; all cores if not given.", _RUN, "-j", shown="all", ge=1, le=512)
+
+    def kinds(self) -> set[str]:
+        """The kinds of fit that these settings are, as ``only`` of a setting names them."""
+        if self.method == "bayes":
+            return {"bayes"}
+        return {"map", self.solver} | ({"em"} if self.priors == "em" else set())
 
 
 class Flag(NamedTuple):
@@ -75,6 +168,7 @@ class Flag(NamedTuple):
     text: str
     panel: str
     short: str | None
+    shown: str | None  # the default, in words, where it depends
 
 
 def flags() -> list[Flag]:
@@ -83,8 +177,10 @@ def flags() -> list[Flag]:
     for name, field in Settings.model_fields.items():
         extra = field.json_schema_extra
         assert isinstance(extra, dict)
-        kind = int if name == "threads" else field.annotation
-        found.append(Flag(name, kind, field.default, field.description or "", str(extra["panel"]), extra["short"]))  # type: ignore[arg-type]
+        optional = [kind for kind in get_args(field.annotation) if kind is not type(None)]
+        kind = optional[0] if type(None) in get_args(field.annotation) else field.annotation
+        looks = (str(extra["panel"]), extra["short"], extra["shown"])
+        found.append(Flag(name, kind, field.default, field.description or "", *looks))  # type: ignore[arg-type]
     return found
 
 
@@ -114,13 +210,21 @@ def resolve(given: Mapping[str, Any], file: Path | None, environment: Mapping[st
     for key, value in given.items():
         values[key], origin[key] = value, f"--{key.replace('_', '-')}"
     try:
-        return Settings(**values)
+        settings = Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = str(first["loc"][0])
         message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise UsageError(message) from None
+        key = str(first["loc"][0])
         message = message[0].lower() + message[1:]
         raise UsageError(f"{origin[key]}: {message}, not {first['input']!r}") from None
+    for key in given:
+        extra = Settings.model_fields[key].json_schema_extra
+        if isinstance(extra, dict) and extra["only"] not in (None, *settings.kinds()):
+            ways = {"bayes": "--method bayes", "em": "--priors em", "adam": "--solver adam", "map": "--method map"}
+            raise UsageError(f"{origin[key]}: it is for {ways[str(extra['only'])]}; this run is not, leave it out")
+    return settings
 
 
 def _load(file: Path) -> dict[str, Any]:

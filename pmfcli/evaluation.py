@@ -17,6 +17,8 @@ from pmfcli.data.ratings import Array, Ratings
 from pmfcli.errors import DataError
 from pmfcli.training import held_out, run, train
 
+LEVELS = (0.5, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
+_CHUNK = 4_000  # pairs scored at a time
 _EDGES = (0, 1, 3, 10, 30, 100, 300)  # groups by number of training ratings: 0, 1-2, 3-9, …
 
 
@@ -27,6 +29,7 @@ class Scored(NamedTuple):
     model: Tensor
     mean: Tensor  # always the mean
     bias: Tensor  # biases alone
+    inside: Tensor  # (n, levels) bool: the interval of each level covers the rating
     user_count: Tensor  # training ratings of the user
     movie_count: Tensor  # training ratings of the movie
     trained_on: Tensor  # bool: the pair was among the training ratings
@@ -61,7 +64,9 @@ def report(parts: Sequence[Scored]) -> dict[str, Any]:
         **_errors(whole.stars, whole.model),
         "nll": None,
         "crps": None,
-        "coverage": None,
+        "coverage": {
+            f"{level:g}": float(covered) for level, covered in zip(LEVELS, whole.inside.double().mean(0), strict=True)
+        },
         "baselines": beside,
         "by_user_ratings": _groups(whole, whole.user_count),
         "by_movie_ratings": _groups(whole, whole.movie_count),
@@ -77,11 +82,20 @@ def _score(model: Model, pairs: Pairs, stars: Tensor) -> Scored:
     beside = predict_baselines(fit_biases(pattern, seen.stars), pairs)
     both = pairs.user_known & pairs.movie_known
     trained_on = torch.isin(pairs.user * len(model.movies) + pairs.movie, of_user * len(model.movies) + seen.movie) & both
+    model_stars, inside = [], []
+    for start in range(0, len(stars), _CHUNK):
+        part = Pairs(*(column[start : start + _CHUNK] for column in pairs))
+        truth = stars[start : start + _CHUNK]
+        found = predict_pairs(model.posterior, model.seen, part)
+        model_stars.append(model.scale.to_stars(found.mean()))
+        ends = [[model.scale.to_stars(found.quantile(0.5 + sign * level / 2)) for sign in (-1, 1)] for level in LEVELS]
+        inside.append(torch.stack([(low <= truth) & (truth <= high) for low, high in ends], 1))
     return Scored(
         stars=stars,
-        model=model.scale.to_stars(predict_pairs(model.factors, pairs)),
+        model=torch.cat(model_stars),
         mean=beside["mean"],
         bias=beside["bias"],
+        inside=torch.cat(inside),
         user_count=user_counts[pairs.user] * pairs.user_known,
         movie_count=movie_counts[pairs.movie] * pairs.movie_known,
         trained_on=trained_on,

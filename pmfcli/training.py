@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,22 +10,32 @@ import torch
 from torch import Tensor
 
 from pmfcli import __version__
-from pmfcli.artifact import Model, Seen
+from pmfcli.artifact import Model
 from pmfcli.config import Settings
+from pmfcli.core import als, chains, gibbs
 from pmfcli.core import map as map_fit
 from pmfcli.core.metrics import fit_biases, predict_baselines, scores
-from pmfcli.core.posterior import Observations, Parameters, Scales, effective, link, observe, score
-from pmfcli.core.predict import Pairs, predict_pairs
+from pmfcli.core.posterior import Factors, Observations, Parameters, Scales, effective, mean, observe, score
+from pmfcli.core.predict import Laplace, Pairs, Posterior, Seen, estimate_noise, means_of_pairs, predict_pairs
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import Array, Ratings, Scale
 from pmfcli.data.split import random_mask
 from pmfcli.errors import TrainingError, UsageError
 
-CHECK_EVERY = 5  # epochs between two looks at the held-out ratings
 LEAST_HELD = 50  # fewer held-out ratings than this say nothing about the best epoch, and none are held out
-PATIENCE = 50  # epochs without a clearly better held-out error before the fit stops
 _CLEARLY = 1e-3  # better by this part
-_STILL_FOR, _STILL = 20, 1e-5  # the loss no longer moves: its relative range over so many epochs
+
+
+class Pace(NamedTuple):
+    """How often to look at the held-out ratings, and when to stop. In epochs."""
+
+    check_every: int
+    patience: int  # without a clearly better held-out error
+    still_for: int  # the loss no longer moves: its relative range over so many epochs is below ``still``
+    still: float
+
+
+PACES = {"adam": Pace(5, 50, 20, 1e-5), "als": Pace(1, 10, 5, 1e-4)}
 
 
 class Report(NamedTuple):
@@ -37,6 +47,8 @@ class Report(NamedTuple):
     loss: float  # before this epoch's update
     sigma: float
     holdout_rmse: float | None  # in stars, where it was looked at
+    r_hat: float | None = None  # of a sampler, where it was looked at
+    ess: float | None = None
 
 
 class _Test(NamedTuple):
@@ -45,9 +57,19 @@ class _Test(NamedTuple):
     scale: Scale
 
 
-class _Fit(NamedTuple):
+class _Mode(NamedTuple):
+    """A point on the way of a fit, with what a model needs of it."""
+
     parameters: Parameters
-    progress: map_fit.Progress
+    factors: Factors
+    precision_u: Tensor
+    precision_v: Tensor
+
+
+class _Fit(NamedTuple):
+    mode: _Mode
+    loss: float
+    sigma: float
     epochs: int  # the best number of them by held-out error; all without a test
     holdout_rmse: float | None
 
@@ -66,26 +88,28 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
     device = choose_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    fit = _sample if settings.method == "bayes" else _climb
     metrics: dict[str, Any] = {}
-    fitted = ratings
+    fitted, epochs = ratings, settings.epochs
     held = random_mask(ratings.n, settings.holdout, settings.seed)
     if LEAST_HELD <= held.sum() < ratings.n:
         fitted = ratings.select(~held)
         observations = _observe(fitted, settings)
         pairs, stars = held_out(ratings, held)
-        test = _Test(pairs.to(device), stars, ratings.scale)
-        fit = yield from _fit("fit", observations.to(device), settings, settings.epochs, test)
+        posterior, found = yield from fit(
+            "fit", fitted, observations, settings, epochs, _Test(pairs, stars, ratings.scale), device
+        )
         bias = fit_biases(observations.pattern, ratings.scale.to_stars(observations.t))
-        beside = {name: scores(found, stars)._asdict() for name, found in predict_baselines(bias, pairs).items()}
-        metrics = {"holdout_rmse": fit.holdout_rmse, "holdout_baselines": beside}
+        beside = {name: scores(value, stars)._asdict() for name, value in predict_baselines(bias, pairs).items()}
+        metrics = {"holdout_rmse": found["holdout_rmse"], "holdout_baselines": beside}
         if settings.refit:
-            fitted = ratings
+            fitted, epochs = ratings, found["epochs"]
             observations = _observe(ratings, settings)
-            fit = yield from _fit("refit", observations.to(device), settings, fit.epochs, None)
+            posterior, found = yield from fit("refit", fitted, observations, settings, epochs, None, device)
     else:
         observations = _observe(ratings, settings)
-        fit = yield from _fit("fit", observations.to(device), settings, settings.epochs, None)
-    return _model(fitted, settings, observations, fit, metrics)
+        posterior, found = yield from fit("fit", fitted, observations, settings, epochs, None, device)
+    return _model(fitted, settings, posterior, found | metrics)
 
 
 def run(training: Generator[Report, None, Model]) -> Model:
@@ -134,17 +158,114 @@ def _observe(ratings: Ratings, settings: Settings) -> Observations:
         movie_power=settings.movie_power,
         rater_power=settings.rater_power,
         with_offset=settings.offset,
+        link=settings.link,
     )
+
+
+_Found = tuple[Posterior, dict[str, Any]]
+
+
+def _climb(
+    phase: str,
+    ratings: Ratings,
+    observations: Observations,
+    settings: Settings,
+    epochs: int | None,
+    test: _Test | None,
+    device: torch.device,
+) -> Generator[Report, None, _Found]:
+    """A mode with its curvature, and what was found on the way."""
+    assert epochs is not None
+    fit = yield from _fit(phase, observations.to(device), settings, epochs, test)
+    sigma = fit.mode.parameters.sigma
+    laplace = Laplace(fit.mode.factors, fit.mode.parameters, fit.mode.precision_u, fit.mode.precision_v, sigma)
+    fitted = mean(score(laplace.factors, observations.pattern), observations.link).clamp(0, 1)
+    train_rmse = _rmse(fitted, observations.t, ratings.scale)
+    if not math.isfinite(train_rmse):
+        raise TrainingError("training diverged at its last step; try a smaller --lr")
+    laplace = laplace._replace(noise=estimate_noise(laplace, seen(ratings), observations.t, settings.seed))
+    found = {key: getattr(fit, key) for key in ("epochs", "loss", "sigma", "holdout_rmse")}
+    return laplace, found | {"train_rmse": train_rmse}
+
+
+def _sample(
+    phase: str,
+    ratings: Ratings,
+    observations: Observations,
+    settings: Settings,
+    epochs: int | None,
+    test: _Test | None,
+    device: torch.device,
+) -> Generator[Report, None, _Found]:
+    """Draws of the posterior, and what was found on the way."""
+    s = settings
+    how = gibbs.GibbsSettings(
+        latent=s.latent,
+        biases=s.biases,
+        user_means=s.hierarchical in ("users", "both"),
+        movie_means=s.hierarchical == "both",
+        noise_dof=s.noise_dof or None,
+        prior_dof=s.prior_dof or None,
+    )
+    sampling = chains.fit(observations.to(device), how, epochs, s.chains, s.keep, s.seed)
+    while True:
+        try:
+            p = next(sampling)
+        except StopIteration as end:
+            sampled: chains.Sampled = end.value
+            break
+        yield Report(phase, p.step, epochs or chains.MOST, p.loss, p.sigma, None, p.r_hat, p.ess)
+    found: dict[str, Any] = {key: getattr(sampled, key) for key in ("burn_in", "loss", "sigma", "r_hat", "ess")}
+    found |= {"epochs": sampled.sweeps, "draws": len(sampled.draws.alpha)}
+    found |= {"train_rmse": _rmse(sampled.fitted.cpu(), observations.t, ratings.scale), "holdout_rmse": None}
+    if test is not None:
+        predicted = predict_pairs(sampled.draws, seen(ratings), test.pairs).mean()
+        found["holdout_rmse"] = scores(test.scale.to_stars(predicted), test.stars).rmse
+    return sampled.draws, {key: None if value != value else value for key, value in found.items()}
 
 
 def _fit(
     phase: str, observations: Observations, settings: Settings, epochs: int, test: _Test | None
 ) -> Generator[Report, None, _Fit]:
     """One fit. It stops early where the settings say so, except in a refit, whose length is known to be right."""
-    s = settings
+    steps, mode = _adam(observations, settings, epochs) if settings.solver == "adam" else _als(observations, settings, epochs)
+    pace = PACES[settings.solver]
+    device = observations.t.device
+    pairs = None if test is None else test.pairs.to(device)
+    best: _Fit | None = None
+    clear, clear_at = math.inf, 0  # the last held-out error that was clearly better, and its epoch
+    recent: deque[float] = deque(maxlen=pace.still_for)
+    for progress in steps:
+        done = progress.step + 1
+        rmse = None
+        if test is not None and pairs is not None and (progress.step % pace.check_every == 0 or done == epochs):
+            now = mode(progress.state)
+            rmse = scores(test.scale.to_stars(means_of_pairs(now.factors, pairs)), test.stars).rmse
+            if best is None or best.holdout_rmse is None or rmse < best.holdout_rmse:
+                best = _Fit(now, progress.loss, progress.sigma, done, rmse)
+            if rmse < clear * (1 - _CLEARLY):
+                clear, clear_at = rmse, done
+        yield Report(phase, progress.step, epochs, progress.loss, progress.sigma, rmse)
+        recent.append(progress.loss)
+        if settings.early_stop and phase == "fit":
+            still = len(recent) == pace.still_for and max(recent) - min(recent) <= pace.still * abs(progress.loss)
+            if still or (test is not None and done - clear_at >= pace.patience):
+                break
+    best = best or _Fit(mode(progress.state), progress.loss, progress.sigma, progress.step + 1, None)
+    return best._replace(mode=_on_cpu(best.mode))
+
+
+_Steps = tuple[Iterator[Any], Callable[[Any], _Mode]]
+
+
+def _scales(s: Settings) -> Scales:
+    return Scales(s.sigma_u, s.sigma_v, s.sigma_w, s.sigma_x, s.sigma_b)
+
+
+def _adam(observations: Observations, s: Settings, epochs: int) -> _Steps:
     how = map_fit.MapSettings(
         latent=s.latent,
-        scales=Scales(s.sigma_u, s.sigma_v, s.sigma_w, s.sigma_x, s.sigma_b),
+        scales=_scales(s),
         sigma=s.sigma,
         learn_sigma=s.noise == "learned",
         biases=s.biases,
@@ -153,49 +274,66 @@ def _fit(
         lr=s.lr,
         block_ratings=s.block_ratings,
     )
-    generator = torch.Generator().manual_seed(s.seed)
-    best: _Fit | None = None
-    clear, clear_at = math.inf, 0  # the last held-out error that was clearly better, and its epoch
-    recent: deque[float] = deque(maxlen=_STILL_FOR)
-    for progress in map_fit.fit(observations, how, epochs, generator):
-        done = progress.step + 1
-        rmse = None
-        if test is not None and (progress.step % CHECK_EVERY == 0 or done == epochs):
-            prediction = predict_pairs(map_fit.current(progress.state, observations), test.pairs)
-            rmse = scores(test.scale.to_stars(prediction), test.stars).rmse
-            if best is None or best.holdout_rmse is None or rmse < best.holdout_rmse:
-                best = _Fit(map_fit.gather(progress.state), progress, done, rmse)
-            if rmse < clear * (1 - _CLEARLY):
-                clear, clear_at = rmse, done
-        yield Report(phase, progress.step, epochs, progress.loss, progress.sigma, rmse)
-        recent.append(progress.loss)
-        if s.early_stop and phase == "fit":
-            still = len(recent) == _STILL_FOR and max(recent) - min(recent) <= _STILL * abs(progress.loss)
-            if still or (test is not None and done - clear_at >= PATIENCE):
-                break
-    return best or _Fit(map_fit.gather(progress.state), progress, progress.step + 1, None)
+
+    def prior(scale: float) -> Tensor:
+        return torch.diag(torch.tensor([scale**-2] * s.latent + [s.sigma_b**-2] * s.biases))
+
+    @torch.no_grad()
+    def mode(state: map_fit.State) -> _Mode:
+        parameters = map_fit.gather(state)
+        return _Mode(parameters, effective(parameters, observations), prior(s.sigma_u), prior(s.sigma_v))
+
+    return map_fit.fit(observations, how, epochs, torch.Generator().manual_seed(s.seed)), mode
 
 
-def _model(ratings: Ratings, settings: Settings, observations: Observations, fit: _Fit, metrics: dict[str, Any]) -> Model:
-    parameters = Parameters(*(None if part is None else part.cpu() for part in fit.parameters))  # type: ignore[arg-type]
-    with torch.no_grad():
-        factors = effective(parameters, observations)
-        fitted = ratings.scale.to_stars(link(score(factors, observations.pattern)))
-    truth = ratings.scale.to_stars(observations.t)
-    metrics |= {"epochs": fit.epochs, "loss": fit.progress.loss, "sigma": fit.progress.sigma}
-    metrics["train_rmse"] = scores(fitted, truth).rmse
-    if not math.isfinite(metrics["train_rmse"]):
-        raise TrainingError(f"training diverged at its last step, {fit.progress.step}; try a smaller --lr")
+def _als(observations: Observations, s: Settings, epochs: int) -> _Steps:
+    how = als.AlsSettings(
+        latent=s.latent,
+        scales=_scales(s),
+        sigma=s.sigma,
+        biases=s.biases,
+        user_means=s.hierarchical in ("users", "both"),
+        movie_means=s.hierarchical == "both",
+        learn_priors=s.priors == "em",
+        learn_noise=s.noise == "em",
+        shape=s.prior_shape,
+    )
+
+    def mode(state: als.State) -> _Mode:
+        factors = als.current(state, observations, how)
+        return _Mode(als.gather(state, how), factors, state.users.precision, state.movies.precision)
+
+    return als.fit(observations, how, epochs, torch.Generator().manual_seed(s.seed)), mode
+
+
+def _on_cpu(mode: _Mode) -> _Mode:
+    def moved(parts: tuple[Any, ...]) -> list[Any]:
+        return [part.cpu() if isinstance(part, Tensor) else part for part in parts]
+
+    return _Mode(
+        Parameters(*moved(mode.parameters)), Factors(*moved(mode.factors)), mode.precision_u.cpu(), mode.precision_v.cpu()
+    )
+
+
+def _rmse(fitted: Tensor, t: Tensor, scale: Scale) -> float:
+    return scores(scale.to_stars(fitted), scale.to_stars(t)).rmse
+
+
+def seen(ratings: Ratings) -> Seen:
+    """The ratings as a model keeps them."""
     start = np.searchsorted(ratings.user, np.arange(len(ratings.users) + 1))
+    return Seen(*(torch.from_numpy(part) for part in (start, ratings.movie, ratings.stars)))
+
+
+def _model(ratings: Ratings, settings: Settings, posterior: Posterior, metrics: dict[str, Any]) -> Model:
     return Model(
-        method="map",
-        factors=factors,
-        parameters=parameters,
+        method=settings.method,
+        posterior=posterior,
         users=ratings.users,
         movies=ratings.movies,
         titles=ratings.titles,
         scale=ratings.scale,
-        seen=Seen(*(torch.from_numpy(part) for part in (start, ratings.movie, ratings.stars))),
+        seen=seen(ratings),
         settings=settings.model_dump(),
         metrics=metrics,
         data={

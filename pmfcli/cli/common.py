@@ -9,9 +9,11 @@ import typer
 from pmfcli.cli.options import Source
 from pmfcli.console import note
 from pmfcli.data.catalog import CATALOG, DEFAULT
-from pmfcli.errors import DataError, UsageError
+from pmfcli.errors import DataError, UnknownIdError, UsageError
+from pmfcli.text import short
 
 if TYPE_CHECKING:
+    from pmfcli.answers import Visitor
     from pmfcli.artifact import Model
     from pmfcli.data.ratings import Ratings
 
@@ -61,6 +63,46 @@ def load_model(path: Path) -> "Model":
     if model.data.get("name") == NAME:
         note(f"A model of {NOTICE}.")
     return model
+
+
+def read_visitor(source: str, model: "Model") -> "Visitor":
+    """The ratings of somebody who is not in the data, as far as the model knows their movies; says what it does not.
+
+    Raises:
+        DataError: no ratings, of several users, or outside the model's scale.
+        UnknownIdError: the model knows none of the movies.
+    """
+    from pmfcli.answers import Visitor
+    from pmfcli.data.lines import read_records
+
+    lo, hi = model.scale
+    found: dict[int, float] = {}
+    unknown: list[str] = []
+    users: set[str] = set()
+    for place, fields in read_records(source, ("movie", "rating"), also=("user",)):
+        movie, text = fields["movie"], fields["rating"]
+        try:
+            rating = float(text)
+        except ValueError:
+            raise DataError(f"{place}: '{short(text)}' is not a rating") from None
+        if not lo <= rating <= hi:
+            raise DataError(f"{place}: rating {text} is outside the model's scale, {lo:g} to {hi:g}")
+        users.add(fields.get("user", ""))
+        if len(users) > 1:
+            raise DataError(f"{place}: ratings of several users ({', '.join(sorted(users))}); give those of one")
+        row = model.movies.row(movie)
+        if row is None:
+            unknown.append(movie)
+        else:
+            found[row] = rating  # a movie that is rated again: the last counts
+    if unknown:
+        some = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
+        if not found:
+            raise UnknownIdError(f"--ratings {source}: the model knows none of these movies: {some}")
+        note(f"{len(unknown)} rating(s) of movies that the model does not know passed over: {some}")
+    if not found:
+        raise DataError(f"--ratings {source}: no ratings; give a movie id and a rating on each line")
+    return Visitor(tuple(sorted(found)), tuple(found[row] for row in sorted(found)))
 
 
 def by_hand(context: typer.Context, name: str) -> bool:

@@ -12,7 +12,9 @@ EXAMPLE = "pmf info --json"
 def info(model: ModelFile = Path("pmf.pt"), output: OutputFormat = None, as_json: AsJson = False) -> None:
     """Show what a model file holds: data, settings, scores, versions."""
     found = load_model(model)
-    parameters = {name: list(p.shape) for name, p in found.parameters._asdict().items() if p is not None}
+    from pmfcli.artifact import tensors_of
+
+    parameters = {name: list(tensor.shape) for name, tensor in tensors_of(found.posterior)[0].items()}
     content: Row = {
         "method": found.method,
         "data": found.data,

@@ -18,6 +18,13 @@ Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of se
 ModelFile = Annotated[Path, typer.Option("--model", "-m", envvar="PMF_MODEL", help="A model file; '-' for standard input.")]
 OutputFormat = Annotated[Format | None, typer.Option("--format", help="Without it: a table on a terminal, TSV in a pipe.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+Interval = Annotated[float, typer.Option("--interval", help="How much of the probability lies between lo and hi.")]
+VisitorRatings = Annotated[
+    str | None,
+    typer.Option(
+        "--ratings", metavar="FILE|-", help="Ratings of somebody who is not in the data: a movie id and a rating a line."
+    ),
+]
 Count = Annotated[int, typer.Option("-n", min=1, help="How many to list.")]
 ByRow = Annotated[bool, typer.Option("--row", help="Read --user and --movie as zero-based rows instead of ids.")]
 
@@ -74,10 +81,11 @@ def with_data_and_settings(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _parameter(name: str, kind: Any, default: Any, text: str, panel: str, short: str | None) -> inspect.Parameter:
+def _parameter(
+    name: str, kind: Any, default: Any, text: str, panel: str, short: str | None, shown: str | None
+) -> inspect.Parameter:
     flag = "--" + name.replace("_", "-")
     names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag, *([short] if short else [])]
-    shown = default if default is not None else "all"
-    shown = flag if shown is True else shown
-    option = typer.Option(*names, help=text, rich_help_panel=panel, show_default=str(shown))
+    shown = shown or (flag if default is True else str(default))
+    option = typer.Option(*names, help=text, rich_help_panel=panel, show_default=shown)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])

@@ -79,6 +79,7 @@ def train(
                 "model": str(output),
                 "method": model.method,
                 **{key: m.get(key) for key in ("epochs", "loss", "sigma", "holdout_rmse", "train_rmse")},
+                **{key: m[key] for key in ("r_hat", "ess", "burn_in", "draws") if key in m},
                 "seconds": seconds,
                 **{key: d[key] for key in ("ratings", "users", "movies")},
             },
@@ -90,10 +91,13 @@ def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
     m, d = model.metrics, model.data
     note(
         f"{d['ratings']:,} ratings, {d['users']:,} users, {d['movies']:,} movies ({d['name']}): "
-        f"{m['epochs']} epochs, loss {m['loss']:,.1f}, training RMSE {m['train_rmse']:.3f}, {seconds:.1f} s"
+        f"{m['epochs']} {'sweeps' if 'r_hat' in m else 'epochs'}, loss {m['loss']:,.1f}, training RMSE {m['train_rmse']:.3f}, {seconds:.1f} s"
     )
     spread = float(model.seen.stars.double().std(correction=0))
-    if "holdout_rmse" in m:
+    if "r_hat" in m:
+        mixed = "n/a" if m["r_hat"] is None else f"{m['r_hat']:.2f}, {m['ess']:.0f} effective draws"
+        note(f"{m['draws']} draws kept after {m['burn_in']} sweeps of burn-in; of the predictions: R-hat {mixed}")
+    if m.get("holdout_rmse") is not None:
         beside = {name: found["rmse"] for name, found in m["holdout_baselines"].items()}
         note(f"held-out RMSE {m['holdout_rmse']:.3f} (always the mean {beside['mean']:.3f}, biases only {beside['bias']:.3f})")
         if m["holdout_rmse"] > beside["mean"] and m["train_rmse"] < 0.8 * spread:
@@ -109,6 +113,8 @@ def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
             "Try a smaller --sigma, larger --sigma-u and --sigma-v, or a smaller --lr if the loss grew"
         )
     note(f"wrote {output} ({size / 1e6:.1f} MB)")
+    if model.method == "map":
+        note("for the best predictions and intervals that hold: --method bayes, about four times as long, a file of draws")
 
 
 def _check_outputs(output: Path, log: Path | None, data: str | None, as_json: bool) -> None:

@@ -149,7 +149,7 @@ def step(state: State, blocks: tuple[Observations, ...], generator: torch.Genera
         factors = effective(p._replace(X=None), o)
         if means is not None:
             factors = factors._replace(V=factors.V + means)
-        objective = -log_likelihood(score(factors, o.pattern), o.t, p.sigma)
+        objective = -log_likelihood(score(factors, o.pattern), o.t, p.sigma, o.link)
         objective = objective - log_prior(p, state.scales, o.pattern.n / n)
         torch.autograd.backward(objective)
         loss += float(objective.detach())
@@ -280,4 +280,4 @@ def _rows(o: Observations, start: int, stop: int) -> Observations:
     whole_g = torch.empty_like(o.G)
     whole_g[o.pattern.perm] = o.G  # from the order of pattern_t to that of pattern
     G = whole_g[first:last][pattern.perm]
-    return Observations(pattern, pattern.T, o.t[first:last], o.F[first:last], G, o.offset)
+    return Observations(pattern, pattern.T, o.t[first:last], o.F[first:last], G, o.offset, o.link)

@@ -9,24 +9,28 @@ Metric = Literal["cosine", "dot", "euclidean"]
 
 
 @torch.no_grad()
-def similar(vectors: Tensor, row: int, allowed: Tensor, n: int, metric: Metric = "cosine") -> tuple[Tensor, Tensor]:
-    """The ``n`` allowed rows most similar to a row; the row itself is never among them; ties go by row.
+def similar(vectors: Tensor, row: int, allowed: Tensor, n: int, metric: Metric = "cosine") -> tuple[Tensor, Tensor, Tensor]:
+    """The ``n`` allowed rows most similar to a row, on average over draws; the row itself is never among them; ties go by row.
+
+    Factors of different draws are rotated against each other, their similarities are not: these are averaged.
 
     Args:
-        vectors: (rows, latent). allowed: (rows,) bool.
+        vectors: (draws, rows, latent). allowed: (rows,) bool.
         metric: cosine of the angle, dot product, or minus the Euclidean distance.
 
     Returns:
-        Rows and similarities (higher is nearer), each at most (n,).
+        Rows, similarities (higher is nearer) and their standard deviations over draws, each at most (n,).
     """
     others = allowed.clone()
     others[row] = False
     rows = torch.nonzero(others)[:, 0]
+    theirs, own = vectors[:, rows], vectors[:, row]
     if metric == "cosine":
-        similarity = torch.nn.functional.cosine_similarity(vectors[rows], vectors[row][None], dim=1)
+        similarity = torch.nn.functional.cosine_similarity(theirs, own[:, None], dim=2)
     elif metric == "dot":
-        similarity = vectors[rows] @ vectors[row]
+        similarity = (theirs @ own[:, :, None])[:, :, 0]
     else:
-        similarity = -(vectors[rows] - vectors[row]).norm(dim=1)
-    order = torch.sort(similarity, descending=True, stable=True).indices[:n]
-    return rows[order], similarity[order]
+        similarity = -(theirs - own[:, None]).norm(dim=2)
+    mean, sd = similarity.mean(0), similarity.std(0, correction=0)
+    order = torch.sort(mean, descending=True, stable=True).indices[:n]
+    return rows[order], mean[order], sd[order]

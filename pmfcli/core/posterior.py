@@ -1,20 +1,23 @@
 """The papers' equations: link, likelihood, priors, posterior of probabilistic matrix factorization.
 
-    t_ij ~ N(g(x_ij), sigma^2)          x_ij = m + b_i + c_j + U_i . V_j          g(x) = 1 / (1 + e^-x)
+    t_ij ~ N(g(x_ij), sigma^2)          x_ij = m + b_i + c_j + U_i . V_j          g(x) = 1 / (1 + e^-x), or 1/2 + x/4
     U_i = Y_i + sum_{k rated by i} F_ik W_k          V_j = Z_j + sum_{l rated j} G_jl X_l
 
 t are ratings mapped to [0, 1]; everything here is on that scale. Without W and X this is Salakhutdinov & Mnih, "Probabilistic
 Matrix Factorization" (NIPS 2007), Eq. 1-4, with the logistic mean of its section 2; with W alone it is section 4, the
-constrained model; with X the same idea serves the movies. Every function is a plain torch expression, so its gradient is exact.
+constrained model; with X the same idea serves the movies. The linear link is the tangent of the logistic one, so that the same
+scales mean the same. Every function is a plain torch expression, so its gradient is exact.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pmfcli.core.sparse import Pattern, sampled_dot, spmm
+
+Link = Literal["sigmoid", "linear"]
 
 _LOG_2PI = math.log(2 * math.pi)
 SIGMA_PRIOR_SCALE = 100.0  # sigma ~ HalfNormal(100), as in the post
@@ -50,12 +53,13 @@ class Observations(NamedTuple):
     t: Tensor  # (n,) ratings on the unit scale, in pattern order
     F: Tensor  # (n,) weights of the users' hierarchical means, in pattern order
     G: Tensor  # (n,) weights of the movies' hierarchical means, in pattern_t order
-    offset: float  # m, the logit of the mean of t, or 0
+    offset: float  # m, with g(m) the mean of t, or 0
+    link: Link = "sigmoid"
 
     def to(self, device: torch.device) -> "Observations":
         """The same observations on another device."""
         patterns = self.pattern.to(device), self.pattern_t.to(device)
-        return Observations(*patterns, self.t.to(device), self.F.to(device), self.G.to(device), self.offset)
+        return Observations(*patterns, self.t.to(device), self.F.to(device), self.G.to(device), self.offset, self.link)
 
 
 class Factors(NamedTuple):
@@ -66,6 +70,7 @@ class Factors(NamedTuple):
     b: Tensor | None  # (n_users,)
     c: Tensor | None  # (n_movies,)
     offset: float
+    link: Link = "sigmoid"
 
 
 def observe(
@@ -76,6 +81,7 @@ def observe(
     movie_power: float = 0.25,
     rater_power: float = 0.25,
     with_offset: bool = True,
+    link: Link = "sigmoid",
 ) -> Observations:
     """Prepare ratings: F_ik = n_i^-user_power and G_jl = m_j^-movie_power n_l^-rater_power.
 
@@ -88,13 +94,26 @@ def observe(
     F = n_i.pow(-user_power)[pattern.row]
     G = m_j.pow(-movie_power)[pattern.row_t] * n_i.pow(-rater_power)[pattern.col_t]
     least = 0.5 / max(len(t), 1)  # if all ratings are at one end of the scale, the mean stays just inside it
-    offset = float(torch.logit(t.double().mean(), eps=least)) if with_offset else 0.0
-    return Observations(pattern, pattern.T, t, F, G, offset)
+    offset = float(inverse(t.double().mean().clamp(least, 1 - least), link)) if with_offset else 0.0
+    return Observations(pattern, pattern.T, t, F, G, offset, link)
 
 
-def link(x: Tensor) -> Tensor:
-    """g: logits to the unit scale, the logistic function."""
-    return torch.sigmoid(x)
+def mean(x: Tensor, link: Link) -> Tensor:
+    """g: logits to the unit scale. The linear one may leave [0, 1]."""
+    return torch.sigmoid(x) if link == "sigmoid" else 0.5 + 0.25 * x
+
+
+def slope(x: Tensor, link: Link) -> Tensor:
+    """g', the derivative of ``mean``."""
+    if link == "linear":
+        return torch.full_like(x, 0.25)
+    g = torch.sigmoid(x)
+    return g * (1 - g)
+
+
+def inverse(t: Tensor, link: Link) -> Tensor:
+    """The x with g(x) = t."""
+    return torch.logit(t) if link == "sigmoid" else 4 * t - 2
 
 
 def effective(parameters: Parameters, observations: Observations) -> Factors:
@@ -102,7 +121,7 @@ def effective(parameters: Parameters, observations: Observations) -> Factors:
     p, o = parameters, observations
     U = p.Y if p.W is None else p.Y + spmm(o.F, p.W, o.pattern)
     V = p.Z if p.X is None else p.Z + spmm(o.G, p.X, o.pattern_t)
-    return Factors(U, V, p.b, p.c, o.offset)
+    return Factors(U, V, p.b, p.c, o.offset, o.link)
 
 
 def score(factors: Factors, pattern: Pattern) -> Tensor:
@@ -120,9 +139,9 @@ def log_normal(x: Tensor, scale: float) -> Tensor:
     return -0.5 / scale**2 * _sum_of_squares(x) - x.numel() * (math.log(scale) + 0.5 * _LOG_2PI)
 
 
-def log_likelihood(x: Tensor, t: Tensor, sigma: Tensor) -> Tensor:
-    """Sum over pairs of log N(t | g(x), sigma^2). NIPS 2007, Eq. 1 with a logistic mean."""
-    residual = link(x) - t
+def log_likelihood(x: Tensor, t: Tensor, sigma: Tensor, link: Link = "sigmoid") -> Tensor:
+    """Sum over pairs of log N(t | g(x), sigma^2). NIPS 2007, Eq. 1, with a logistic mean as in the end of its section 2."""
+    residual = mean(x, link) - t
     return -0.5 / sigma**2 * _sum_of_squares(residual) - t.numel() * (sigma.log() + 0.5 * _LOG_2PI)
 
 
@@ -155,7 +174,7 @@ def log_prior(parameters: Parameters, scales: Scales, share: float = 1.0) -> Ten
 def log_posterior(parameters: Parameters, observations: Observations, scales: Scales) -> Tensor:
     """log p(t, parameters): the negative of the loss that the post prints. NIPS 2007, Eq. 3, constants included."""
     x = score(effective(parameters, observations), observations.pattern)
-    return log_likelihood(x, observations.t, parameters.sigma) + log_prior(parameters, scales)
+    return log_likelihood(x, observations.t, parameters.sigma, observations.link) + log_prior(parameters, scales)
 
 
 def _sum_of_squares(x: Tensor) -> Tensor:

@@ -1,13 +1,29 @@
-"""From factors to answers: the mean rating of any pair, the best unseen movies. Scored in blocks, never users x movies."""
+"""From a posterior to answers: the predictive distribution of any pair, and of a user who is not in the data.
 
-from typing import NamedTuple
+Two posteriors. ``Laplace`` is a mode with the covariance of each row given the other side: a Gaussian with the curvature that
+the posterior has there. ``Draws`` are draws of everything, from ``gibbs.py``. Both give rows of users and movies, known,
+unknown or folded in, and a ``Mixture`` for pairs of them.
+
+An unknown movie has its prior. An unknown user is the average user with the spread of users, for the movies were fitted beside
+these. (An average movie would be a worse guess than none: movies that nobody in training rated are not average ones.)
+"""
+
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pmfcli.core.posterior import Factors, link
+from pmfcli.core.conditional import Gaussians, Prior, conditional
+from pmfcli.core.gibbs import draw_scales, draw_tau
+from pmfcli.core.posterior import Factors, Link, Parameters, inverse, mean, slope
+from pmfcli.core.predictive import Mixture
+from pmfcli.core.sparse import Pattern
 
-_BLOCK = 1 << 18  # pairs scored at a time
+_STEPS, _STILL = 100, 1e-6  # of a fold-in by Gauss-Newton: at most so many; until it moves less than this
+_MINI_SWEEPS = 12  # of the sampler that folds a user in on every draw
+_LEAST_SLOPE = 1e-3
+_BLOCK = 8192  # movies ranked at a time
+_NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
 
 
 class Pairs(NamedTuple):
@@ -23,38 +39,331 @@ class Pairs(NamedTuple):
         return Pairs(*(part.to(device) for part in self))
 
 
-@torch.no_grad()
-def predict_pairs(factors: Factors, pairs: Pairs) -> Tensor:
-    """Predictive means on the unit scale, (n,) in (0, 1).
+class Seen(NamedTuple):
+    """The ratings that a model was trained on, by user."""
 
-    An unknown movie has its prior mean: no factors, no bias. An unknown user is the average user, mean factors and mean bias,
-    for the movies' factors and biases were fitted beside these. (An average movie would be a worse guess than none: movies that
-    nobody in training rated are not average ones.)
+    start: Tensor  # (n_users + 1,) int64: ratings start[i] .. start[i + 1] are user i's
+    movie: Tensor  # (n,) int32 movie rows, ascending within a user
+    stars: Tensor  # (n,) float32
+
+    def of(self, user: int) -> tuple[Tensor, Tensor]:
+        """A user's movie rows (int64) and stars."""
+        s = slice(int(self.start[user]), int(self.start[user + 1]))
+        return self.movie[s].long(), self.stars[s]
+
+    def movie_counts(self, n_movies: int) -> Tensor:
+        """Ratings of each movie, (n_movies,)."""
+        return torch.bincount(self.movie, minlength=n_movies)
+
+    def users(self) -> Tensor:
+        """The user row of every rating, (n,) int64."""
+        return torch.repeat_interleave(torch.arange(len(self.start) - 1), self.start.diff())
+
+
+class Head(NamedTuple):
+    """How factors become a rating."""
+
+    latent: int
+    offset: float
+    link: Link
+
+
+class Laplace(NamedTuple):
+    """A mode, with what its curvature needs."""
+
+    factors: Factors
+    parameters: Parameters
+    precision_u: Tensor  # (d, d) of the prior of a user's own row: factors, then the bias if there is one
+    precision_v: Tensor  # (d, d) of a movie's
+    noise: Tensor  # () standard deviation of a rating on the unit scale; the sigma of the fit may be fixed, this is not
+
+    @property
+    def head(self) -> Head:
+        """How factors become a rating."""
+        return Head(self.factors.U.shape[1], self.factors.offset, self.factors.link)
+
+
+class Draws(NamedTuple):
+    """Draws of a posterior, stacked. Rows are factors, then the bias if there is one: d of them."""
+
+    U: Tensor  # (draws, n_users, d) half precision, as everything that has rows
+    V: Tensor  # (draws, n_movies, d)
+    W: Tensor | None  # (draws, n_movies, d) what rating a movie says of its rater
+    gamma_u: Tensor  # (draws, n_users) noise scales
+    gamma_v: Tensor  # (draws, n_movies)
+    mean_u: Tensor  # (draws, d) the average user
+    mu_u: Tensor  # (draws, d) prior mean of users, less F W
+    mu_v: Tensor  # (draws, d) of movies, less G X
+    Lambda_u: Tensor  # (draws, d, d) prior precision
+    Lambda_v: Tensor  # (draws, d, d)
+    alpha: Tensor  # (draws,) precision of the noise, on the scale of x
+    head: Head
+    noise_dof: float | None
+    prior_dof: float | None
+
+
+Posterior = Laplace | Draws
+Rank = Literal["mean", "lower", "upper"]
+
+
+class Rows(NamedTuple):
+    """Users or movies, as pairs need them."""
+
+    A: Tensor  # (draws, n, d)
+    gamma: Tensor  # (draws, n) noise scales
+    covariance: Tensor | None = None  # (draws, 1 or n, d, d) of a row given the draw
+    open: Tensor | None = None  # (n,) bool: the rows that have it; None for all
+
+    def at(self, index: Tensor) -> "Rows":
+        """The rows of an index (k,)."""
+        C = self.covariance
+        C = C[:, index] if C is not None and C.shape[1] > 1 else C
+        return Rows(self.A[:, index], self.gamma[:, index], C, None if self.open is None else self.open[index])
+
+
+@torch.no_grad()
+def mixture(posterior: Posterior, users: Rows, movies: Rows) -> Mixture:
+    """The predictive distributions of pairs: users and movies aligned, or one of them alone for all of the others."""
+    k, offset, link = posterior.head
+    x = (users.A[..., :k] * movies.A[..., :k]).sum(-1) + offset
+    if users.A.shape[-1] > k:
+        x = x + users.A[..., k] + movies.A[..., k]
+    if isinstance(posterior, Laplace):
+        noise = posterior.noise.square()
+    else:
+        noise = 0.0625 / (posterior.alpha[:, None] * users.gamma * movies.gamma)  # dt = dx / 4
+    return Mixture(mean(x, link), (noise + slope(x, link).square() * _variance(users, movies, k)).sqrt().expand_as(x))
+
+
+@torch.no_grad()
+def predict_pairs(posterior: Posterior, seen: Seen, pairs: Pairs) -> Mixture:
+    """The predictive distributions of pairs, known or not, given which ratings the posterior saw."""
+    user, user_at = torch.where(pairs.user_known, pairs.user, -1).unique(return_inverse=True)
+    movie, movie_at = torch.where(pairs.movie_known, pairs.movie, -1).unique(return_inverse=True)
+    users, movies = users_of(posterior, seen, user), movies_of(posterior, seen, movie)
+    return mixture(posterior, users.at(user_at), movies.at(movie_at))
+
+
+@torch.no_grad()
+def means_of_pairs(factors: Factors, pairs: Pairs) -> Tensor:
+    """The predictive means alone, (n,), of factors that are still in training."""
+    u = torch.where(pairs.user_known[:, None], factors.U[pairs.user], factors.U.mean(0))
+    x = (u * factors.V[pairs.movie]).sum(1) * pairs.movie_known + factors.offset
+    if factors.b is not None and factors.c is not None:
+        x = x + torch.where(pairs.user_known, factors.b[pairs.user], factors.b.mean())
+        x = x + factors.c[pairs.movie] * pairs.movie_known
+    return mean(x, factors.link).clamp(0, 1)
+
+
+@torch.no_grad()
+def estimate_noise(laplace: Laplace, seen: Seen, t: Tensor, seed: int) -> Tensor:
+    """The noise of a rating at a mode, on the unit scale, (): sigma^2 = mean of (t - g)^2 + g'^2 Var x over training ratings.
+
+    That is the noise step of EM (``als.py``) with the covariances of the mode, to its fixed point, on a sample of the ratings.
+    The sigma of a fit may be fixed at more than that, against overfitting.
     """
-    mean_user = factors.U.mean(0)
-    parts = []
-    for start in range(0, len(pairs.user), _BLOCK):
-        user, movie, user_known, movie_known = (part[start : start + _BLOCK] for part in pairs)
-        u = torch.where(user_known[:, None], factors.U[user], mean_user)
-        x = (u * factors.V[movie]).sum(1) * movie_known + factors.offset
-        if factors.b is not None and factors.c is not None:
-            x = x + torch.where(user_known, factors.b[user], factors.b.mean()) + factors.c[movie] * movie_known
-        parts.append(link(x))
-    return torch.cat(parts) if parts else factors.U.new_zeros(0)
+    n = len(t)
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:_NOISE_SAMPLE].sort().values
+    every = torch.ones(len(chosen), dtype=torch.bool)
+    pairs = Pairs(torch.searchsorted(seen.start, chosen, right=True) - 1, seen.movie[chosen].long(), every, every)
+    noise = laplace.noise
+    for _ in range(_NOISE_STEPS):
+        found = predict_pairs(laplace._replace(noise=noise), seen, pairs)
+        variance = found.spread[0].square() - noise.square()
+        noise = ((t[chosen] - found.centre[0]).square() + variance).mean().sqrt().clamp(min=_LEAST_NOISE)
+    return noise
 
 
 @torch.no_grad()
-def recommend(factors: Factors, user: int, allowed: Tensor, n: int) -> Tensor:
-    """The ``n`` allowed movies with the highest predictive mean for a user; ties go by row.
+def rank(posterior: Posterior, seen: Seen, user: Rows, movies: Tensor, by: Rank, interval: float) -> Tensor:
+    """What movies (n,) are ranked by for one user: the predictive mean, or an end of the interval, on the unit scale, (n,)."""
+    found = []
+    for block in movies.split(_BLOCK):
+        if by == "mean" and isinstance(posterior, Laplace):  # its mean does not depend on the covariance
+            V = _stacked(posterior.factors.V, posterior.factors.c)[block]
+            rows = Rows(V[None], V.new_ones(1, len(V)))
+        else:
+            rows = movies_of(posterior, seen, block)
+        mixed = mixture(posterior, user, rows)
+        tail = (1 - interval) / 2
+        found.append(mixed.mean() if by == "mean" else mixed.quantile(tail if by == "lower" else 1 - tail))
+    return torch.cat(found) if found else torch.zeros(0)
+
+
+def users_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
+    """Users by row, (n,); -1 is an unknown one."""
+    p, known = posterior, rows >= 0
+    if isinstance(p, Draws):
+        wide = _wide(p.Lambda_u, p.prior_dof)
+        return _drawn(p.U, p.gamma_u, p.mean_u, wide, p.noise_dof, rows)
+    U, V = _stacked(p.factors.U, p.factors.b), _stacked(p.factors.V, p.factors.c)
+    starts, counts = seen.start[rows.clamp(min=0)], seen.start.diff()[rows.clamp(min=0)] * known
+    of = torch.repeat_interleave(torch.arange(len(rows)), counts)
+    rating = torch.arange(len(of)) + (starts - counts.cumsum(0) + counts)[of]
+    fitted = _curvature(p, of, U[rows], seen.movie[rating].long(), V, p.precision_u)
+    return _with_unknown(U[rows], fitted, known, U.mean(0), torch.atleast_2d(U.mT.cov()))
+
+
+def movies_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
+    """Movies by row, (n,) ascending; -1 is an unknown one."""
+    p, known = posterior, rows >= 0
+    if isinstance(p, Draws):
+        wide = _wide(p.Lambda_v, p.prior_dof)
+        return _drawn(p.V, p.gamma_v, p.mu_v, wide, p.noise_dof, rows)
+    U, V = _stacked(p.factors.U, p.factors.b), _stacked(p.factors.V, p.factors.c)
+    place = torch.full((len(V),), -1)
+    place[rows[known]] = torch.arange(len(rows))[known]
+    of = place[seen.movie.long()]
+    rating = torch.nonzero(of >= 0)[:, 0]
+    of, user = of[rating], torch.searchsorted(seen.start, rating, right=True) - 1
+    of, order = torch.sort(of, stable=True)
+    fitted = _curvature(p, of, V[rows], user[order], U, p.precision_v)
+    return _with_unknown(V[rows], fitted, known, torch.zeros_like(V[0]), torch.linalg.inv(p.precision_v))
+
+
+@torch.no_grad()
+def fold_in(posterior: Posterior, movies: Tensor, t: Tensor, user_power: float) -> Rows:
+    """A user who is not in the data, from their ratings: one row of users.
+
+    Of a mode this is the mode of the row's conditional, of draws the conditional on each of them, with the user's own scales
+    of prior and noise drawn as well. The same ratings give the same row as training did, once it stood still.
 
     Args:
-        user: row. allowed: (n_movies,) bool.
-
-    Returns:
-        Movie rows, at most (n,).
+        movies: (n,) ascending movie rows. t: (n,) ratings on the unit scale.
+        user_power: of the hierarchical mean, as in training.
     """
-    movies = torch.nonzero(allowed)[:, 0]
-    x = factors.V[movies] @ factors.U[user] + factors.offset
-    if factors.b is not None and factors.c is not None:
-        x = x + factors.b[user] + factors.c[movies]
-    return movies[torch.sort(x, descending=True, stable=True).indices[:n]]
+    weight = max(len(movies), 1) ** -user_power
+    return (
+        _fold_in_mode(posterior, movies, t, weight)
+        if isinstance(posterior, Laplace)
+        else _fold_in_draws(posterior, movies, t, weight)
+    )
+
+
+def _fold_in_mode(p: Laplace, movies: Tensor, t: Tensor, weight: float) -> Rows:
+    k, offset, link = p.head
+    V = _stacked(p.factors.V, p.factors.c)[movies]
+    m = V.new_zeros(1, V.shape[1])
+    if p.parameters.W is not None:
+        m[0, :k] = weight * p.parameters.W[movies].sum(0)
+    f, bias = _features(V, k), V[:, k] if V.shape[1] > k else V.new_zeros(len(V))
+    pattern = Pattern.of(torch.zeros_like(movies), torch.arange(len(movies)), (1, len(movies)))
+    prior = Prior(m, p.precision_u)
+    sigma = p.parameters.sigma
+
+    def cost(A: Tensor) -> Tensor:
+        off = (A - m)[0]
+        errors = (t - mean(f @ A[0] + bias + offset, link)) / sigma
+        return errors @ errors + off @ p.precision_u @ off
+
+    A = m
+    for _ in range(_STEPS):
+        x = f @ A[0] + bias + offset
+        rate = slope(x, link).clamp(min=_LEAST_SLOPE)
+        z = x + (t - mean(x, link)) / rate if link == "sigmoid" else inverse(t, link)
+        new = conditional(pattern, f, (rate / sigma).square(), z - bias - offset, prior).mean
+        before = cost(A)
+        while float((new - A).abs().max()) > _STILL and bool(cost(new) > before):
+            new = 0.5 * (A + new)
+        moved, A = float((new - A).abs().max()), new
+        if moved <= _STILL:
+            break
+    covariance = _curvature(p, torch.zeros_like(movies), A, movies, _stacked(p.factors.V, p.factors.c), p.precision_u)
+    return Rows(A[None], A.new_ones(1, 1), covariance.covariance()[None])
+
+
+def _fold_in_draws(p: Draws, movies: Tensor, t: Tensor, weight: float) -> Rows:
+    """The draws are the rows of one problem, each with its own copy of the user's ratings."""
+    k, offset, link = p.head
+    draws, n = len(p.alpha), len(movies)
+    generator = torch.Generator().manual_seed(0)
+    V = p.V[:, movies].float().flatten(0, 1)
+    d = V.shape[1]
+    row = torch.arange(draws).repeat_interleave(n)
+    pattern = Pattern.of(row, torch.arange(draws * n), (draws, draws * n))
+    z = (inverse(t, link) - offset).repeat(draws) - (V[:, k] if d > k else 0.0)
+    f = _features(V, k)
+    noise = p.alpha[row] * p.gamma_v[:, movies].float().flatten()
+    M = torch.zeros_like(p.mu_u) if p.W is None else weight * p.W[:, movies].float().sum(1)
+    tau, gamma = p.alpha.new_ones(draws), p.alpha.new_ones(draws)
+    for sweep in range(_MINI_SWEEPS):
+        prior = Prior(p.mu_u + M, tau[:, None, None] * p.Lambda_u)
+        found = conditional(pattern, f, noise * gamma[row], z, prior)
+        if sweep + 1 == _MINI_SWEEPS or (p.noise_dof is None and p.prior_dof is None):
+            break
+        A = found.draw(generator)
+        if p.prior_dof is not None:
+            tau = draw_tau(A - p.mu_u - M, p.Lambda_u, p.prior_dof, generator)
+        if p.noise_dof is not None:
+            error = z - (f * A[row]).sum(1)
+            gamma = draw_scales(noise * error.square(), pattern, p.noise_dof / 2, generator)
+    return Rows(found.mean[:, None], gamma[:, None], found.covariance()[:, None])
+
+
+def _curvature(p: Laplace, of: Tensor, A: Tensor, others: Tensor, B: Tensor, precision: Tensor) -> Gaussians:
+    """The conditional covariance of rows A (n, d), at their modes.
+
+    Args:
+        of: (ratings,) ascending place in A, others: (ratings,) row in B, of each rating.
+    """
+    k, offset, link = p.head
+    used, column = others.unique(return_inverse=True)
+    B = B[used]
+    x = (A[of, :k] * B[column, :k]).sum(1) + offset
+    if A.shape[1] > k:
+        x = x + A[of, k] + B[column, k]
+    weight = (slope(x, link).clamp(min=_LEAST_SLOPE) / p.noise).square()
+    pattern = Pattern.of(of, column, (len(A), len(used)))
+    return conditional(pattern, _features(B, k), weight, torch.zeros_like(x), Prior(torch.zeros_like(A), precision))
+
+
+def _with_unknown(A: Tensor, fitted: Gaussians, known: Tensor, centre: Tensor, wide: Tensor) -> Rows:
+    covariance = torch.where(known[:, None, None], fitted.covariance(), wide)
+    return Rows(torch.where(known[:, None], A, centre)[None], A.new_ones(1, len(A)), covariance[None])
+
+
+def _drawn(A: Tensor, gamma: Tensor, centre: Tensor, wide: Tensor, noise_dof: float | None, rows: Tensor) -> Rows:
+    known = rows >= 0
+    A, gamma = A[:, rows].float(), gamma[:, rows].float()
+    if bool(known.all()):
+        return Rows(A, gamma)
+    A = torch.where(known[:, None], A, centre[:, None])
+    gamma = torch.where(known, gamma, 1.0 if noise_dof is None else (noise_dof - 2) / noise_dof)  # 1 / E(1 / gamma)
+    return Rows(A, gamma, wide[:, None], ~known)
+
+
+def _wide(Lambda: Tensor, prior_dof: float | None) -> Tensor:
+    """The prior covariance of a row: that of a multivariate t, if its scale is drawn."""
+    return torch.linalg.inv(Lambda) * (1.0 if prior_dof is None else prior_dof / (prior_dof - 2))
+
+
+def _variance(users: Rows, movies: Rows, k: int) -> Tensor:
+    """Var x of pairs given the draw, rows independent, (draws, n)."""
+    total = users.A.new_zeros(())
+    for own, other in ((users, movies), (movies, users)):
+        if own.covariance is not None:
+            total = total + _only(_quadratic(_features(other.A, k), own.covariance), own.open)
+    if users.covariance is not None and movies.covariance is not None:
+        among = (users.covariance[..., :k, :k] * movies.covariance[..., :k, :k]).sum((-2, -1))
+        total = total + _only(_only(among, users.open), movies.open)
+    return total
+
+
+def _only(values: Tensor, rows: Tensor | None) -> Tensor:
+    return values if rows is None else values * rows
+
+
+def _quadratic(f: Tensor, C: Tensor) -> Tensor:
+    """f' C f for f (draws, n, d) and C (draws, 1 or n, d, d); one f serves all C, one C all f."""
+    if C.shape[1] == 1:
+        return ((f @ C[:, 0]) * f).sum(-1)
+    return ((C @ f[..., None])[..., 0] * f).sum(-1)
+
+
+def _features(A: Tensor, k: int) -> Tensor:
+    """What multiplies the other side's rows: factors, and 1 for its bias."""
+    return A if A.shape[-1] == k else torch.cat([A[..., :k], torch.ones_like(A[..., :1])], -1)
+
+
+def _stacked(factors: Tensor, bias: Tensor | None) -> Tensor:
+    return factors if bias is None else torch.cat([factors, bias[:, None]], 1)

@@ -1,0 +1,371 @@
+"""Alternating least squares, and its form that learns the priors: mean-field EM.
+
+Each half step puts every row of one side at the mean of its conditional (``conditional.py``): exactly the optimum for the
+linear link, a Gauss-Newton step for the logistic one, shortened where it would not improve. With fixed priors this descends
+the same posterior as Adam does. With ``learn_priors`` or ``learn_noise`` the rows keep their covariance, each side sees that
+of the other, and the scales are set from both (Lim & Teh, 2007): unlike the mode, that has no pole at scale 0.
+
+    sigma_u^2 = (1 / ND) sum_i ( |u_i - mean_i|^2 + tr Cov_i )          by column, or as a matrix, alike
+    sigma^2   = (1 / n) sum_O ( (t - g)^2 + g'^2 Var x_ij )
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pmfcli.core.conditional import Prior, conditional, outer, pack, unpack
+from pmfcli.core.means import Means, ridge
+from pmfcli.core.posterior import (
+    Factors,
+    Observations,
+    Parameters,
+    Scales,
+    inverse,
+    log_posterior,
+    mean,
+    score,
+    slope,
+)
+from pmfcli.core.sparse import Pattern, sampled_dot, spmm
+from pmfcli.errors import TrainingError
+
+Shape = Literal["spherical", "diagonal", "full"]
+
+_START = 0.1  # standard deviation of the first factors
+_LEAST_SLOPE = 1e-3  # of the logistic link: beyond it a rating says nothing
+_HALVINGS = 3
+_LEAST = 1e-8  # of a variance that is learned
+
+
+class AlsSettings(NamedTuple):
+    """How to fit. Scales are in logits, sigma on the unit scale; the first values, where they are learned."""
+
+    latent: int
+    scales: Scales
+    sigma: float
+    biases: bool
+    user_means: bool
+    movie_means: bool
+    learn_priors: bool
+    learn_noise: bool
+    shape: Shape  # of the learned priors
+
+
+class Side(NamedTuple):
+    """The rows of one side, as [factors, bias], or factors alone."""
+
+    A: Tensor  # (rows, d) means
+    spread: Tensor | None  # (rows, d (d + 1) / 2) packed covariances, where something is learned
+    precision: Tensor  # (d, d) of the rows' own parts
+    W: Tensor | None  # (columns, latent)
+    M: Tensor  # (rows, d) prior means F W; 0 for the bias
+    lam: Tensor  # (latent,) precision of W, relative to that of the rows
+
+
+class State(NamedTuple):
+    """Where a fit stands."""
+
+    users: Side
+    movies: Side
+    sigma: Tensor  # ()
+
+
+class Info(NamedTuple):
+    """What one step reached."""
+
+    loss: float  # -log p, or minus the evidence bound where something is learned; hierarchical weights at their mean
+    sigma: float
+
+
+class Progress(NamedTuple):
+    """One finished step of ``fit``."""
+
+    step: int  # counts from 0
+    loss: float
+    sigma: float
+    state: State
+
+
+def init(observations: Observations, settings: AlsSettings, generator: torch.Generator) -> State:
+    """First state: factors 0.1 randn, hierarchical weights and biases 0."""
+    o, s = observations, settings
+    d = s.latent + s.biases
+    like = o.t
+
+    def side(rows: int, columns: int, scale: float, scale_w: float, with_means: bool) -> Side:
+        A = torch.zeros(rows, d, dtype=like.dtype)
+        A[:, : s.latent] = _START * torch.randn(rows, s.latent, generator=generator, dtype=like.dtype)
+        precision = torch.full((d,), scale**-2, dtype=like.dtype)
+        precision[s.latent :] = s.scales.sigma_b**-2
+        empty = torch.zeros(rows, d * (d + 1) // 2) if s.learn_priors or s.learn_noise else None
+        return Side(
+            A=A.to(like.device),
+            spread=None if empty is None else empty.to(like),
+            precision=torch.diag(precision).to(like.device),
+            W=like.new_zeros(columns, s.latent) if with_means else None,
+            M=like.new_zeros(rows, d),
+            lam=like.new_full((s.latent,), (scale / scale_w) ** 2),
+        )
+
+    n_users, n_movies = o.pattern.shape
+    users = side(n_users, n_movies, s.scales.sigma_u, s.scales.sigma_w, s.user_means)
+    movies = side(n_movies, n_users, s.scales.sigma_v, s.scales.sigma_x, s.movie_means)
+    return State(users, movies, like.new_tensor(s.sigma))
+
+
+@torch.no_grad()
+def step(state: State, observations: Observations, settings: AlsSettings, generator: torch.Generator) -> tuple[State, Info]:
+    """Both sides once, then the scales that are learned.
+
+    Raises:
+        TrainingError: the objective is not finite.
+    """
+    o, s = observations, settings
+    users, movies, sigma = state
+    for turn in (0, 1):
+        if turn == 0:
+            users = _rows(users, movies, o, sigma, s)
+            users = _means(users, Means.of(o.F, o.pattern, o.pattern_t), s, generator)
+        else:
+            movies = _rows(movies, users, _flip(o), sigma, s)
+            movies = _means(movies, Means.of(o.G, o.pattern_t, o.pattern), s, generator)
+    if s.learn_noise:
+        sigma = _expected_error(users, movies, o, s.latent).mean().clamp(min=_LEAST).sqrt()
+    state = State(users, movies, sigma)
+    loss = _objective(state, o, s)
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss}")
+    return state, Info(loss, float(sigma))
+
+
+def fit(observations: Observations, settings: AlsSettings, epochs: int, generator: torch.Generator) -> Iterator[Progress]:
+    """Train for at most ``epochs`` sweeps, yielding after each; stop by no longer asking.
+
+    Raises:
+        TrainingError: the objective stopped being finite; names the step and the remedy.
+    """
+    state = init(observations, settings, generator)
+    for number in range(epochs):
+        try:
+            state, info = step(state, observations, settings, generator)
+        except TrainingError as error:
+            raise TrainingError(f"training diverged at step {number}: {error}; try a larger --sigma") from None
+        yield Progress(number, info.loss, info.sigma, state)
+
+
+def gather(state: State, settings: AlsSettings) -> Parameters:
+    """The means, as parameters of the posterior: U = Y + F W."""
+    k = settings.latent
+    u, v = state.users, state.movies
+    b, c = (u.A[:, k].clone(), v.A[:, k].clone()) if settings.biases else (None, None)
+    Y, Z = u.A[:, :k] - u.M[:, :k], v.A[:, :k] - v.M[:, :k]
+    return Parameters(Y, Z, u.W, v.W, b, c, state.sigma.clone())
+
+
+def current(state: State, observations: Observations, settings: AlsSettings) -> Factors:
+    """The effective factors of the state."""
+    return _factors(state.users, state.movies, observations, settings.latent)
+
+
+def scales(state: State, settings: AlsSettings) -> Scales:
+    """Prior scales, as root mean squares over columns where they have a shape."""
+    k = settings.latent
+
+    def own(side: Side) -> float:
+        return float(torch.linalg.inv(side.precision[:k, :k]).diagonal().mean().sqrt())
+
+    def weights(side: Side) -> float:
+        return float((torch.linalg.inv(side.precision[:k, :k]).diagonal() / side.lam).mean().sqrt())
+
+    u, v = state.users, state.movies
+    sigma_b = float(u.precision[k, k] ** -0.5) if settings.biases else settings.scales.sigma_b
+    return Scales(own(u), own(v), weights(u), weights(v), sigma_b)
+
+
+def _flip(o: Observations) -> Observations:
+    """Movies as rows, users as columns."""
+    return o._replace(pattern=o.pattern_t, pattern_t=o.pattern, t=o.t.index_select(0, o.pattern.perm), F=o.G, G=o.F)
+
+
+def _factors(rows: Side, columns: Side, o: Observations, k: int) -> Factors:
+    biases = rows.A.shape[1] > k
+    b, c = (rows.A[:, k], columns.A[:, k]) if biases else (None, None)
+    return Factors(rows.A[:, :k], columns.A[:, :k], b, c, o.offset, o.link)
+
+
+def _features(side: Side, k: int) -> Tensor:
+    """What multiplies the other side's rows: factors, and 1 for the bias."""
+    return side.A if side.A.shape[1] == k else torch.cat([side.A[:, :k], torch.ones_like(side.A[:, :1])], 1)
+
+
+def _factor_spread(spread: Tensor, d: int, k: int) -> Tensor:
+    """The packed covariance of the features: that of the factors; the 1 is certain."""
+    if d == k:
+        return spread
+    _, j = torch.triu_indices(d, d, device=spread.device)
+    found: Tensor = spread * (j < k).to(spread)
+    return found
+
+
+def _rows(side: Side, other: Side, o: Observations, sigma: Tensor, s: AlsSettings) -> Side:
+    """Every row at the mean of its conditional, with its covariance if that is kept."""
+    k, d = s.latent, side.A.shape[1]
+    x = score(_factors(side, other, o, k), o.pattern)
+    rate = slope(x, o.link).clamp(min=_LEAST_SLOPE)
+    weight = (rate / sigma).square()
+    seen = x + (o.t - mean(x, o.link)) / rate if o.link == "sigmoid" else inverse(o.t, o.link)
+    target = seen - o.offset
+    if d > k:
+        target = target - other.A[:, k][o.pattern.col]
+    features = _features(other, k)
+    second = None if other.spread is None else _factor_spread(other.spread, d, k)
+    prior_mean = side.M
+    if other.spread is not None and d > k:  # a column's factors and bias are correlated: E f (z - c) counts that
+        i, j = torch.triu_indices(d, d, device=x.device)
+        together = torch.zeros_like(other.A)
+        together[:, :k] = other.spread[:, (j == k) & (i < k)]
+        pull = spmm(weight, together, o.pattern)
+        prior_mean = prior_mean - torch.linalg.solve(side.precision, pull.mT).mT
+    found = conditional(o.pattern, features, weight, target, Prior(prior_mean, side.precision), second)
+    A = found.mean if o.link == "linear" else _shortened(side, other, found.mean, o, sigma, k)
+    return side._replace(A=A, spread=None if side.spread is None else pack(found.covariance()))
+
+
+def _shortened(side: Side, other: Side, A: Tensor, o: Observations, sigma: Tensor, k: int) -> Tensor:
+    """A Gauss-Newton step of each row, halved until its own objective is not worse."""
+
+    def cost(A: Tensor) -> Tensor:
+        x = score(_factors(side._replace(A=A), other, o, k), o.pattern)
+        off = A - side.M
+        error = ((o.t - mean(x, o.link)) / sigma).square()
+        return spmm(error, error.new_ones(o.pattern.shape[1], 1), o.pattern)[:, 0] + ((off @ side.precision) * off).sum(1)
+
+    before = cost(side.A)
+    for _ in range(_HALVINGS):
+        worse = cost(A) > before
+        if not worse.any():
+            return A
+        A = torch.where(worse[:, None], 0.5 * (A + side.A), A)
+    return torch.where((cost(A) > before)[:, None], side.A, A)
+
+
+def _means(side: Side, means: Means, s: AlsSettings, generator: torch.Generator) -> Side:
+    """The hierarchical weights at their mean given the rows, then the prior of both, if it is learned.
+
+    The covariance of W given the ratings is that of a ridge in which a row counts by the part of it that its ratings, not its
+    prior, decide: 1 - tr(Cov_i Lambda) / latent. One draw around the mean estimates it: its columns are alike, so the mean
+    square over them is the variance of a row's prior mean, in units of Lambda^-1; the row's own covariance grows by it.
+    """
+    k = s.latent
+    if side.W is None:
+        return _learned(side, side.A.new_zeros(()), side.A.new_zeros(k, k), s) if s.learn_priors else side
+    tau = side.A.new_ones(len(side.A))
+    W = ridge(means, means.down(side.A[:, :k]), tau, side.lam, side.W)
+    side = side._replace(W=W, M=torch.cat([means.up(W), side.M[:, k:]], 1))
+    if side.spread is None:
+        return side
+    covariance = unpack(side.spread, side.A.shape[1])
+    within = covariance @ side.precision
+    part = (1 - within.diagonal(dim1=1, dim2=2)[:, :k].mean(1)).clamp(0, 1)
+
+    def noise(rows: int) -> Tensor:
+        return torch.randn(rows, k, generator=generator, dtype=W.dtype).to(W.device)
+
+    right = means.down(part.sqrt()[:, None] * noise(len(side.A))) + side.lam.sqrt() * noise(len(W))
+    away = ridge(means, right, part, side.lam, torch.zeros_like(W))  # in units of Lambda^-1/2
+    doubt = means.up(away).square().mean(1)
+    grown = covariance.clone()
+    grown[:, :k, :k] += doubt[:, None, None] * (within[:, :k, :k] @ covariance[:, :k, :k])
+    if s.learn_priors:
+        root = torch.linalg.cholesky(torch.linalg.inv(side.precision[:k, :k]))
+        side = _learned(side, (part.square() * doubt).sum(), root @ _scatter(away) @ root.mT, s)
+    return side._replace(spread=pack(grown))
+
+
+def _scatter(rows: Tensor) -> Tensor:
+    return rows.mT @ rows
+
+
+def _learned(side: Side, doubt: Tensor, doubt_w: Tensor, s: AlsSettings) -> Side:
+    """The prior of one side from its rows and their covariance."""
+    k, rows = s.latent, len(side.A)
+    assert side.spread is not None
+    off = side.A - side.M
+    total = _scatter(off) + unpack(side.spread.sum(0), off.shape[1])
+    own = total[:k, :k] + doubt * torch.linalg.inv(side.precision[:k, :k])
+    own_w = None if side.W is None else _scatter(side.W) + doubt_w
+    lam = side.lam
+    if s.shape == "full":
+        count = rows
+        if own_w is not None and side.W is not None:
+            own, count = own + lam[0] * own_w, rows + len(side.W)
+        covariance = own / count
+        if own_w is not None and side.W is not None:
+            lam = (len(side.W) * k / torch.linalg.solve(covariance, own_w).diagonal().sum()).expand(k)
+    else:
+        variance = own.diagonal() / rows
+        variance = variance.mean().expand(k) if s.shape == "spherical" else variance
+        covariance = torch.diag(variance.clamp(min=_LEAST))
+        if own_w is not None and side.W is not None:
+            variance_w = own_w.diagonal() / len(side.W)
+            variance_w = variance_w.mean().expand(k) if s.shape == "spherical" else variance_w
+            lam = covariance.diagonal() / variance_w.clamp(min=_LEAST)
+    precision = torch.zeros_like(side.precision)
+    precision[:k, :k] = torch.linalg.inv(covariance)
+    precision[k:, k:] = rows / total[k:, k:].clamp(min=_LEAST)
+    return side._replace(precision=precision, lam=lam)
+
+
+def variance_of_x(users: Tensor, movies: Tensor, U: Tensor, V: Tensor, k: int, pattern: Pattern) -> Tensor:
+    """Var x_ij of every pair for independent Gaussian rows, (n,).
+
+    Args:
+        users, movies: packed covariances. U, V: means as [factors, bias], or factors alone, (rows, d).
+    """
+    d = U.shape[1]
+    i, j = torch.triu_indices(d, d, device=U.device)
+    twice = torch.where(i == j, 1.0, 2.0).to(U)
+
+    def with_one(A: Tensor) -> Tensor:
+        return A if d == k else torch.cat([A[:, :k], torch.ones_like(A[:, :1])], 1)
+
+    left = sampled_dot(users * twice, outer(with_one(V)), pattern)
+    right = sampled_dot(outer(with_one(U)), movies * twice, pattern)
+    both = sampled_dot(users * twice * (j < k), movies, pattern)
+    return left + right + both
+
+
+def _expected_error(users: Side, movies: Side, o: Observations, k: int) -> Tensor:
+    """E (t - g(x))^2 of every pair, to first order in the spread of x, (n,)."""
+    x = score(_factors(users, movies, o, k), o.pattern)
+    error = (o.t - mean(x, o.link)).square()
+    if users.spread is None or movies.spread is None:
+        return error
+    variance = variance_of_x(users.spread, movies.spread, users.A, movies.A, k, o.pattern)
+    return error + slope(x, o.link).square() * variance
+
+
+def _objective(state: State, o: Observations, s: AlsSettings) -> float:
+    if not (s.learn_priors or s.learn_noise):
+        return -float(log_posterior(gather(state, s), o, s.scales))
+    users, movies, sigma = state
+    n = len(o.t)
+    log_2pi = math.log(2 * math.pi)
+    bound = -0.5 * float(_expected_error(users, movies, o, s.latent).double().sum() / sigma.double() ** 2)
+    bound -= n * (math.log(float(sigma)) + 0.5 * log_2pi)
+    for side in (users, movies):
+        d = side.A.shape[1]
+        assert side.spread is not None
+        precision = side.precision.double()
+        covariances = unpack(side.spread, d).double()
+        off = (side.A - side.M).double()
+        fit = (off @ precision * off).sum() + (unpack(side.spread.double().sum(0), d) * precision).sum()
+        bound += 0.5 * float(len(off) * (torch.logdet(precision) + d) - fit + torch.logdet(covariances).sum())
+        if side.W is not None:
+            own = side.lam.double().sqrt()[:, None] * precision[: s.latent, : s.latent] * side.lam.double().sqrt()
+            W = side.W.double()
+            bound += 0.5 * float(len(W) * (torch.logdet(own) - s.latent * log_2pi) - (W @ own * W).sum())
+    return -bound

@@ -1,0 +1,92 @@
+"""A row's Gaussian given the other side: one conditional, four uses.
+
+    P_i = Lambda_i + sum_{j in O_i} w_ij f_j f_j'          mean_i = P_i^-1 ( Lambda_i m_i + sum_{j in O_i} w_ij f_j z_ij )
+
+Alternating least squares takes its mean, the Gibbs sampler draws it, fold-in of a new user calls it with that user's ratings,
+and the uncertainty of an answer is its covariance. Salakhutdinov & Mnih, "Bayesian PMF" (ICML 2008), Eq. 11-13, with weights
+and row-wise prior means. The other side's rows f may be uncertain themselves (``second``): then this is the mean-field
+update of Lim & Teh, "Variational Bayesian approach to movie rating prediction" (KDD Cup 2007), Eq. 10-13.
+
+Symmetric matrices are packed: the upper triangle, row by row, as a vector of d (d + 1) / 2.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pmfcli.core.sparse import Pattern, spmm
+from pmfcli.errors import TrainingError
+
+
+class Prior(NamedTuple):
+    """N(mean_i, precision^-1) for every row."""
+
+    mean: Tensor  # (rows, d), or (d,) for all
+    precision: Tensor  # (rows, d, d), or (d, d) for all
+
+
+class Gaussians(NamedTuple):
+    """One Gaussian a row."""
+
+    mean: Tensor  # (rows, d)
+    cholesky: Tensor  # (rows, d, d) lower L with L L' = precision
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """One draw of every row, (rows, d)."""
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+        away = torch.linalg.solve_triangular(self.cholesky.mT, noise[:, :, None], upper=True)
+        drawn: Tensor = self.mean + away[:, :, 0]
+        return drawn
+
+    def covariance(self) -> Tensor:
+        """(rows, d, d)."""
+        return torch.cholesky_inverse(self.cholesky)
+
+
+def conditional(
+    pattern: Pattern, features: Tensor, weight: Tensor, target: Tensor, prior: Prior, second: Tensor | None = None
+) -> Gaussians:
+    """The Gaussian of every row of the pattern given the columns' features: Bayesian linear regression, row by row.
+
+    Args:
+        pattern: (rows x columns) which observations each row has.
+        features: (columns, d) what multiplies a row: f_j, or its mean.
+        weight: (n,) precision of each observation, in pattern order. target: (n,) z_ij.
+        prior: of the rows.
+        second: (columns, d (d + 1) / 2) packed covariance of the features, if they are uncertain.
+
+    Raises:
+        TrainingError: the precision of a row is not positive definite, as when a weight is not finite.
+    """
+    d = features.shape[1]
+    squares = outer(features) if second is None else outer(features) + second
+    gram = unpack(spmm(weight, squares, pattern), d)
+    shift = spmm(weight * target, features, pattern)
+    pull = torch.einsum("...ij,...j->...i", prior.precision, prior.mean)
+    cholesky, failed = torch.linalg.cholesky_ex(gram.add_(prior.precision))
+    if bool(failed.any()):
+        raise TrainingError("the precision of a row is not positive definite")
+    mean = torch.cholesky_solve((shift + pull)[:, :, None], cholesky)[:, :, 0]
+    return Gaussians(mean, cholesky)
+
+
+def outer(vectors: Tensor) -> Tensor:
+    """v v' packed, for every row v of (rows, d)."""
+    i, j = torch.triu_indices(vectors.shape[1], vectors.shape[1], device=vectors.device)
+    return vectors[:, i] * vectors[:, j]
+
+
+def pack(matrices: Tensor) -> Tensor:
+    """The upper triangles of symmetric (rows, d, d)."""
+    i, j = torch.triu_indices(matrices.shape[-1], matrices.shape[-1], device=matrices.device)
+    return matrices[..., i, j]
+
+
+def unpack(packed: Tensor, d: int) -> Tensor:
+    """Symmetric (rows, d, d) from packed (rows, d (d + 1) / 2)."""
+    i, j = torch.triu_indices(d, d, device=packed.device)
+    place = torch.empty(d, d, dtype=torch.int64, device=packed.device)
+    place[i, j] = place[j, i] = torch.arange(len(i), device=packed.device)
+    square: Tensor = packed.index_select(-1, place.flatten()).unflatten(-1, (d, d))
+    return square

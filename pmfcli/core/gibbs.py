@@ -1,0 +1,247 @@
+"""Bayesian PMF by Gibbs sampling: ``init`` and ``step``, and the draws that answer.
+
+    z_ij = m + b_i + c_j + U_i . V_j + e_ij          e_ij ~ N(0, 1 / (alpha gamma_i gamma_j))
+    [U_i, b_i] ~ N(mu + (F W)_i, (tau_i Lambda)^-1)          W_k ~ N(0, (lambda Lambda)^-1)          movies alike, by G
+    mu, Lambda ~ Normal-Wishart(0, 2, d, I)          lambda, alpha ~ Gamma(1, 1)
+    tau_i ~ Gamma(prior_dof / 2, prior_dof / 2)          gamma_i, gamma_j ~ Gamma(noise_dof / 2, noise_dof / 2)
+
+z are ratings on the scale of the linear link. With tau = gamma = 1 and no W this is Salakhutdinov & Mnih, "Bayesian PMF" (ICML
+2008), with W it is Simm et al., "Macau" (2017). tau makes the rows' prior a multivariate t, gamma the noise a matter of the
+person and the film, as in Houlsby et al., "Cold-start active learning with robust ordinal matrix factorization" (ICML 2014).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pmfcli.core.conditional import Prior, conditional
+from pmfcli.core.means import Means, ridge
+from pmfcli.core.posterior import Factors, Observations, inverse, score
+from pmfcli.core.sparse import Pattern, spmm
+from pmfcli.errors import TrainingError
+
+BETA0 = 2.0  # of the Normal-Wishart, as in ICML 2008
+_SPREAD = 0.1  # standard deviation of the first factors
+_LEAST = 1e-6
+
+
+class GibbsSettings(NamedTuple):
+    """What is sampled."""
+
+    latent: int
+    biases: bool
+    user_means: bool  # W: hierarchical means for users
+    movie_means: bool  # the same for movies
+    noise_dof: float | None  # of gamma; None for one noise for all
+    prior_dof: float | None  # of tau; None for a Gaussian prior
+
+
+class Side(NamedTuple):
+    """The rows of one side, with all that is sampled for it."""
+
+    A: Tensor  # (rows, d) factors, then the bias if there is one
+    W: Tensor | None  # (columns, d)
+    M: Tensor  # (rows, d) F W
+    mu: Tensor  # (d,)
+    Lambda: Tensor  # (d, d)
+    lam: Tensor  # ()
+    tau: Tensor  # (rows,)
+    gamma: Tensor  # (rows,)
+
+
+class State(NamedTuple):
+    """Where a chain stands."""
+
+    users: Side
+    movies: Side
+    alpha: Tensor  # () precision of the noise, on the scale of x
+
+
+class Info(NamedTuple):
+    """What one sweep reached."""
+
+    loss: float  # -log likelihood of the ratings, on the unit scale
+    sigma: float  # on the unit scale
+
+
+class Problem(NamedTuple):
+    """Observations as the sampler needs them, from both sides."""
+
+    users: Observations
+    movies: Observations  # movies as rows
+    z: Tensor  # (n,) ratings on the scale of x, less the offset, in the order of ``users``
+    user_means: Means
+    movie_means: Means
+
+
+def prepare(observations: Observations) -> Problem:
+    """Both views of the observations; their link must be linear."""
+    o = observations
+    if o.link != "linear":
+        raise ValueError("the sampler is for the linear link")
+    flipped = o._replace(pattern=o.pattern_t, pattern_t=o.pattern, t=o.t.index_select(0, o.pattern.perm), F=o.G, G=o.F)
+    means = Means.of(o.F, o.pattern, o.pattern_t), Means.of(o.G, o.pattern_t, o.pattern)
+    return Problem(o, flipped, inverse(o.t, o.link) - o.offset, *means)
+
+
+def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator) -> State:
+    """First state: factors 0.1 randn, weights and biases 0, precisions 1. ``generator`` is on the device of the ratings."""
+    s, like = settings, problem.z
+    d = s.latent + s.biases
+
+    def side(rows: int, columns: int, with_means: bool) -> Side:
+        A = like.new_zeros(rows, d)
+        A[:, : s.latent] = _SPREAD * _normal((rows, s.latent), like, generator)
+        return Side(
+            A=A,
+            W=like.new_zeros(columns, d) if with_means else None,
+            M=like.new_zeros(rows, d),
+            mu=like.new_zeros(d),
+            Lambda=torch.eye(d).to(like),
+            lam=like.new_ones(()),
+            tau=like.new_ones(rows),
+            gamma=like.new_ones(rows),
+        )
+
+    n_users, n_movies = problem.users.pattern.shape
+    users, movies = side(n_users, n_movies, s.user_means), side(n_movies, n_users, s.movie_means)
+    return State(users, movies, like.new_ones(()))
+
+
+@torch.no_grad()
+def step(state: State, problem: Problem, settings: GibbsSettings, generator: torch.Generator) -> tuple[State, Info]:
+    """One sweep over all conditionals: each side's hyper-parameters, weights, rows and row scales; then the noise.
+
+    Raises:
+        TrainingError: the loss is not finite, or a precision not positive definite.
+    """
+    s, p, g = settings, problem, generator
+    users, movies, alpha = state
+    row, col = p.users.pattern.row, p.users.pattern.col
+    weight = alpha * users.gamma[row] * movies.gamma[col]
+    users = draw_side(users, movies, p.users.pattern, weight, p.z, p.user_means, s, g)
+    perm = p.users.pattern.perm
+    movies = draw_side(movies, users, p.movies.pattern, weight[perm], p.z[perm], p.movie_means, s, g)
+    error = p.z - score(factors(users, movies, p.users, s.latent), p.users.pattern) + p.users.offset
+    square = error.square()
+    if s.noise_dof is not None:
+        half = s.noise_dof / 2
+        gamma = draw_scales(alpha * square * movies.gamma[col], p.users.pattern, half, g)
+        users = users._replace(gamma=gamma)
+        by_movie = (alpha * square * users.gamma[row])[perm]
+        movies = movies._replace(gamma=draw_scales(by_movie, p.movies.pattern, half, g))
+        square = square * users.gamma[row] * movies.gamma[col]
+    n, total = len(square), square.sum()
+    alpha = _gamma(1 + 0.5 * square.new_full((), n), 1 + 0.5 * total, g)
+    log_gamma = users.gamma.log()[row].sum() + movies.gamma.log()[col].sum()
+    spread = 0.25 / alpha.sqrt()  # dt = dz / 4
+    loss = 0.5 * alpha * total - 0.5 * log_gamma + n * (spread.log() + 0.5 * math.log(2 * math.pi))
+    if not math.isfinite(float(loss)):
+        raise TrainingError(f"the loss is {float(loss)}")
+    return State(users, movies, alpha), Info(float(loss), float(spread))
+
+
+def factors(users: Side, movies: Side, o: Observations, latent: int) -> Factors:
+    """The effective factors of a draw."""
+    biases = users.A.shape[1] > latent
+    b, c = (users.A[:, latent], movies.A[:, latent]) if biases else (None, None)
+    return Factors(users.A[:, :latent], movies.A[:, :latent], b, c, o.offset, o.link)
+
+
+def draw_side(
+    side: Side,
+    other: Side,
+    pattern: Pattern,
+    weight: Tensor,
+    z: Tensor,
+    means: Means,
+    settings: GibbsSettings,
+    generator: torch.Generator,
+) -> Side:
+    """mu, Lambda, then W and lambda, then the rows, then their scales, each given all else.
+
+    Args:
+        pattern: the side's rows x the other's. weight: (n,) precision of each rating. z: (n,) ratings less the offset.
+    """
+    s, g = settings, generator
+    mu, Lambda = draw_hyper(side, g)
+    side = side._replace(mu=mu, Lambda=Lambda)
+    if side.W is not None:
+        W = draw_weights(side, side.W, means, g)
+        squares = ((W @ Lambda) * W).sum()
+        lam = _gamma(1 + 0.5 * squares.new_full((), W.numel()), 1 + 0.5 * squares, g)
+        side = side._replace(W=W, M=means.up(W), lam=lam)
+    features, target = other.A, z
+    if other.A.shape[1] > s.latent:
+        features = torch.cat([other.A[:, : s.latent], torch.ones_like(other.A[:, :1])], 1)
+        target = z - other.A[:, s.latent][pattern.col]
+    prior = Prior(side.mu + side.M, side.tau[:, None, None] * side.Lambda)
+    side = side._replace(A=conditional(pattern, features, weight, target, prior).draw(g))
+    return side if s.prior_dof is None else side._replace(tau=draw_tau(side.A - side.mu - side.M, side.Lambda, s.prior_dof, g))
+
+
+def draw_hyper(side: Side, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """mu, Lambda given the rows, their means, scales and W: Normal-Wishart. ICML 2008, Eq. 14, rows weighted by tau."""
+    off, tau, d = (side.A - side.M).double(), side.tau.double(), side.A.shape[1]
+    k = tau.sum()
+    centre = (tau[:, None] * off).sum(0) / k
+    scatter = ((off - centre) * tau[:, None]).mT @ (off - centre)
+    scatter = scatter + torch.eye(d).to(off) + k * BETA0 / (k + BETA0) * torch.outer(centre, centre)
+    freedom = d + len(off)
+    if side.W is not None:
+        W = side.W.double()
+        scatter, freedom = scatter + side.lam * W.mT @ W, freedom + len(W)
+    Lambda = draw_wishart(torch.linalg.inv(scatter), freedom, generator)
+    root = torch.linalg.cholesky((BETA0 + k) * Lambda)
+    away = torch.linalg.solve_triangular(root.mT, _normal((d, 1), Lambda, generator), upper=True)[:, 0]
+    return (k / (k + BETA0) * centre + away).to(side.A), Lambda.to(side.A)
+
+
+def draw_wishart(scale: Tensor, freedom: float, generator: torch.Generator) -> Tensor:
+    """Wishart(scale, freedom), mean freedom * scale, by Bartlett's decomposition. scale: (d, d), freedom >= d."""
+    d = len(scale)
+    lower = _normal((d, d), scale, generator).tril(-1)
+    chi_square = 2 * _gamma((freedom - torch.arange(d).to(scale)) / 2, scale.new_ones(()), generator)
+    root = torch.linalg.cholesky(scale) @ (lower + torch.diag(chi_square.sqrt()))
+    drawn: Tensor = root @ root.mT
+    return drawn
+
+
+def draw_weights(side: Side, start: Tensor, means: Means, generator: torch.Generator) -> Tensor:
+    """W given the rows, by noise-injected conjugate gradients: Simm et al. 2017, Eq. 6, rows weighted by tau."""
+    root = torch.linalg.cholesky(side.Lambda).mT
+
+    def noise(rows: int) -> Tensor:
+        white = _normal((side.A.shape[1], rows), side.A, generator)
+        return torch.linalg.solve_triangular(root, white, upper=True).mT
+
+    tau = side.tau[:, None]
+    right = means.down(tau * (side.A - side.mu) + tau.sqrt() * noise(len(side.A))) + side.lam.sqrt() * noise(len(start))
+    return ridge(means, right, side.tau, side.lam, start)
+
+
+def draw_tau(off: Tensor, Lambda: Tensor, dof: float, generator: torch.Generator) -> Tensor:
+    """The scale of every row, (rows,), given how far it is from its prior mean.
+
+    Args:
+        off: (rows, d). Lambda: (d, d), or (rows, d, d).
+    """
+    squares = ((off[:, None] @ Lambda)[:, 0] * off).sum(1)
+    return _gamma(squares.new_full(squares.shape, 0.5 * (dof + off.shape[1])), 0.5 * (dof + squares), generator)
+
+
+def draw_scales(square: Tensor, pattern: Pattern, half: float, generator: torch.Generator) -> Tensor:
+    """gamma of every row given its weighted squared errors (n,), (rows,)."""
+    total = spmm(square, square.new_ones(pattern.shape[1], 1), pattern)[:, 0]
+    return _gamma(half + 0.5 * pattern.row_counts().to(square), half + 0.5 * total, generator).clamp(min=_LEAST)
+
+
+def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+def _gamma(shape: Tensor, rate: Tensor, generator: torch.Generator) -> Tensor:
+    drawn: Tensor = torch._standard_gamma(shape.contiguous(), generator=generator) / rate
+    return drawn

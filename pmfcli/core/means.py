@@ -1,0 +1,67 @@
+"""The hierarchical prior means F W of one side, and their ridge regression by conjugate gradients.
+
+    (F' T F + lambda I) W = R          T = diag(tau)
+
+With R = F' T (A - mu) this is the mean of W given the rows A; with noise added to R it is a draw of W (Simm et al., "Macau:
+scalable Bayesian factorization with high-dimensional side information using MCMC", 2017, section 3). F is never squared: an
+iteration costs two sparse products.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pmfcli.core.sparse import Pattern, spmm
+
+TOLERANCE = 3e-3  # of the residual, relative to the right side, both in the norm of the preconditioner
+_MOST_ITERATIONS = 200
+
+
+class Means(NamedTuple):
+    """The weights F with their transpose, ready to multiply."""
+
+    weight: Tensor  # (n,)
+    pattern: Pattern  # rows x columns
+    weight_t: Tensor  # (n,)
+    pattern_t: Pattern
+
+    @classmethod
+    def of(cls, weight: Tensor, pattern: Pattern, pattern_t: Pattern) -> "Means":
+        """From weights (n,) in the order of the pattern."""
+        return cls(weight, pattern, weight.index_select(0, pattern.perm), pattern_t)
+
+    def up(self, W: Tensor) -> Tensor:
+        """F W, (rows, d)."""
+        return spmm(self.weight, W, self.pattern)
+
+    def down(self, B: Tensor) -> Tensor:
+        """F' B, (columns, d)."""
+        return spmm(self.weight_t, B, self.pattern_t)
+
+
+def ridge(means: Means, right: Tensor, tau: Tensor, lam: Tensor, start: Tensor, tolerance: float = TOLERANCE) -> Tensor:
+    """W of the equation above, all columns at once, by conjugate gradients with a diagonal preconditioner.
+
+    Args:
+        right: (columns, d). tau: (rows,) weights of the rows. lam: () or (d,) positive. start: (columns, d) first guess.
+    """
+    diagonal = spmm(means.weight_t.square(), tau[:, None], means.pattern_t) + lam
+
+    def product(W: Tensor) -> Tensor:
+        return means.down(tau[:, None] * means.up(W)) + lam * W
+
+    W, residual = start, right - product(start)
+    scaled = residual / diagonal
+    direction, size = scaled, (residual * scaled).sum(0)
+    enough = tolerance**2 * (right * right / diagonal).sum(0).clamp(min=torch.finfo(right.dtype).tiny)
+    for _ in range(_MOST_ITERATIONS):
+        if bool((size <= enough).all()):
+            break
+        step = product(direction)
+        length = size / (direction * step).sum(0).clamp(min=torch.finfo(right.dtype).tiny)
+        W, residual = W + length * direction, residual - length * step
+        scaled = residual / diagonal
+        size, before = (residual * scaled).sum(0), size
+        direction = scaled + size / before.clamp(min=torch.finfo(right.dtype).tiny) * direction
+    return W

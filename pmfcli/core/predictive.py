@@ -1,0 +1,52 @@
+"""What is known of a rating: a mixture of Gaussians, one component a draw, with its mean, interval and masses."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_BISECTIONS = 30  # of the range of the components: to a part in 10^9
+_REACH = 8.0  # standard deviations beyond the outermost component
+
+
+class Mixture(NamedTuple):
+    """Equal-weight Gaussians for each of n ratings, on the unit scale."""
+
+    centre: Tensor  # (draws, n)
+    spread: Tensor  # (draws, n) standard deviations
+
+    def mean(self) -> Tensor:
+        """The predictive mean, (n,): components beyond the scale count as its end."""
+        return self.centre.clamp(0, 1).mean(0)
+
+    def sd(self) -> Tensor:
+        """The predictive standard deviation, (n,)."""
+        between = self.centre.var(0, correction=0)
+        return (self.spread.square().mean(0) + between).sqrt()
+
+    def below(self, t: float | Tensor) -> Tensor:
+        """The probability of a rating below t, (n,)."""
+        found: Tensor = torch.special.ndtr((t - self.centre) / self.spread).mean(0)
+        return found
+
+    def quantile(self, q: float) -> Tensor:
+        """The q-quantile, (n,), within the scale: no rating lies beyond."""
+        low = (self.centre - _REACH * self.spread).amin(0)
+        high = (self.centre + _REACH * self.spread).amax(0)
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + high)
+            short = self.below(middle) < q
+            low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+        return (0.5 * (low + high)).clamp(0, 1)
+
+    def masses(self, grid: Tensor) -> Tensor:
+        """The probability of every value of an ascending grid, (n, values): bins meet half way, tails belong to the ends."""
+        edges = 0.5 * (grid[1:] + grid[:-1])
+        below = torch.stack([self.below(float(edge)) for edge in edges], 1) if len(edges) else self.centre.new_zeros(self.n, 0)
+        ends = below.new_zeros(self.n, 1), below.new_ones(self.n, 1)
+        return torch.cat([ends[0], below, ends[1]], 1).diff(dim=1)
+
+    @property
+    def n(self) -> int:
+        """Number of ratings."""
+        return self.centre.shape[1]

@@ -1,0 +1,65 @@
+"""Short lists from a file or pipe, a record on each line: pairs to predict, the ratings of one person. No pandas."""
+
+import csv
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pmfcli.data.fields import SEPARATORS, Columns, by_role, split
+from pmfcli.errors import DataError
+from pmfcli.text import short
+
+
+class Record(NamedTuple):
+    """The fields of one line, by role, and where it stands."""
+
+    place: str  # file:line
+    fields: dict[str, str]
+
+
+def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...] = ()) -> Iterator[Record]:
+    """Records with a field for every role: by the names of a header, or the first fields of each line.
+
+    Args:
+        source: a file, or '-' for standard input.
+        roles: as in ``data.fields``. also: roles that are read where a header has them.
+
+    Raises:
+        DataError: a header without a role, a line that is no record, no text.
+    """
+    name = "standard input" if source == "-" else source
+    wanted = " and a ".join(roles)
+    columns: dict[str, int] | None = None
+    try:
+        for number, line in enumerate(_lines(source), 1):
+            line = line.strip("\r\n") if number > 1 else line.strip("\r\n").removeprefix("\ufeff")
+            if not line.strip():
+                continue
+            separator = next((mark for mark in SEPARATORS if mark in line), None)
+            parts = split(line, separator) if separator else line.split()
+            if columns is None:
+                columns = {role: at for role, at in by_role(parts, Columns()).items() if role in (*roles, *also)}
+                if columns and not set(roles) <= columns.keys():
+                    missing = next(role for role in roles if role not in columns)
+                    raise DataError(f"{name}:{number}: a header without {missing}; needed are a {wanted}")
+                if columns:
+                    continue
+                columns = {role: at for at, role in enumerate(roles)}
+            if len(parts) <= max(columns.values()) or line.lstrip()[0] in "{[":
+                raise DataError(f"{name}:{number}: '{short(line)}' is not a {wanted}; give TSV or CSV")
+            fields = {role: parts[at] for role, at in columns.items()}
+            if not all(fields[role] for role in roles):
+                raise DataError(f"{name}:{number}: '{short(line)}' is not a {wanted}; give TSV or CSV")
+            yield Record(f"{name}:{number}", fields)
+    except OSError as error:
+        raise DataError(f"{source}: {error.strerror or error}; give a file with a {wanted} on each line") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{name}: not lines of text, a {wanted} on each ({short(str(error))})") from None
+
+
+def _lines(source: str) -> Iterator[str]:
+    if source == "-":
+        yield from sys.stdin
+        return
+    with open(source, encoding="utf-8") as file:
+        yield from file
