@@ -1,6 +1,6 @@
 """Held-out error of the models on a 90/10 split, by the commands that a person would use.
 
-    python benchmarks/accuracy.py data/ml-latest-small/ratings.csv [--seeds 5] [--models default,none,paper,blog]
+    python benchmarks/accuracy.py data/ml-latest-small/ratings.csv [--seeds 5] [--models default,em,bayes]
 
 The split is ``sample(frac=0.1, random_state=0)`` of pandas on the rows in file order; every test row counts, also those of
 movies without a training rating.
@@ -21,6 +21,11 @@ MODELS = {
     "none": ["--hierarchical", "none"],
     "paper": ["--config", str(CONFIGS / "paper.toml")],
     "blog": ["--config", str(CONFIGS / "blog.toml")],
+    "em": ["--priors", "em", "--noise", "em"],
+    "em-none": ["--priors", "em", "--noise", "em", "--hierarchical", "none"],
+    "bayes": ["--method", "bayes"],
+    "bayes-none": ["--method", "bayes", "--hierarchical", "none"],
+    "bayes-4": ["--method", "bayes", "--chains", "4"],
 }
 
 
@@ -35,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("ratings", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--models", default="default,none,paper,blog")
     options = parser.parse_args()
     names = ["user", "movie", "rating", "timestamp"] if options.ratings.name == "u.data" else None
     ratings = pd.read_csv(options.ratings, sep=None, engine="python", names=names)
@@ -44,7 +49,7 @@ def main() -> None:
         folder = Path(scratch)
         test.to_csv(folder / "test.csv", index=False)
         ratings.drop(test.index).to_csv(folder / "train.csv", index=False)
-        print(f"{'model':8s} {'RMSE, mean':>10s} {'worst':>7s} {'MAE':>7s} {'training s':>10s}   over {options.seeds} seeds")
+        print(f"{'model':10s} {'RMSE, mean':>10s} {'worst':>7s} {'MAE':>7s} {'training s':>10s}   over {options.seeds} seeds")
         for name in options.models.split(","):
             seconds, scores = [], []
             for seed in range(options.seeds):
@@ -53,10 +58,11 @@ def main() -> None:
                 seconds.append(done["seconds"])
                 scores.append(pmf("evaluate", "-m", model, "--test", folder / "test.csv"))
             mean, mae = (sum(score[key] for score in scores) / len(scores) for key in ("rmse", "mae"))
+            covered = {level: round(share, 3) for level, share in scores[-1]["coverage"].items()}
             worst, middle = max(score["rmse"] for score in scores), sorted(seconds)[len(seconds) // 2]
-            print(f"{name:8s} {mean:10.4f} {worst:7.4f} {mae:7.4f} {middle:10.1f}")
+            print(f"{name:10s} {mean:10.4f} {worst:7.4f} {mae:7.4f} {middle:10.1f}   covered {covered}")
         for name, found in scores[-1]["baselines"].items():
-            print(f"{name:8s} {found['rmse']:10.4f} {'':7s} {found['mae']:7.4f}")
+            print(f"{name:10s} {found['rmse']:10.4f} {'':7s} {found['mae']:7.4f}")
 
 
 if __name__ == "__main__":

@@ -106,8 +106,8 @@ def surprise(split: Split, knn: bool) -> tuple[float, np.ndarray]:
 def lenskit(split: Split) -> tuple[float, np.ndarray]:
     from lenskit.als import BiasedMFScorer
     from lenskit.data import ItemList, from_interactions_df
-    from lenskit.pipeline import predict_pipeline
     from lenskit.operations import predict
+    from lenskit.pipeline import predict_pipeline
 
     data = from_interactions_df(split.train.rename(columns={"user": "user_id", "movie": "item_id"}))
     model = predict_pipeline(BiasedMFScorer(embedding_size=50))

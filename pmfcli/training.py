@@ -109,6 +109,7 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
     else:
         observations = _observe(ratings, settings)
         posterior, found = yield from fit("fit", fitted, observations, settings, epochs, None, device)
+    del found["holdout_rmse"]  # that of a refit, which has none
     return _model(fitted, settings, posterior, found | metrics)
 
 

@@ -10,8 +10,9 @@ from conftest import random_pattern
 from pmfcli.core import predict as predict_module
 from pmfcli.core.metrics import fit_biases, predict_baselines, scores
 from pmfcli.core.neighbours import similar
-from pmfcli.core.posterior import Factors
-from pmfcli.core.predict import Pairs, predict_pairs, recommend
+from pmfcli.core.posterior import Factors, Parameters
+from pmfcli.core.predict import Laplace, Pairs, Seen, means_of_pairs, predict_pairs, rank, users_of
+from pmfcli.core.predictive import Mixture
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -36,31 +37,77 @@ def all_pairs(user_known: bool = True, movie_known: bool = True) -> Pairs:
     return Pairs(user.flatten(), movie.flatten(), known & user_known, known & movie_known)
 
 
-def test_pairs_are_the_dense_matrix(factors: Factors, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict_module, "_BLOCK", 7)
+SEEN = Seen(torch.tensor([0, 2, 4, 5, 7, 8]), torch.tensor([0, 3, 1, 3, 5, 2, 6, 7], dtype=torch.int32), torch.ones(8))
+
+
+def laplace(f: Factors) -> Laplace:
+    d = f.U.shape[1] + (f.b is not None)
+    parameters = Parameters(f.U, f.V, None, None, f.b, f.c, torch.tensor(0.3))
+    return Laplace(f, parameters, torch.eye(d), 2 * torch.eye(d), torch.tensor(0.2))
+
+
+def test_pairs_are_the_dense_matrix(factors: Factors) -> None:
     U, V, b, c = (part.double().numpy() for part in factors[:4])
     dense = 1 / (1 + np.exp(-(U @ V.T + b[:, None] + c[None, :] + 0.4)))
-    assert predict_pairs(factors, all_pairs()).numpy() == pytest.approx(dense.flatten(), abs=1e-6)
+    found = predict_pairs(laplace(factors), SEEN, all_pairs())
+    assert found.mean().numpy() == pytest.approx(dense.flatten(), abs=1e-6)
+    assert means_of_pairs(factors, all_pairs()).numpy() == pytest.approx(dense.flatten(), abs=1e-6)
+
+
+def test_the_spread_of_a_pair_is_that_of_two_regressions(factors: Factors) -> None:
+    """The variance written out for one pair: both rows' curvature given the other side, and their product."""
+    f, (i, j) = factors, (1, 3)
+    x = f.U @ f.V.T + f.b[:, None] + f.c[None, :] + 0.4
+    g = torch.sigmoid(x)
+    w = (g * (1 - g) / 0.2) ** 2
+    ones = torch.ones(8, 1)
+    V1, U1 = torch.cat([f.V, ones], 1), torch.cat([f.U, ones[:5]], 1)
+    Ci = torch.linalg.inv(torch.eye(4) + sum(w[1, m] * torch.outer(V1[m], V1[m]) for m in (1, 3)))
+    Cj = torch.linalg.inv(2 * torch.eye(4) + sum(w[u, 3] * torch.outer(U1[u], U1[u]) for u in (0, 1)))
+    variance = V1[j] @ Ci @ V1[j] + U1[i] @ Cj @ U1[i] + torch.trace(Ci[:3, :3] @ Cj[:3, :3])
+    expected = (0.04 + (g * (1 - g))[i, j] ** 2 * variance) ** 0.5
+    pairs = Pairs(torch.tensor([i]), torch.tensor([j]), torch.tensor([True]), torch.tensor([True]))
+    assert float(predict_pairs(laplace(f), SEEN, pairs).sd()) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_an_unknown_movie_has_its_prior_mean_and_an_unknown_user_is_the_average_one(factors: Factors) -> None:
     b, c, mean_b = factors.b.repeat_interleave(8), factors.c.repeat(5), factors.b.mean()
     average = (factors.V @ factors.U.mean(0)).repeat(5)
+    known = predict_pairs(laplace(factors), SEEN, all_pairs()).sd().mean()
     for user_known, movie_known, x in ((True, False, b), (False, True, average + mean_b + c), (False, False, 0 * b + mean_b)):
-        found = predict_pairs(factors, all_pairs(user_known, movie_known))
-        torch.testing.assert_close(found, torch.sigmoid(x + 0.4))
-    plain = predict_pairs(factors._replace(b=None, c=None), all_pairs(False, True))
-    torch.testing.assert_close(plain, torch.sigmoid(average + 0.4))
+        found = predict_pairs(laplace(factors), SEEN, all_pairs(user_known, movie_known))
+        torch.testing.assert_close(found.mean(), torch.sigmoid(x + 0.4))
+        torch.testing.assert_close(means_of_pairs(factors, all_pairs(user_known, movie_known)), torch.sigmoid(x + 0.4))
+        if not (user_known or movie_known):
+            assert found.sd().mean() > known
+    plain = predict_pairs(laplace(factors._replace(b=None, c=None)), SEEN, all_pairs(False, True))
+    torch.testing.assert_close(plain.mean(), torch.sigmoid(average + 0.4))
 
 
-def test_recommendations_are_the_best_allowed_and_ties_go_by_row(factors: Factors) -> None:
-    tied = factors._replace(V=factors.V.index_copy(0, torch.tensor([6]), factors.V[2:3]))
-    tied = tied._replace(c=tied.c.index_copy(0, torch.tensor([6]), tied.c[2:3]))
-    allowed = torch.tensor([True, True, True, False, True, True, True, True])
-    x = tied.V @ tied.U[1] + tied.b[1] + tied.c + 0.4
-    expected = sorted((row for row in range(8) if allowed[row]), key=lambda row: (-round(float(x[row]), 5), row))
-    assert recommend(tied, 1, allowed, 5).tolist() == expected[:5]
-    assert len(recommend(tied, 1, torch.zeros(8, dtype=torch.bool), 5)) == 0
+@pytest.mark.parametrize("by", ["mean", "lower", "upper"])
+def test_the_rank_is_the_mean_or_an_end_of_the_interval(factors: Factors, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict_module, "_BLOCK", 3)
+    p, movies = laplace(factors), torch.tensor([0, 1, 2, 4, 5, 6, 7])
+    found = rank(p, SEEN, users_of(p, SEEN, torch.tensor([1])), movies, by, 0.8)
+    every = torch.ones(7, dtype=torch.bool)
+    m = predict_pairs(p, SEEN, Pairs(torch.full((7,), 1), movies, every, every))
+    expected = {"mean": m.mean(), "lower": m.quantile(0.1), "upper": m.quantile(0.9)}[by]
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_mixture_against_its_draws() -> None:
+    """Mean, sd, quantiles and masses of a mixture against a million draws of it."""
+    centre, spread = torch.tensor([[0.3], [0.7], [0.6]]).double(), torch.tensor([[0.05], [0.1], [0.2]]).double()
+    m, g = Mixture(centre, spread), generator(2)
+    which = torch.randint(3, (1_000_000,), generator=g)
+    draws = centre[which, 0] + spread[which, 0] * torch.randn(1_000_000, generator=g).double()
+    assert float(m.mean()) == pytest.approx(float(centre.mean()))
+    assert float(m.sd()) == pytest.approx(float(draws.std()), abs=1e-3)
+    for q in (0.05, 0.5, 0.9):
+        assert float(m.quantile(q)) == pytest.approx(float(draws.quantile(q)), abs=2e-3)
+    masses = m.masses(torch.tensor([0.0, 0.5, 1.0]).double())[0].tolist()
+    low, high = float((draws < 0.25).double().mean()), float((draws > 0.75).double().mean())
+    assert masses == pytest.approx([low, 1 - low - high, high], abs=2e-3)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
@@ -74,7 +121,8 @@ def test_neighbours_are_the_nearest(metric: str) -> None:
     }[metric]
     allowed = torch.ones(20, dtype=torch.bool)
     allowed[7] = False
-    rows, similarity = similar(vectors, 4, allowed, 6, metric)
+    rows, similarity, sd = similar(vectors[None], 4, allowed, 6, metric)
+    assert sd.tolist() == [0] * 6
     expected = [i for i in np.argsort(near)[::-1] if i not in (4, 7)][:6]
     assert rows.tolist() == expected
     assert similarity.tolist() == pytest.approx([near[i] for i in expected], abs=1e-5)

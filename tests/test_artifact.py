@@ -15,10 +15,15 @@ from pmfcli.errors import ModelError, OutputError
 from pmfcli.training import run, train
 
 
+def flat(parts: tuple) -> list:
+    """The leaves of nested tuples."""
+    return [leaf for part in parts for leaf in (flat(part) if isinstance(part, tuple) else [part])]
+
+
 def same(a: Model, b: Model) -> None:
-    for part in ("factors", "parameters", "seen"):
-        for x, y in zip(getattr(a, part), getattr(b, part), strict=True):
-            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+    assert type(a.posterior) is type(b.posterior)
+    for x, y in zip([*flat(a.posterior), *a.seen], [*flat(b.posterior), *b.seen], strict=True):
+        assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
     for part in ("method", "users", "movies", "titles", "scale", "settings", "metrics", "data", "versions"):
         assert getattr(a, part) == getattr(b, part)
 
@@ -31,10 +36,18 @@ def test_a_model_comes_back_as_it_was(sample_model: Model) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"hierarchical": "none"}, {"hierarchical": "users", "biases": False}, {"hierarchical": "none", "noise": "learned"}],
+    [
+        {"hierarchical": "none"},
+        {"hierarchical": "users", "biases": False},
+        {"hierarchical": "none", "noise": "learned"},
+        {"priors": "em", "noise": "em"},
+        {"solver": "als", "link": "linear"},
+        {"method": "bayes"},
+        {"method": "bayes", "hierarchical": "none", "biases": False, "noise_dof": 0, "prior_dof": 0},
+    ],
 )
 def test_every_kind_of_model_comes_back(sample, settings: dict) -> None:
-    model = run(train(sample, Settings(epochs=3, holdout=0.0, latent=2, **settings)))
+    model = run(train(sample, Settings(**({"epochs": 3, "holdout": 0.0, "latent": 2} | settings))))
     same(loads(dumps(model), "x"), model)
 
 

@@ -93,7 +93,7 @@ def test_bad_data_is_3(pmf: Run, tmp_path: Path, name: str, command: str) -> Non
         (["train", "--log", "no/such/folder/l.jsonl"], "--log"),
         (["similar"], "give either --movie or --user"),
         (["similar", "--movie", "1", "-n", "0"], "-n"),
-        (["predict"], "give either --user ID"),
+        (["predict"], "give one of: --user ID"),
         (["evaluate", "--test", "x.csv", "--folds", "3"], "--test scores a saved model: --folds does not go with it"),
         (["evaluate", "--test", "x.csv", "--latent", "3", "--data", "sample"], "--data, --latent do not go with it"),
         (["evaluate", "--test", "-", "-m", "-"], "cannot both come from standard input"),
@@ -128,7 +128,7 @@ def test_model_errors_are_4_and_unknown_ids_5(answer: Run, tmp_path: Path, sampl
     check(4, "no such model; train one by", "predict", "--user", "4")
     (tmp_path / "cut.pt").write_bytes(sample_file.read_bytes()[:5000])
     check(4, "cut short", "info", "-m", "cut.pt")
-    torch.save({"format": "pmf-model", "version": 2, "meta": "", "tensors": {}}, tmp_path / "new.pt")
+    torch.save({"format": "pmf-model", "version": 3, "meta": "", "tensors": {}}, tmp_path / "new.pt")
     check(4, "upgrade pmf", "recommend", "--user", "4", "-m", "new.pt")
 
     class Code:
@@ -287,7 +287,9 @@ def test_every_format_says_the_same(answer: Run, sample_file: Path) -> None:
     assert answer(*common, "--format", "tsv").stdout == answer(*common).stdout
     assert list(csv.DictReader(io.StringIO(answer(*common, "--format", "csv").stdout))) == tsv
     assert [float(row["prediction"]) for row in tsv] == [row["prediction"] for row in rows]
-    assert [row["sd"] for row in tsv] == ["", ""]
+    for row in tsv:
+        assert float(row["lo"]) < float(row["prediction"]) < float(row["hi"])
+        assert 0 < float(row["p_ge_4"]) < 1 < 5 * float(row["sd"])
 
 
 def test_pairs_from_a_pipe_and_where_their_answers_come_from(answer: Run, sample_file: Path, tmp_path: Path) -> None:
@@ -310,7 +312,7 @@ def test_pairs_from_a_pipe_and_where_their_answers_come_from(answer: Run, sample
         assert [json.loads(line) for line in turned.stdout.splitlines()] == rows[:1], given
     for bad, message in (
         ("4\t1\n4\n", "standard input:2: '4' is not a user and a movie; give TSV or CSV"),
-        ("rank\tmovie\ttitle\n1\t4\tx\n", "standard input:1: a header without user; needed are both"),
+        ("rank\tmovie\ttitle\n1\t4\tx\n", "standard input:1: a header without user; needed are a user and a movie"),
         ('{"user": "4", "movie": "1"}\n', """standard input:1: '{"user": "4", "movie": "1"}' is not a user and a movie"""),
     ):
         done = answer("predict", "-", "-m", sample_file, stdin=bad)
@@ -349,10 +351,10 @@ def test_recommendations_are_unseen_unless_asked(answer: Run, sample_file: Path)
 
 def test_similar_users_and_movies(answer: Run, sample_file: Path) -> None:
     rows = answer("similar", "--movie", "star wars episode iv a new hope", "-n", "3", "-m", sample_file).stdout.splitlines()
-    assert rows[0] == "rank\tmovie\ttitle\tsimilarity\tratings"
+    assert rows[0] == "rank\tmovie\ttitle\tsimilarity\tratings\tsd"
     assert sum("Star Wars" in row for row in rows[1:]) >= 2
     users = answer("similar", "--user", "4", "-n", "3", "-m", sample_file).stdout.splitlines()
-    assert users[0] == "rank\tuser\tsimilarity\tratings"
+    assert users[0] == "rank\tuser\tsimilarity\tratings\tsd"
     assert len(users) == 4
     few = answer("similar", "--movie", "1", "--min-ratings", "1000000", "-m", sample_file)
     assert few.stdout.count("\n") == 1
@@ -459,11 +461,12 @@ def test_a_table_at_a_fixed_width(pmf: Run, tmp_path: Path) -> None:
     """The golden text of a table: a hand-made model, so that no training stands between it and the text."""
     model = run(train(ratings_of([0, 0, 1, 1], [0, 1, 1, 2], [1, 5, 2, 4]), Settings(latent=2, epochs=1, holdout=0.0)))
     U, V = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
-    factors = model.factors._replace(U=U, V=V, b=torch.zeros(2), c=torch.zeros(3), offset=0.0)
+    factors = model.posterior.factors._replace(U=U, V=V, b=torch.zeros(2), c=torch.zeros(3), offset=0.0)
+    posterior = model.posterior._replace(factors=factors, noise=torch.tensor(0.1))
     made = type(model)(
-        **{**vars(model), "factors": factors, "titles": ("First", None, "A [red]third[/] with a long title (1999)")}
+        **{**vars(model), "posterior": posterior, "titles": ("First", None, "A [red]third[/] with a long title (1999)")}
     )
     (tmp_path / "pmf.pt").write_bytes(dumps(made))
-    done = pmf("predict", "--user", "u0", "--movie", "0", "--movie", "20", "--format", "table", COLUMNS="60")
+    done = pmf("predict", "--user", "u0", "--movie", "0", "--movie", "20", "--format", "table", COLUMNS="90")
     golden = (Path(__file__).parent / "golden" / "predict.txt").read_text()
     assert [line.rstrip() for line in done.stdout.splitlines()] == golden.splitlines()

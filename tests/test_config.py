@@ -36,7 +36,7 @@ def test_flag_over_environment_over_file_over_default(tmp_path: Path, monkeypatc
         ({"sigma_u": 1e-200}, "", {}, r"^--sigma-u: "),
         ({}, "latent = true", {}, r"c\.toml: latent: a number or a name is expected, not True"),
         ({}, "latnet = 3", {}, r"c\.toml: 'latnet' is no setting; did you mean latent\?"),
-        ({}, "xyzzy = 3", {}, r"c\.toml: 'xyzzy' is no setting; known: latent, "),
+        ({}, "xyzzy = 3", {}, r"c\.toml: 'xyzzy' is no setting; known: method, "),
         ({}, "latent = 'many'", {}, r"c\.toml: latent: .*not 'many'"),
         ({}, "latent = ", {}, r"c\.toml: not TOML: "),
         ({}, "", {"PMF_EPOCS": "3"}, r"'PMF_EPOCS' is no setting; did you mean PMF_EPOCHS\?"),

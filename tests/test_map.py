@@ -7,7 +7,7 @@ from test_posterior import SCALES, dense_log_posterior
 
 from pmfcli.core import map as map_fit
 from pmfcli.core.map import MapSettings
-from pmfcli.core.posterior import Observations, link, log_posterior, observe, score
+from pmfcli.core.posterior import Observations, log_posterior, mean, observe, score
 from pmfcli.core.sparse import Pattern
 from pmfcli.errors import TrainingError
 
@@ -113,7 +113,7 @@ def test_a_checkerboard_is_learned() -> None:
     o = observe(Pattern.of(row, col, (n, n)), truth[row, col])
     *_, last = map_fit.fit(o, BASE._replace(sigma=0.1), 300, seeded())
     row, col = torch.nonzero(~seen, as_tuple=True)
-    prediction = link(score(map_fit.current(last.state, o), Pattern.of(row, col, (n, n))))
+    prediction = mean(score(map_fit.current(last.state, o), Pattern.of(row, col, (n, n))), "sigmoid")
     assert ((prediction > 0.5).double() == truth[row, col]).double().mean() > 0.99
 
 
@@ -123,15 +123,15 @@ def test_planted_factors_are_recovered_to_the_noise() -> None:
     U, V = (torch.randn(n, 3, generator=seeded(2)) for n in (n_users, n_movies))
     mask = torch.rand(n_users, n_movies, generator=seeded(3)) < 0.4
     row, col = torch.nonzero(mask, as_tuple=True)
-    mean = link((U[row] * V[col]).sum(1))
-    t = mean + noise * torch.randn(len(row), generator=seeded(4))
+    expected = mean((U[row] * V[col]).sum(1), "sigmoid")
+    t = expected + noise * torch.randn(len(row), generator=seeded(4))
     settings = BASE._replace(latent=3, sigma=noise, user_means=False, movie_means=False)
     settings = settings._replace(scales=SCALES._replace(sigma_u=1.0, sigma_v=1.0))
     o = observe(Pattern.of(row, col, (n_users, n_movies)), t)
     *_, last = map_fit.fit(o, settings, 300, seeded())
     row, col = torch.nonzero(~mask, as_tuple=True)
-    prediction = link(score(map_fit.current(last.state, o), Pattern.of(row, col, (n_users, n_movies))))
-    error = (prediction - link((U[row] * V[col]).sum(1))).square().mean().sqrt()
+    prediction = mean(score(map_fit.current(last.state, o), Pattern.of(row, col, (n_users, n_movies))), "sigmoid")
+    error = (prediction - mean((U[row] * V[col]).sum(1), "sigmoid")).square().mean().sqrt()
     assert float(error) < noise / 2
 
 
@@ -148,10 +148,10 @@ def test_a_learned_sigma_never_reaches_zero() -> None:
     """Ratings without noise: sigma falls as far as it may, and the fit stays."""
     U, V = (torch.randn(n, 2, generator=seeded(2)) for n in (35, 35))
     row, col = torch.nonzero(torch.ones(35, 35), as_tuple=True)
-    o = observe(Pattern.of(row, col, (35, 35)), link((U[row] * V[col]).sum(1)))
+    o = observe(Pattern.of(row, col, (35, 35)), mean((U[row] * V[col]).sum(1), "sigmoid"))
     settings = BASE._replace(latent=8, sigma=1.0, learn_sigma=True, scales=SCALES._replace(sigma_u=1.0, sigma_v=1.0))
     *_, last = map_fit.fit(o, settings, 400, seeded())
-    residual = link(score(map_fit.current(last.state, o), o.pattern)) - o.t
+    residual = mean(score(map_fit.current(last.state, o), o.pattern), "sigmoid") - o.t
     assert last.sigma < 0.06
     assert float(residual.square().mean().sqrt()) < 0.03
 

@@ -7,12 +7,12 @@ from conftest import ratings_of
 
 from pmfcli.config import Settings
 from pmfcli.core.metrics import scores
-from pmfcli.core.predict import predict_pairs
+from pmfcli.core.predict import means_of_pairs
 from pmfcli.data.ratings import Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import UsageError
 from pmfcli.evaluation import cross_score, report, score_model
-from pmfcli.training import PATIENCE, Report, held_out, run, train
+from pmfcli.training import PACES, Report, held_out, run, train
 
 
 def reports(ratings: Ratings, settings: Settings):
@@ -31,17 +31,17 @@ def test_a_holdout_finds_the_best_epoch_and_refits_on_everything(sample: Ratings
     best = min(looked, key=looked.get)
     assert model.metrics["epochs"] == best == len(refit)
     assert model.metrics["holdout_rmse"] == looked[best]
-    assert len(fit) <= best + PATIENCE
+    assert len(fit) <= best + PACES["adam"].patience
     assert model.metrics["holdout_rmse"] < model.metrics["holdout_baselines"]["bias"]["rmse"]
     alone = run(train(sample, Settings(epochs=best, latent=8, holdout=0.0, early_stop=False)))
-    assert torch.equal(alone.factors.U, model.factors.U)
+    assert torch.equal(alone.posterior.factors.U, model.posterior.factors.U)
 
 
 def test_without_refit_the_held_out_ratings_stay_unseen(sample: Ratings) -> None:
     model = run(train(sample, Settings(epochs=30, refit=False, latent=8)))
     with_refit = run(train(sample, Settings(epochs=30, latent=8)))
     assert model.metrics["holdout_rmse"] == with_refit.metrics["holdout_rmse"]
-    assert not torch.equal(model.factors.V, with_refit.factors.V)
+    assert not torch.equal(model.posterior.factors.V, with_refit.posterior.factors.V)
 
 
 def test_a_fit_stops_when_the_loss_no_longer_moves(sample: Ratings) -> None:
@@ -67,8 +67,8 @@ def test_held_out_ratings_never_inform_training(sample: Ratings) -> None:
     held = random_mask(sample.n, settings.holdout, settings.seed)
     changed = replace(sample, stars=np.where(held, np.float32(0.5), sample.stars))
     a, b = run(train(sample, settings)), run(train(changed, settings))
-    assert torch.equal(a.factors.U, b.factors.U)
-    assert torch.equal(a.factors.V, b.factors.V)
+    assert torch.equal(a.posterior.factors.U, b.posterior.factors.U)
+    assert torch.equal(a.posterior.factors.V, b.posterior.factors.V)
     assert a.metrics["holdout_rmse"] != b.metrics["holdout_rmse"]
     assert len(a.seen.stars) == (~held).sum()
 
@@ -79,14 +79,14 @@ def test_held_out_pairs_never_inform_training(sample: Ratings) -> None:
     held = random_mask(sample.n, settings.holdout, settings.seed)
     a = run(train(sample, settings))
     b = run(train(sample.select(~held), Settings(epochs=1, holdout=0.0, latent=4)))
-    assert torch.equal(a.factors.U, b.factors.U)
+    assert torch.equal(a.posterior.factors.U, b.posterior.factors.U)
     assert a.seen.of(3)[0].tolist() == b.seen.of(3)[0].tolist()
 
 
 def test_ratings_at_one_end_of_the_scale_have_a_finite_mean() -> None:
     few = ratings_of([0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 5]).select(np.array([True, True, True, False]))
     model = run(train(few, Settings(holdout=0.0)))
-    assert abs(model.factors.offset) < 5
+    assert abs(model.posterior.factors.offset) < 5
 
 
 def test_an_unseen_user_is_better_an_average_user_than_none(sample: Ratings) -> None:
@@ -95,9 +95,9 @@ def test_an_unseen_user_is_better_an_average_user_than_none(sample: Ratings) -> 
     model = run(train(sample.select(~held), Settings(latent=8, epochs=100, holdout=0.0)))
     pairs, stars = held_out(sample, held)
     assert not bool(pairs.user_known.any())
-    f = model.factors
+    f = model.posterior.factors
     zeros = f._replace(U=f.U - f.U.mean(0), b=f.b - f.b.mean())
-    found, other = (scores(model.scale.to_stars(predict_pairs(g, pairs)), stars).rmse for g in (f, zeros))
+    found, other = (scores(model.scale.to_stars(means_of_pairs(g, pairs)), stars).rmse for g in (f, zeros))
     assert found < other
 
 
@@ -131,6 +131,6 @@ def test_small_data_is_not_held_out() -> None:
     few = ratings_of([0, 1, 1], [0, 0, 1], [1, 2, 3])
     model = run(train(few, Settings()))
     assert "holdout_rmse" not in model.metrics
-    assert torch.equal(model.factors.U, run(train(few, Settings(holdout=0.0))).factors.U)
+    assert torch.equal(model.posterior.factors.U, run(train(few, Settings(holdout=0.0))).posterior.factors.U)
     with pytest.raises(UsageError, match="--device cpu"):
         run(train(few, Settings(device="cuda" if not torch.cuda.is_available() else "mps")))

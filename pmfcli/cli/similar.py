@@ -42,11 +42,11 @@ def similar(
         row = find_movie(found, movie, by_row)
         rows = nearest(found, "movie", row, n, metric, min_ratings)
         heading = f"Like {found.titles[row] or found.movies.ids[row]}"
-        shape = Shape("similar", ("rank", "movie", "title", "similarity", "sd", "ratings"), heading)
+        shape = Shape("similar", ("rank", "movie", "title", "similarity", "ratings", "sd"), heading)
     else:
         row = find_user(found, user or "", by_row)
         rows = nearest(found, "user", row, n, metric, min_ratings)
-        shape = Shape("similar", ("rank", "user", "similarity", "sd", "ratings"), f"Like user {found.users.ids[row]}")
+        shape = Shape("similar", ("rank", "user", "similarity", "ratings", "sd"), f"Like user {found.users.ids[row]}")
     if len(rows) < n:
         which = "there are" if min_ratings is None else f"with at least {min_ratings} ratings there are"
         note(f"{which} {len(rows) or 'no'} others")

@@ -89,15 +89,16 @@ def train(
 
 def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
     m, d = model.metrics, model.data
+    what = "sweeps" if model.method == "bayes" else "epochs"
     note(
         f"{d['ratings']:,} ratings, {d['users']:,} users, {d['movies']:,} movies ({d['name']}): "
-        f"{m['epochs']} {'sweeps' if 'r_hat' in m else 'epochs'}, loss {m['loss']:,.1f}, training RMSE {m['train_rmse']:.3f}, {seconds:.1f} s"
+        f"{m['epochs']} {what}, loss {m['loss']:,.1f}, training RMSE {m['train_rmse']:.3f}, {seconds:.1f} s"
     )
     spread = float(model.seen.stars.double().std(correction=0))
     if "r_hat" in m:
         mixed = "n/a" if m["r_hat"] is None else f"{m['r_hat']:.2f}, {m['ess']:.0f} effective draws"
         note(f"{m['draws']} draws kept after {m['burn_in']} sweeps of burn-in; of the predictions: R-hat {mixed}")
-    if m.get("holdout_rmse") is not None:
+    if "holdout_rmse" in m:
         beside = {name: found["rmse"] for name, found in m["holdout_baselines"].items()}
         note(f"held-out RMSE {m['holdout_rmse']:.3f} (always the mean {beside['mean']:.3f}, biases only {beside['bias']:.3f})")
         if m["holdout_rmse"] > beside["mean"] and m["train_rmse"] < 0.8 * spread:

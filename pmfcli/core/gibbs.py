@@ -215,7 +215,8 @@ def draw_weights(side: Side, start: Tensor, means: Means, generator: torch.Gener
 
     def noise(rows: int) -> Tensor:
         white = _normal((side.A.shape[1], rows), side.A, generator)
-        return torch.linalg.solve_triangular(root, white, upper=True).mT
+        drawn: Tensor = torch.linalg.solve_triangular(root, white, upper=True).mT
+        return drawn
 
     tau = side.tau[:, None]
     right = means.down(tau * (side.A - side.mu) + tau.sqrt() * noise(len(side.A))) + side.lam.sqrt() * noise(len(start))

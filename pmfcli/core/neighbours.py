@@ -31,6 +31,7 @@ def similar(vectors: Tensor, row: int, allowed: Tensor, n: int, metric: Metric =
         similarity = (theirs @ own[:, :, None])[:, :, 0]
     else:
         similarity = -(theirs - own[:, None]).norm(dim=2)
-    mean, sd = similarity.mean(0), similarity.std(0, correction=0)
+    mean = similarity.mean(0)
+    sd = (similarity - mean).square().mean(0).sqrt()
     order = torch.sort(mean, descending=True, stable=True).indices[:n]
     return rows[order], mean[order], sd[order]

@@ -334,7 +334,8 @@ def _drawn(A: Tensor, gamma: Tensor, centre: Tensor, wide: Tensor, noise_dof: fl
 
 def _wide(Lambda: Tensor, prior_dof: float | None) -> Tensor:
     """The prior covariance of a row: that of a multivariate t, if its scale is drawn."""
-    return torch.linalg.inv(Lambda) * (1.0 if prior_dof is None else prior_dof / (prior_dof - 2))
+    covariance: Tensor = torch.linalg.inv(Lambda)
+    return covariance if prior_dof is None else covariance * prior_dof / (prior_dof - 2)
 
 
 def _variance(users: Rows, movies: Rows, k: int) -> Tensor:

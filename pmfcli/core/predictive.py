@@ -21,7 +21,7 @@ class Mixture(NamedTuple):
 
     def sd(self) -> Tensor:
         """The predictive standard deviation, (n,)."""
-        between = self.centre.var(0, correction=0)
+        between = (self.centre - self.centre.mean(0)).square().mean(0)
         return (self.spread.square().mean(0) + between).sqrt()
 
     def below(self, t: float | Tensor) -> Tensor:

@@ -1,0 +1,137 @@
+"""The row conditional against Bayesian linear regression written out row by row, and the solvers built on it."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import random_pattern
+from test_map import BASE, problem, seeded
+
+from pmfcli.core import als
+from pmfcli.core import map as map_fit
+from pmfcli.core.conditional import Prior, conditional, outer, pack, unpack
+from pmfcli.core.means import Means, ridge
+from pmfcli.core.posterior import Observations, Scales, observe
+from pmfcli.core.sparse import Pattern, spmm
+
+D = 5
+
+
+def randn(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("own_precision", [False, True])
+def test_it_is_bayesian_regression_row_by_row(weighted: bool, own_precision: bool) -> None:
+    pattern = random_pattern(9, 13, 0.4, seed=2)
+    features, z, m = randn(13, D), randn(pattern.n, seed=3), randn(9, D, seed=4)
+    w = torch.rand(pattern.n, generator=seeded(5), dtype=torch.float64) + 0.1 if weighted else torch.full_like(z, 2.5)
+    root = randn(9, D, D, seed=6) if own_precision else randn(D, D, seed=6)
+    Lambda = root @ root.mT + torch.eye(D, dtype=torch.float64)
+    found = conditional(pattern, features, w, z, Prior(m, Lambda))
+    for i in range(9):
+        at = pattern.row == i
+        X, P = features[pattern.col[at].long()], Lambda[i] if own_precision else Lambda
+        covariance = torch.linalg.inv(P + X.T @ torch.diag(w[at]) @ X)
+        mean = covariance @ (P @ m[i] + X.T @ (w[at] * z[at]))
+        torch.testing.assert_close(found.mean[i], mean, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(found.covariance()[i], covariance, rtol=1e-8, atol=1e-8)
+
+
+def test_its_draws_have_its_moments() -> None:
+    pattern = Pattern.of(torch.zeros(3, dtype=torch.int64), torch.arange(3), (1, 3))
+    one = conditional(pattern, randn(3, 2), torch.ones(3).double(), randn(3, seed=2), Prior(randn(2), torch.eye(2).double()))
+    many = one._replace(mean=one.mean.expand(40_000, 2), cholesky=one.cholesky.expand(40_000, 2, 2)).draw(seeded())
+    torch.testing.assert_close(many.mean(0), one.mean[0], rtol=0, atol=0.02)
+    torch.testing.assert_close(many.T.cov(), one.covariance()[0], rtol=0, atol=0.02)
+
+
+def test_uncertain_features_add_their_covariance() -> None:
+    pattern = random_pattern(4, 6, 0.5, seed=2)
+    spread = randn(6, D, D, seed=7)
+    spread = spread @ spread.mT
+    prior = Prior(randn(4, D), torch.eye(D).double())
+    w = torch.full((pattern.n,), 1.5).double()
+    found = conditional(pattern, randn(6, D), w, randn(pattern.n, seed=8), prior, pack(spread))
+    plain = conditional(pattern, randn(6, D), w, randn(pattern.n, seed=8), prior)
+    for i in range(4):
+        more = 1.5 * spread[pattern.col[pattern.row == i].long()].sum(0)
+        inverse = torch.linalg.inv
+        torch.testing.assert_close(inverse(found.covariance()[i]), inverse(plain.covariance()[i]) + more, rtol=1e-8, atol=1e-8)
+
+
+def test_packing() -> None:
+    v = randn(3, D)
+    torch.testing.assert_close(unpack(outer(v), D), v[:, :, None] * v[:, None])
+    torch.testing.assert_close(unpack(pack(unpack(outer(v), D)), D), unpack(outer(v), D))
+
+
+def test_ridge_is_the_dense_solution() -> None:
+    pattern = random_pattern(9, 13, 0.4, seed=2)
+    weight, tau, lam = (
+        torch.rand(pattern.n, generator=seeded()).double(),
+        torch.rand(9, generator=seeded()).double(),
+        randn(3).abs(),
+    )
+    means = Means.of(weight, pattern, pattern.T)
+    F = torch.zeros(9, 13, dtype=torch.float64)
+    F[pattern.row.long(), pattern.col.long()] = weight
+    right = randn(13, 3, seed=9)
+    found = ridge(means, right, tau, lam, torch.zeros_like(right), tolerance=1e-12)
+    for k in range(3):
+        A = F.T @ torch.diag(tau) @ F + lam[k] * torch.eye(13).double()
+        torch.testing.assert_close(found[:, k], torch.linalg.solve(A, right[:, k]), rtol=1e-8, atol=1e-8)
+
+
+def als_settings(**changes) -> als.AlsSettings:
+    base = als.AlsSettings(2, Scales(0.3, 0.4, 0.15, 0.2, 0.5), 0.3, True, True, True, False, False, "spherical")
+    return base._replace(**changes)
+
+
+def planted(link: str, seed: int = 3, n_users: int = 40, n_movies: int = 30) -> Observations:
+    pattern = random_pattern(n_users, n_movies, 0.4, seed)
+    U, V = 0.6 * randn(n_users, 2, seed=11), 0.6 * randn(n_movies, 2, seed=12)
+    t = 0.5 + 0.25 * (U[pattern.row.long()] * V[pattern.col.long()]).sum(1) + 0.05 * randn(pattern.n, seed=13)
+    return observe(pattern, t.clamp(0, 1), link=link)
+
+
+@pytest.mark.parametrize("link", ["linear", "sigmoid"])
+@pytest.mark.parametrize("means", [False, True])
+def test_als_and_adam_reach_the_same_optimum(link: str, means: bool) -> None:
+    o = planted(link)
+    *_, last = als.fit(o, als_settings(user_means=means, movie_means=means), 400, seeded())
+    how = BASE._replace(latent=2, scales=als_settings().scales, user_means=means, movie_means=means, lr=0.01)
+    *_, adam = map_fit.fit(o, how, 3000, seeded())
+    assert last.loss == pytest.approx(adam.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["spherical", "diagonal", "full"])
+def test_the_bound_of_em_never_falls(shape: str) -> None:
+    how = als_settings(user_means=False, movie_means=False, learn_priors=True, learn_noise=True, shape=shape)
+    losses = [progress.loss for progress in als.fit(planted("linear"), how, 60, seeded())]
+    assert all(later <= earlier + 1e-7 * abs(earlier) for earlier, later in itertools.pairwise(losses))
+    assert losses[-1] < losses[0] - 10
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.2, 0.8])
+def test_em_finds_the_noise_from_any_start(sigma: float) -> None:
+    how = als_settings(sigma=sigma, user_means=False, movie_means=False, learn_priors=True, learn_noise=True)
+    *_, last = als.fit(planted("linear", n_users=200, n_movies=100), how, 60, seeded())
+    assert last.sigma == pytest.approx(0.05, rel=0.1)
+
+
+def test_weights_of_nobody_change_nothing() -> None:
+    o = planted("linear")
+    empty = o._replace(F=torch.zeros_like(o.F), G=torch.zeros_like(o.G))
+    *_, with_means = als.fit(empty, als_settings(), 20, seeded())
+    *_, plain = als.fit(o, als_settings(user_means=False, movie_means=False), 20, seeded())
+    torch.testing.assert_close(with_means.state.users.A, plain.state.users.A)
+
+
+def test_products_of_the_means() -> None:
+    o = problem()
+    means = Means.of(o.G, o.pattern_t, o.pattern)
+    B, R = randn(7, 3), randn(11, 3, seed=2)
+    torch.testing.assert_close(means.up(B), spmm(o.G, B, o.pattern_t))
+    torch.testing.assert_close((means.up(B) * R).sum(), (B * means.down(R)).sum())

@@ -1,0 +1,184 @@
+"""The sampler: the moments of its draws, the joint distribution test, recovery of what was planted, diagnostics."""
+
+import pytest
+import torch
+from conftest import random_pattern
+from test_map import seeded
+
+from pmfcli.core import chains, gibbs
+from pmfcli.core.diagnostics import effective_size, r_hat
+from pmfcli.core.gibbs import GibbsSettings, Side, State
+from pmfcli.core.means import Means
+from pmfcli.core.posterior import observe, score
+
+PLAIN = GibbsSettings(2, True, False, False, None, None)
+
+
+def test_wishart_moments() -> None:
+    root = torch.randn(3, 3, generator=seeded(), dtype=torch.float64)
+    scale, freedom, g = root @ root.T / 10 + torch.eye(3).double(), 7.0, seeded(1)
+    draws = torch.stack([gibbs.draw_wishart(scale, freedom, g) for _ in range(20_000)])
+    spread = freedom * (scale**2 + torch.outer(scale.diagonal(), scale.diagonal()))
+    error = (spread / len(draws)).sqrt()
+    assert ((draws.mean(0) - freedom * scale).abs() < 4 * error).all()
+    torch.testing.assert_close(draws.var(0), spread, rtol=0.06, atol=0)
+
+
+def test_noise_injected_weights_have_their_moments() -> None:
+    pattern = random_pattern(8, 5, 0.6, seed=1)
+    weight = torch.rand(pattern.n, generator=seeded(2), dtype=torch.float64) + 0.2
+    means = Means.of(weight, pattern, pattern.T)
+    F = torch.zeros(8, 5, dtype=torch.float64)
+    F[pattern.row.long(), pattern.col.long()] = weight
+    A = torch.randn(8, 2, generator=seeded(3), dtype=torch.float64)
+    Lambda = torch.tensor([[2.0, 0.6], [0.6, 1.0]], dtype=torch.float64)
+    tau = torch.rand(8, generator=seeded(4), dtype=torch.float64) + 0.5
+    lam = torch.tensor(1.5, dtype=torch.float64)
+    one = torch.ones(8, dtype=torch.float64)
+    side = Side(A, torch.zeros(5, 2).double(), torch.zeros_like(A), torch.ones(2).double(), Lambda, lam, tau, one)
+    g = seeded(5)
+    draws = torch.stack([gibbs.draw_weights(side, torch.zeros(5, 2).double(), means, g) for _ in range(20_000)])
+    K = torch.linalg.inv(F.T @ torch.diag(tau) @ F + lam * torch.eye(5).double())
+    mean = K @ F.T @ torch.diag(tau) @ (A - side.mu)
+    covariance = torch.kron(K, torch.linalg.inv(Lambda))
+    torch.testing.assert_close(draws.mean(0), mean, rtol=0, atol=0.03)
+    torch.testing.assert_close(draws.flatten(1).T.cov(), covariance, rtol=0, atol=0.03)
+
+
+def forward(pattern, how: GibbsSettings, g: torch.Generator, o) -> State:
+    """A draw of everything from the prior, written down from the model."""
+    d = how.latent + 1
+
+    def side(rows: int, columns: int, means: Means, with_means: bool) -> Side:
+        Lambda = gibbs.draw_wishart(torch.eye(d).double(), d, g)
+        L = torch.linalg.cholesky(torch.linalg.inv(Lambda))
+
+        def normal(count: int) -> torch.Tensor:
+            return torch.randn(count, d, generator=g, dtype=torch.float64) @ L.T
+
+        def gamma(shape: float, rate: float, count: int) -> torch.Tensor:
+            return torch._standard_gamma(torch.full((count,), shape).double(), generator=g) / rate
+
+        mu = normal(1)[0] / gibbs.BETA0**0.5
+        lam = gamma(1.0, 1.0, 1)[0] if with_means else torch.ones(()).double()
+        W = normal(columns) / lam.sqrt() if with_means else None
+        M = torch.zeros(rows, d).double() if W is None else means.up(W)
+        tau = torch.ones(rows).double() if how.prior_dof is None else gamma(how.prior_dof / 2, how.prior_dof / 2, rows)
+        noise = torch.ones(rows).double() if how.noise_dof is None else gamma(how.noise_dof / 2, how.noise_dof / 2, rows)
+        return Side(mu + M + normal(rows) / tau.sqrt()[:, None], W, M, mu, Lambda, lam, tau, noise)
+
+    p = gibbs.prepare(o)
+    users = side(*pattern.shape, p.user_means, how.user_means)
+    movies = side(*reversed(pattern.shape), p.movie_means, how.movie_means)
+    return State(users, movies, torch._standard_gamma(torch.ones(()).double(), generator=g))
+
+
+def rated(state: State, o, g: torch.Generator):
+    """Ratings drawn given everything, as a problem whose offset is 0."""
+    x = score(gibbs.factors(state.users, state.movies, o, PLAIN.latent), o.pattern)
+    precision = state.alpha * state.users.gamma[o.pattern.row] * state.movies.gamma[o.pattern.col]
+    z = x + torch.randn(len(x), generator=g, dtype=torch.float64) / precision.sqrt()
+    return gibbs.prepare(o._replace(t=0.5 + z / 4))
+
+
+def numbers(state: State) -> torch.Tensor:
+    """Functions of a state that a wrong conditional would shift. Logarithms tame the tails."""
+    u, v = state.users, state.movies
+    parts = [state.alpha.log(), torch.logdet(u.Lambda), torch.logdet(v.Lambda), u.mu.abs().mean().log()]
+    parts += [u.A.abs().mean().log(), v.A.abs().mean().log(), u.lam.log(), u.tau.log().mean(), v.gamma.log().mean()]
+    return torch.stack(parts)
+
+
+def geweke(how: GibbsSettings, rounds: int = 2500) -> torch.Tensor:
+    """z-scores between draws from the prior and a chain that alternates sweeps with fresh ratings. Geweke (2004)."""
+    pattern = random_pattern(5, 4, 0.5, seed=1)
+    o = observe(pattern, torch.full((pattern.n,), 0.5).double(), with_offset=False, link="linear")
+    g = seeded(7)
+    prior = torch.stack([numbers(forward(pattern, how, g, o)) for _ in range(rounds)])
+    state, chain = forward(pattern, how, g, o), []
+    for _ in range(rounds):
+        state, _ = gibbs.step(state, rated(state, o, g), how, g)
+        chain.append(numbers(state))
+    after = torch.stack(chain)
+    size = effective_size(after[None])
+    varies = prior.std(0) > 1e-9
+    error = (prior.var(0) / rounds + after.var(0) / size).sqrt()
+    return ((prior.mean(0) - after.mean(0)) / error)[varies]
+
+
+FULL = GibbsSettings(2, True, True, True, 8.0, 8.0)
+
+
+@pytest.mark.parametrize("how", [PLAIN, FULL], ids=["plain", "everything"])
+def test_the_joint_distribution_test_passes(how: GibbsSettings) -> None:
+    assert geweke(how).abs().max() < 4
+
+
+def test_it_fails_when_a_conditional_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = gibbs.draw_scales
+
+    def wrong(square, pattern, half, generator):
+        return right(1.5 * square, pattern, half, generator)
+
+    monkeypatch.setattr(gibbs, "draw_scales", wrong)
+    assert geweke(FULL).abs().max() > 6
+
+
+def sample(how: GibbsSettings, o, **more) -> chains.Sampled:
+    running = chains.fit(o, how, **({"sweeps": 200, "chains": 2, "keep": 40, "seed": 1} | more))
+    while True:
+        try:
+            next(running)
+        except StopIteration as end:
+            return end.value
+
+
+def planted(n_users: int = 150, n_movies: int = 100, noise: float = 0.08):
+    g = seeded(2)
+    pattern = random_pattern(n_users, n_movies, 0.3, seed=3)
+    U, V = (0.8 * torch.randn(count, 2, generator=g) for count in (n_users, n_movies))
+    x = (U[pattern.row.long()] * V[pattern.col.long()]).sum(1)
+    t = 0.5 + 0.25 * x + noise * torch.randn(pattern.n, generator=g)
+    return observe(pattern, t, link="linear"), (U @ V.T)
+
+
+def test_what_was_planted_is_found() -> None:
+    o, truth = planted()
+    found = sample(GibbsSettings(2, True, False, False, None, None), o)
+    sigma = 0.25 / found.draws.alpha.sqrt()
+    assert sigma.min() < 0.08 < sigma.max() or abs(float(sigma.mean()) - 0.08) < 3 * float(sigma.std())
+    U, V = found.draws.U.float(), found.draws.V.float()
+    x = (U[..., :2] @ V[..., :2].mT + U[..., 2:] + V[..., 2:].mT).mean(0) + o.offset
+    assert float((x - truth).square().mean().sqrt()) < 0.25 * float(truth.std())
+    assert found.r_hat < 1.2
+
+
+def test_means_of_nobody_change_nothing() -> None:
+    """With F = 0 the rows' prior means are mu alone: predictions agree with the plain model."""
+    o, _ = planted(40, 30)
+    empty = o._replace(F=torch.zeros_like(o.F), G=torch.zeros_like(o.G))
+    with_means, plain = (
+        sample(GibbsSettings(2, True, means, means, None, None), data).fitted for means, data in ((True, empty), (False, o))
+    )
+    assert float((with_means - plain).abs().mean()) < 0.02
+
+
+def test_same_seed_same_draws_and_chains_differ() -> None:
+    o, _ = planted(40, 30)
+    one, two, other = (sample(FULL, o, sweeps=30, seed=seed).draws for seed in (1, 1, 2))
+    assert torch.equal(one.V, two.V)
+    assert not torch.equal(one.V, other.V)
+    assert not torch.equal(one.V[0], one.V[-1])
+
+
+def test_r_hat_and_effective_size() -> None:
+    g = seeded(1)
+    white = torch.randn(4, 1000, 1, generator=g).double()
+    assert float(r_hat(white)) == pytest.approx(1, abs=0.01)
+    assert float(effective_size(white)) == pytest.approx(4000, rel=0.15)
+    apart = white + 3 * torch.arange(4).double()[:, None, None]
+    assert float(r_hat(apart)) > 2
+    slow = torch.zeros(4, 4000, 1).double()
+    for k in range(1, 4000):  # AR(1): n (1 - 0.9) / (1 + 0.9)
+        slow[:, k] = 0.9 * slow[:, k - 1] + torch.randn(4, 1, generator=g)
+    assert float(effective_size(slow)) == pytest.approx(16000 / 19, rel=0.25)
