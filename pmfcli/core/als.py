@@ -16,14 +16,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pmfcli.core.conditional import Prior, conditional, outer, pack, unpack
+from pmfcli.core.conditional import Prior, conditional, features, outer, pack, unpack
 from pmfcli.core.means import Means, ridge
 from pmfcli.core.posterior import (
     Factors,
     Observations,
     Parameters,
     Scales,
-    inverse,
+    linearise,
     log_posterior,
     mean,
     score,
@@ -35,7 +35,6 @@ from pmfcli.errors import TrainingError
 Shape = Literal["spherical", "diagonal", "full"]
 
 _START = 0.1  # standard deviation of the first factors
-_LEAST_SLOPE = 1e-3  # of the logistic link: beyond it a rating says nothing
 _HALVINGS = 3
 _LEAST = 1e-8  # of a variance that is learned
 
@@ -130,7 +129,7 @@ def step(state: State, observations: Observations, settings: AlsSettings, genera
             users = _rows(users, movies, o, sigma, s)
             users = _means(users, Means.of(o.F, o.pattern, o.pattern_t), s, generator)
         else:
-            movies = _rows(movies, users, _flip(o), sigma, s)
+            movies = _rows(movies, users, o.flipped(), sigma, s)
             movies = _means(movies, Means.of(o.G, o.pattern_t, o.pattern), s, generator)
     if s.learn_noise:
         sigma = _expected_error(users, movies, o, s.latent).mean().clamp(min=_LEAST).sqrt()
@@ -185,20 +184,10 @@ def scales(state: State, settings: AlsSettings) -> Scales:
     return Scales(own(u), own(v), weights(u), weights(v), sigma_b)
 
 
-def _flip(o: Observations) -> Observations:
-    """Movies as rows, users as columns."""
-    return o._replace(pattern=o.pattern_t, pattern_t=o.pattern, t=o.t.index_select(0, o.pattern.perm), F=o.G, G=o.F)
-
-
 def _factors(rows: Side, columns: Side, o: Observations, k: int) -> Factors:
     biases = rows.A.shape[1] > k
     b, c = (rows.A[:, k], columns.A[:, k]) if biases else (None, None)
     return Factors(rows.A[:, :k], columns.A[:, :k], b, c, o.offset, o.link)
-
-
-def _features(side: Side, k: int) -> Tensor:
-    """What multiplies the other side's rows: factors, and 1 for the bias."""
-    return side.A if side.A.shape[1] == k else torch.cat([side.A[:, :k], torch.ones_like(side.A[:, :1])], 1)
 
 
 def _factor_spread(spread: Tensor, d: int, k: int) -> Tensor:
@@ -214,13 +203,10 @@ def _rows(side: Side, other: Side, o: Observations, sigma: Tensor, s: AlsSetting
     """Every row at the mean of its conditional, with its covariance if that is kept."""
     k, d = s.latent, side.A.shape[1]
     x = score(_factors(side, other, o, k), o.pattern)
-    rate = slope(x, o.link).clamp(min=_LEAST_SLOPE)
-    weight = (rate / sigma).square()
-    seen = x + (o.t - mean(x, o.link)) / rate if o.link == "sigmoid" else inverse(o.t, o.link)
+    weight, seen = linearise(x, o.t, sigma, o.link)
     target = seen - o.offset
     if d > k:
         target = target - other.A[:, k][o.pattern.col]
-    features = _features(other, k)
     second = None if other.spread is None else _factor_spread(other.spread, d, k)
     prior_mean = side.M
     if other.spread is not None and d > k:  # a column's factors and bias are correlated: E f (z - c) counts that
@@ -229,7 +215,7 @@ def _rows(side: Side, other: Side, o: Observations, sigma: Tensor, s: AlsSetting
         together[:, :k] = other.spread[:, (j == k) & (i < k)]
         pull = spmm(weight, together, o.pattern)
         prior_mean = prior_mean - torch.linalg.solve(side.precision, pull.mT).mT
-    found = conditional(o.pattern, features, weight, target, Prior(prior_mean, side.precision), second)
+    found = conditional(o.pattern, features(other.A, k), weight, target, Prior(prior_mean, side.precision), second)
     A = found.mean if o.link == "linear" else _shortened(side, other, found.mean, o, sigma, k)
     return side._replace(A=A, spread=None if side.spread is None else pack(found.covariance()))
 
@@ -329,11 +315,8 @@ def variance_of_x(users: Tensor, movies: Tensor, U: Tensor, V: Tensor, k: int, p
     i, j = torch.triu_indices(d, d, device=U.device)
     twice = torch.where(i == j, 1.0, 2.0).to(U)
 
-    def with_one(A: Tensor) -> Tensor:
-        return A if d == k else torch.cat([A[:, :k], torch.ones_like(A[:, :1])], 1)
-
-    left = sampled_dot(users * twice, outer(with_one(V)), pattern)
-    right = sampled_dot(outer(with_one(U)), movies * twice, pattern)
+    left = sampled_dot(users * twice, outer(features(V, k)), pattern)
+    right = sampled_dot(outer(features(U, k)), movies * twice, pattern)
     both = sampled_dot(users * twice * (j < k), movies, pattern)
     return left + right + both
 

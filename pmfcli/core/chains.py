@@ -11,9 +11,8 @@ from torch import Tensor
 from pmfcli.core import gibbs
 from pmfcli.core.diagnostics import effective_size, r_hat
 from pmfcli.core.gibbs import GibbsSettings, Problem, State
-from pmfcli.core.posterior import Observations, mean
+from pmfcli.core.posterior import Factors, Observations, mean, score
 from pmfcli.core.predict import Draws, Head
-from pmfcli.core.sparse import sampled_dot
 from pmfcli.errors import TrainingError
 
 BURN_IN = 0.3  # of the sweeps
@@ -105,7 +104,7 @@ def fit(
     burn_in = int(BURN_IN * done)
     late = losses[burn_in:]
     kept = [draw for chain in held for draw in _spread_out([d for d in chain if d.sweep >= burn_in], -(-keep // chains))]
-    draws = _stack(kept, o, settings)
+    draws = _stack(_spread_out(kept, keep), o, settings)
     loss, sigma = (sum(part) / len(late) for part in zip(*late, strict=True))
     return Sampled(draws, _fitted(draws, o), done, burn_in, loss, sigma, *verdict)
 
@@ -181,7 +180,6 @@ def _fitted(draws: Draws, o: Observations) -> Tensor:
     k = draws.head.latent
     for U, V in zip(draws.U, draws.V, strict=True):
         U, V = U.to(o.t), V.to(o.t)
-        left = torch.cat([U[:, :k], U[:, k:], torch.ones_like(U[:, k:])], 1)
-        right = torch.cat([V[:, :k], torch.ones_like(V[:, k:]), V[:, k:]], 1)
-        total += mean(sampled_dot(left, right, o.pattern) + o.offset, o.link).clamp(0, 1)
+        b, c = (U[:, k], V[:, k]) if U.shape[1] > k else (None, None)
+        total += mean(score(Factors(U[:, :k], V[:, :k], b, c, o.offset, o.link), o.pattern), o.link).clamp(0, 1)
     return total / len(draws.U)

@@ -45,13 +45,13 @@ class Gaussians(NamedTuple):
 
 
 def conditional(
-    pattern: Pattern, features: Tensor, weight: Tensor, target: Tensor, prior: Prior, second: Tensor | None = None
+    pattern: Pattern, columns: Tensor, weight: Tensor, target: Tensor, prior: Prior, second: Tensor | None = None
 ) -> Gaussians:
     """The Gaussian of every row of the pattern given the columns' features: Bayesian linear regression, row by row.
 
     Args:
         pattern: (rows x columns) which observations each row has.
-        features: (columns, d) what multiplies a row: f_j, or its mean.
+        columns: (columns, d) what multiplies a row: f_j, or its mean.
         weight: (n,) precision of each observation, in pattern order. target: (n,) z_ij.
         prior: of the rows.
         second: (columns, d (d + 1) / 2) packed covariance of the features, if they are uncertain.
@@ -59,16 +59,21 @@ def conditional(
     Raises:
         TrainingError: the precision of a row is not positive definite, as when a weight is not finite.
     """
-    d = features.shape[1]
-    squares = outer(features) if second is None else outer(features) + second
+    d = columns.shape[1]
+    squares = outer(columns) if second is None else outer(columns) + second
     gram = unpack(spmm(weight, squares, pattern), d)
-    shift = spmm(weight * target, features, pattern)
+    shift = spmm(weight * target, columns, pattern)
     pull = torch.einsum("...ij,...j->...i", prior.precision, prior.mean)
     cholesky, failed = torch.linalg.cholesky_ex(gram.add_(prior.precision))
     if bool(failed.any()):
         raise TrainingError("the precision of a row is not positive definite")
     mean = torch.cholesky_solve((shift + pull)[:, :, None], cholesky)[:, :, 0]
     return Gaussians(mean, cholesky)
+
+
+def features(A: Tensor, latent: int) -> Tensor:
+    """What rows A (..., d) multiply the other side by: their factors, and 1 for its bias if they have one themselves."""
+    return A if A.shape[-1] == latent else torch.cat([A[..., :latent], torch.ones_like(A[..., :1])], -1)
 
 
 def outer(vectors: Tensor) -> Tensor:

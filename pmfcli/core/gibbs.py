@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pmfcli.core.conditional import Prior, conditional
+from pmfcli.core.conditional import Prior, conditional, features
 from pmfcli.core.means import Means, ridge
 from pmfcli.core.posterior import Factors, Observations, inverse, score
 from pmfcli.core.sparse import Pattern, spmm
@@ -81,9 +81,8 @@ def prepare(observations: Observations) -> Problem:
     o = observations
     if o.link != "linear":
         raise ValueError("the sampler is for the linear link")
-    flipped = o._replace(pattern=o.pattern_t, pattern_t=o.pattern, t=o.t.index_select(0, o.pattern.perm), F=o.G, G=o.F)
     means = Means.of(o.F, o.pattern, o.pattern_t), Means.of(o.G, o.pattern_t, o.pattern)
-    return Problem(o, flipped, inverse(o.t, o.link) - o.offset, *means)
+    return Problem(o, o.flipped(), inverse(o.t, o.link) - o.offset, *means)
 
 
 def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator) -> State:
@@ -173,12 +172,11 @@ def draw_side(
         squares = ((W @ Lambda) * W).sum()
         lam = _gamma(1 + 0.5 * squares.new_full((), W.numel()), 1 + 0.5 * squares, g)
         side = side._replace(W=W, M=means.up(W), lam=lam)
-    features, target = other.A, z
+    target = z
     if other.A.shape[1] > s.latent:
-        features = torch.cat([other.A[:, : s.latent], torch.ones_like(other.A[:, :1])], 1)
         target = z - other.A[:, s.latent][pattern.col]
     prior = Prior(side.mu + side.M, side.tau[:, None, None] * side.Lambda)
-    side = side._replace(A=conditional(pattern, features, weight, target, prior).draw(g))
+    side = side._replace(A=conditional(pattern, features(other.A, s.latent), weight, target, prior).draw(g))
     return side if s.prior_dof is None else side._replace(tau=draw_tau(side.A - side.mu - side.M, side.Lambda, s.prior_dof, g))
 
 

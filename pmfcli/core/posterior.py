@@ -20,6 +20,7 @@ from pmfcli.core.sparse import Pattern, sampled_dot, spmm
 Link = Literal["sigmoid", "linear"]
 
 _LOG_2PI = math.log(2 * math.pi)
+_LEAST_SLOPE = 1e-3  # of the logistic link: beyond it a rating says nothing
 SIGMA_PRIOR_SCALE = 100.0  # sigma ~ HalfNormal(100), as in the post
 
 
@@ -60,6 +61,11 @@ class Observations(NamedTuple):
         """The same observations on another device."""
         patterns = self.pattern.to(device), self.pattern_t.to(device)
         return Observations(*patterns, self.t.to(device), self.F.to(device), self.G.to(device), self.offset, self.link)
+
+    def flipped(self) -> "Observations":
+        """The same with movies as rows and users as columns."""
+        t = self.t.index_select(0, self.pattern.perm)
+        return self._replace(pattern=self.pattern_t, pattern_t=self.pattern, t=t, F=self.G, G=self.F)
 
 
 class Factors(NamedTuple):
@@ -114,6 +120,15 @@ def slope(x: Tensor, link: Link) -> Tensor:
 def inverse(t: Tensor, link: Link) -> Tensor:
     """The x with g(x) = t."""
     return torch.logit(t) if link == "sigmoid" else 4 * t - 2
+
+
+def linearise(x: Tensor, t: Tensor, sigma: Tensor, link: Link) -> tuple[Tensor, Tensor]:
+    """Gauss-Newton: the weight g'^2 / sigma^2 and the target x + (t - g) / g' of every rating, so that t ~ N(g(x), sigma^2)
+    becomes target ~ N(x, 1 / weight), exactly for the linear link, near x for the other. All (n,).
+    """
+    rate = slope(x, link).clamp(min=_LEAST_SLOPE)
+    target = inverse(t, link) if link == "linear" else x + (t - mean(x, link)) / rate
+    return (rate / sigma).square(), target
 
 
 def effective(parameters: Parameters, observations: Observations) -> Factors:

@@ -13,15 +13,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pmfcli.core.conditional import Gaussians, Prior, conditional
+from pmfcli.core.conditional import Gaussians, Prior, conditional, features
 from pmfcli.core.gibbs import draw_scales, draw_tau
-from pmfcli.core.posterior import Factors, Link, Parameters, inverse, mean, slope
+from pmfcli.core.posterior import Factors, Link, Parameters, inverse, linearise, mean, slope
 from pmfcli.core.predictive import Mixture
 from pmfcli.core.sparse import Pattern
 
 _STEPS, _STILL = 100, 1e-6  # of a fold-in by Gauss-Newton: at most so many; until it moves less than this
 _MINI_SWEEPS = 12  # of the sampler that folds a user in on every draw
-_LEAST_SLOPE = 1e-3
 _BLOCK = 8192  # movies ranked at a time
 _NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
 
@@ -246,7 +245,7 @@ def _fold_in_mode(p: Laplace, movies: Tensor, t: Tensor, weight: float) -> Rows:
     m = V.new_zeros(1, V.shape[1])
     if p.parameters.W is not None:
         m[0, :k] = weight * p.parameters.W[movies].sum(0)
-    f, bias = _features(V, k), V[:, k] if V.shape[1] > k else V.new_zeros(len(V))
+    f, bias = features(V, k), V[:, k] if V.shape[1] > k else V.new_zeros(len(V))
     pattern = Pattern.of(torch.zeros_like(movies), torch.arange(len(movies)), (1, len(movies)))
     prior = Prior(m, p.precision_u)
     sigma = p.parameters.sigma
@@ -259,9 +258,8 @@ def _fold_in_mode(p: Laplace, movies: Tensor, t: Tensor, weight: float) -> Rows:
     A = m
     for _ in range(_STEPS):
         x = f @ A[0] + bias + offset
-        rate = slope(x, link).clamp(min=_LEAST_SLOPE)
-        z = x + (t - mean(x, link)) / rate if link == "sigmoid" else inverse(t, link)
-        new = conditional(pattern, f, (rate / sigma).square(), z - bias - offset, prior).mean
+        w, z = linearise(x, t, sigma, link)
+        new = conditional(pattern, f, w, z - bias - offset, prior).mean
         before = cost(A)
         while float((new - A).abs().max()) > _STILL and bool(cost(new) > before):
             new = 0.5 * (A + new)
@@ -282,7 +280,7 @@ def _fold_in_draws(p: Draws, movies: Tensor, t: Tensor, weight: float) -> Rows:
     row = torch.arange(draws).repeat_interleave(n)
     pattern = Pattern.of(row, torch.arange(draws * n), (draws, draws * n))
     z = (inverse(t, link) - offset).repeat(draws) - (V[:, k] if d > k else 0.0)
-    f = _features(V, k)
+    f = features(V, k)
     noise = p.alpha[row] * p.gamma_v[:, movies].float().flatten()
     M = torch.zeros_like(p.mu_u) if p.W is None else weight * p.W[:, movies].float().sum(1)
     tau, gamma = p.alpha.new_ones(draws), p.alpha.new_ones(draws)
@@ -312,9 +310,9 @@ def _curvature(p: Laplace, of: Tensor, A: Tensor, others: Tensor, B: Tensor, pre
     x = (A[of, :k] * B[column, :k]).sum(1) + offset
     if A.shape[1] > k:
         x = x + A[of, k] + B[column, k]
-    weight = (slope(x, link).clamp(min=_LEAST_SLOPE) / p.noise).square()
+    weight, _ = linearise(x, mean(x, link), p.noise, link)
     pattern = Pattern.of(of, column, (len(A), len(used)))
-    return conditional(pattern, _features(B, k), weight, torch.zeros_like(x), Prior(torch.zeros_like(A), precision))
+    return conditional(pattern, features(B, k), weight, torch.zeros_like(x), Prior(torch.zeros_like(A), precision))
 
 
 def _with_unknown(A: Tensor, fitted: Gaussians, known: Tensor, centre: Tensor, wide: Tensor) -> Rows:
@@ -343,7 +341,7 @@ def _variance(users: Rows, movies: Rows, k: int) -> Tensor:
     total = users.A.new_zeros(())
     for own, other in ((users, movies), (movies, users)):
         if own.covariance is not None:
-            total = total + _only(_quadratic(_features(other.A, k), own.covariance), own.open)
+            total = total + _only(_quadratic(features(other.A, k), own.covariance), own.open)
     if users.covariance is not None and movies.covariance is not None:
         among = (users.covariance[..., :k, :k] * movies.covariance[..., :k, :k]).sum((-2, -1))
         total = total + _only(_only(among, users.open), movies.open)
@@ -359,11 +357,6 @@ def _quadratic(f: Tensor, C: Tensor) -> Tensor:
     if C.shape[1] == 1:
         return ((f @ C[:, 0]) * f).sum(-1)
     return ((C @ f[..., None])[..., 0] * f).sum(-1)
-
-
-def _features(A: Tensor, k: int) -> Tensor:
-    """What multiplies the other side's rows: factors, and 1 for its bias."""
-    return A if A.shape[-1] == k else torch.cat([A[..., :k], torch.ones_like(A[..., :1])], -1)
 
 
 def _stacked(factors: Tensor, bias: Tensor | None) -> Tensor:
