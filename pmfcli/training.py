@@ -57,6 +57,18 @@ class _Test(NamedTuple):
     scale: Scale
 
 
+class _Task(NamedTuple):
+    """One fit to do."""
+
+    phase: str
+    ratings: Ratings
+    observations: Observations
+    settings: Settings
+    epochs: int | None
+    test: _Test | None
+    device: torch.device
+
+
 class _Mode(NamedTuple):
     """A point on the way of a fit, with what a model needs of it."""
 
@@ -97,7 +109,7 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
         observations = _observe(fitted, settings)
         pairs, stars = held_out(ratings, held)
         posterior, found = yield from fit(
-            "fit", fitted, observations, settings, epochs, _Test(pairs, stars, ratings.scale), device
+            _Task("fit", fitted, observations, settings, epochs, _Test(pairs, stars, ratings.scale), device)
         )
         bias = fit_biases(observations.pattern, ratings.scale.to_stars(observations.t))
         beside = {name: scores(value, stars)._asdict() for name, value in predict_baselines(bias, pairs).items()}
@@ -105,10 +117,10 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
         if settings.refit:
             fitted, epochs = ratings, found["epochs"]
             observations = _observe(ratings, settings)
-            posterior, found = yield from fit("refit", fitted, observations, settings, epochs, None, device)
+            posterior, found = yield from fit(_Task("refit", fitted, observations, settings, epochs, None, device))
     else:
         observations = _observe(ratings, settings)
-        posterior, found = yield from fit("fit", fitted, observations, settings, epochs, None, device)
+        posterior, found = yield from fit(_Task("fit", fitted, observations, settings, epochs, None, device))
     del found["holdout_rmse"]  # that of a refit, which has none
     return _model(fitted, settings, posterior, found | metrics)
 
@@ -166,16 +178,9 @@ def _observe(ratings: Ratings, settings: Settings) -> Observations:
 _Found = tuple[Posterior, dict[str, Any]]
 
 
-def _climb(
-    phase: str,
-    ratings: Ratings,
-    observations: Observations,
-    settings: Settings,
-    epochs: int | None,
-    test: _Test | None,
-    device: torch.device,
-) -> Generator[Report, None, _Found]:
+def _climb(task: _Task) -> Generator[Report, None, _Found]:
     """A mode with its curvature, and what was found on the way."""
+    phase, ratings, observations, settings, epochs, test, device = task
     assert epochs is not None
     fit = yield from _fit(phase, observations.to(device), settings, epochs, test)
     sigma = fit.mode.parameters.sigma
@@ -189,17 +194,9 @@ def _climb(
     return laplace, found | {"train_rmse": train_rmse}
 
 
-def _sample(
-    phase: str,
-    ratings: Ratings,
-    observations: Observations,
-    settings: Settings,
-    epochs: int | None,
-    test: _Test | None,
-    device: torch.device,
-) -> Generator[Report, None, _Found]:
+def _sample(task: _Task) -> Generator[Report, None, _Found]:
     """Draws of the posterior, and what was found on the way."""
-    s = settings
+    phase, ratings, observations, s, epochs, test, device = task
     how = gibbs.GibbsSettings(
         latent=s.latent,
         biases=s.biases,
