@@ -124,7 +124,9 @@ class Rows(NamedTuple):
 def mixture(posterior: Posterior, users: Rows, movies: Rows) -> Mixture:
     """The predictive distributions of pairs: users and movies aligned, or one of them alone for all of the others."""
     k, offset, link = posterior.head
-    x = (users.A[..., :k] * movies.A[..., :k]).sum(-1) + offset
+    left, right = users.A[..., :k], movies.A[..., :k]
+    one = left.shape[1] == 1  # a user for all movies: a product of matrices
+    x = ((right @ left.mT)[..., 0] if one else (left * right).sum(-1)) + offset
     if users.A.shape[-1] > k:
         x = x + users.A[..., k] + movies.A[..., k]
     if isinstance(posterior, Laplace):
@@ -177,8 +179,10 @@ def estimate_noise(laplace: Laplace, seen: Seen, t: Tensor, seed: int) -> Tensor
 def rank(posterior: Posterior, seen: Seen, user: Rows, movies: Tensor, by: Rank, interval: float) -> Tensor:
     """What movies (n,) are ranked by for one user: the predictive mean, or an end of the interval, on the unit scale, (n,)."""
     found = []
+    if by == "mean":  # it does not depend on the covariance
+        user = user._replace(covariance=None)
     for block in movies.split(_BLOCK):
-        if by == "mean" and isinstance(posterior, Laplace):  # its mean does not depend on the covariance
+        if by == "mean" and isinstance(posterior, Laplace):
             V = _stacked(posterior.factors.V, posterior.factors.c)[block]
             rows = Rows(V[None], V.new_ones(1, len(V)))
         else:
