@@ -212,7 +212,7 @@ def _movie(model: Model, row: int) -> Row:
 
 def _folded_in(model: Model, visitor: Visitor) -> Rows:
     t = model.scale.to_unit(torch.tensor(visitor.stars, dtype=torch.float64)).float()
-    return fold_in(model.posterior, torch.tensor(visitor.movies), t, float(model.settings["user_power"]))
+    return fold_in(model.posterior, model.seen, torch.tensor(visitor.movies), t, float(model.settings["user_power"]))
 
 
 def _check_detail(model: Model, detail: Detail) -> None:

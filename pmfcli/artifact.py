@@ -50,7 +50,7 @@ class Model:
 
 def dumps(model: Model) -> bytes:
     """The bytes of a model file. Equal models give equal bytes."""
-    tensors, head, more = tensors_of(model.posterior)
+    tensors, head = tensors_of(model.posterior)
     seen = model.seen
     tensors |= {"seen_start": seen.start, "seen_movie": seen.movie, "seen_stars": seen.stars}
     meta = {
@@ -60,7 +60,7 @@ def dumps(model: Model) -> bytes:
         "titles": model.titles,
         "scale": model.scale,
         **head._asdict(),
-        **more,
+        "mean_field": isinstance(model.posterior, Laplace) and model.posterior.mean_field,
         "settings": model.settings,
         "metrics": model.metrics,
         "data": model.data,
@@ -77,13 +77,12 @@ def dumps(model: Model) -> bytes:
     return buffer.getvalue()
 
 
-def tensors_of(posterior: Posterior) -> tuple[dict[str, Tensor], Head, dict[str, Any]]:
-    """What of a posterior is tensors, how its factors become a rating, and what is numbers."""
+def tensors_of(posterior: Posterior) -> tuple[dict[str, Tensor], Head]:
+    """What of a posterior is tensors, and how its factors become a rating."""
     if isinstance(posterior, Draws):
         fields = posterior._asdict()
         head = fields.pop("head")
-        more = {name: fields.pop(name) for name in ("noise_dof", "prior_dof")}
-        return {name: tensor for name, tensor in fields.items() if tensor is not None}, head, more
+        return {name: tensor for name, tensor in fields.items() if tensor is not None}, head
     f, p = posterior.factors, posterior.parameters
     found = {"U": f.U, "V": f.V, "sigma": p.sigma, "noise": posterior.noise}
     found |= {"precision_u": posterior.precision_u, "precision_v": posterior.precision_v}
@@ -93,7 +92,7 @@ def tensors_of(posterior: Posterior) -> tuple[dict[str, Tensor], Head, dict[str,
         found |= {"Y": p.Y, "W": p.W}
     if p.X is not None:
         found |= {"Z": p.Z, "X": p.X}
-    return found, posterior.head, {}
+    return found, posterior.head
 
 
 def loads(content: bytes, name: str) -> Model:
@@ -228,7 +227,7 @@ def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
         raise ValueError("the scale is none")
     return Model(
         method=method,
-        posterior=_draws(tensors, head, meta) if method == "bayes" else _mode(tensors, head),
+        posterior=_draws(tensors, head) if method == "bayes" else _mode(tensors, head, bool(meta["mean_field"])),
         users=users,
         movies=movies,
         titles=tuple(title if title is None else clean(str(title)) for title in meta["titles"]),
@@ -254,12 +253,13 @@ def _shapes_of_draws(tensors: dict[str, Tensor], n_users: int, n_movies: int) ->
     user, movie, one, prior = (draws, n_users), (draws, n_movies), (draws, d), (draws, d, d)
     rows = {"U": (*user, d), "V": (*movie, d), "W": (*movie, d), "gamma_u": user, "gamma_v": movie}
     small = {"mean_u": one, "mu_u": one, "mu_v": one, "Lambda_u": prior, "Lambda_v": prior, "alpha": (draws,)}
+    small |= {"var_w": (n_movies,), "prior_dof": (draws, 2), "noise_dof": (draws, 2)}
     return {name: (shape, torch.float16) for name, shape in rows.items()} | {
         name: (shape, torch.float32) for name, shape in small.items()
     }
 
 
-def _mode(tensors: dict[str, Tensor], head: Head) -> Laplace:
+def _mode(tensors: dict[str, Tensor], head: Head, mean_field: bool) -> Laplace:
     U, V, b, c = tensors["U"], tensors["V"], tensors.get("b"), tensors.get("c")
     if (b is None) != (c is None):
         raise ValueError("one of the biases is missing")
@@ -267,21 +267,22 @@ def _mode(tensors: dict[str, Tensor], head: Head) -> Laplace:
     precisions = tensors["precision_u"], tensors["precision_v"]
     if not all(_is_positive(matrix) for matrix in precisions) or min(float(p.sigma), float(tensors["noise"])) <= 0:
         raise ValueError("a variance is not positive")
-    return Laplace(Factors(U, V, b, c, head.offset, head.link), p, *precisions, tensors["noise"])
+    return Laplace(Factors(U, V, b, c, head.offset, head.link), p, *precisions, tensors["noise"], mean_field)
 
 
-def _draws(tensors: dict[str, Tensor], head: Head, meta: dict[str, Any]) -> Draws:
+def _draws(tensors: dict[str, Tensor], head: Head) -> Draws:
     t = dict(tensors)
     for name in ("seen_start", "seen_movie", "seen_stars"):
         del t[name]
-    dofs = [None if meta[name] is None else float(meta[name]) for name in ("noise_dof", "prior_dof")]
-    if not 0 <= t["U"].shape[2] - head.latent <= 1 or len(t["U"]) == 0 or any(dof is not None and dof <= 2 for dof in dofs):
+    optional: dict[str, Any] = {name: t.pop(name, None) for name in ("W", "var_w", "prior_dof", "noise_dof")}
+    one_sided = (optional["W"] is None) != (optional["var_w"] is None)
+    if not 0 <= t["U"].shape[2] - head.latent <= 1 or len(t["U"]) == 0 or one_sided:
         raise ValueError("the draws do not fit together")
-    positive = all(bool((t[name] > 0).all()) for name in ("alpha", "gamma_u", "gamma_v"))
+    least = {"alpha": 0, "gamma_u": 0, "gamma_v": 0, "var_w": 0, "prior_dof": 2, "noise_dof": 2}
+    positive = all(bool((tensors[name] > bound).all()) for name, bound in least.items() if name in tensors)
     if not positive or not all(_is_positive(matrices) for matrices in (t["Lambda_u"], t["Lambda_v"])):
         raise ValueError("a variance is not positive")
-    W = t.pop("W", None)
-    return Draws(**t, W=W, head=head, noise_dof=dofs[0], prior_dof=dofs[1])
+    return Draws(**t, **optional, head=head)
 
 
 def _is_positive(matrices: Tensor) -> bool:

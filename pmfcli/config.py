@@ -63,13 +63,6 @@ class Settings(BaseModel):
             raise ValueError("a number or a name is expected")
         return value
 
-    @field_validator("noise_dof", "prior_dof")
-    @classmethod
-    def _finite_variance(cls, value: float) -> float:
-        if 0 < value <= 2:
-            raise ValueError("degrees of freedom are above 2, or 0 for none")
-        return value
-
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         if self.method == "bayes" and self.link != "linear":
@@ -138,16 +131,8 @@ class Settings(BaseModel):
 
     chains: int = _field(1, "Chains of the sampler, side by side.", _BAYES, only="bayes", ge=1, le=64)
     keep: int = _field(100, "Draws kept in the model file, over all chains.", _BAYES, only="bayes", ge=1, le=10_000)
-    noise_dof: float = _field(
-        6,
-        "How alike the noise of users and movies is: degrees of freedom of their scales; 0 for one noise.",
-        _BAYES,
-        only="bayes",
-        ge=0,
-    )
-    prior_dof: float = _field(
-        5, "How alike users are, and movies: degrees of freedom of their t prior; 0 for a Gaussian.", _BAYES, only="bayes", ge=0
-    )
+    noise_scales: bool = _field(True, "Noise of its own for each user and movie.", _BAYES, only="bayes")
+    prior_scales: bool = _field(True, "t priors, for users and movies far from the others, not Gaussian.", _BAYES, only="bayes")
 
     device: Literal["auto", "cpu", "cuda", "mps"] = _field("auto", "Where to compute.", _RUN)
     threads: int | None = _field(None, "Processor threads; all cores if not given.", _RUN, "-j", shown="all", ge=1, le=512)

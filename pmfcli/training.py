@@ -16,7 +16,7 @@ from pmfcli.core import als, chains, gibbs
 from pmfcli.core import map as map_fit
 from pmfcli.core.metrics import fit_biases, predict_baselines, scores
 from pmfcli.core.posterior import Factors, Observations, Parameters, Scales, effective, mean, observe, score
-from pmfcli.core.predict import Laplace, Pairs, Posterior, Seen, estimate_noise, means_of_pairs, predict_pairs
+from pmfcli.core.predict import Laplace, Pairs, Posterior, Seen, estimate_noise, means_of_pairs, predict_pairs, settled
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import Array, Ratings, Scale
 from pmfcli.data.split import random_mask
@@ -66,6 +66,7 @@ class _Task(NamedTuple):
     settings: Settings
     epochs: int | None
     test: _Test | None
+    noise: Tensor | None  # of a mode, where it is known
     device: torch.device
 
 
@@ -109,7 +110,7 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
         observations = _observe(fitted, settings)
         pairs, stars = held_out(ratings, held)
         posterior, found = yield from fit(
-            _Task("fit", fitted, observations, settings, epochs, _Test(pairs, stars, ratings.scale), device)
+            _Task("fit", fitted, observations, settings, epochs, _Test(pairs, stars, ratings.scale), None, device)
         )
         bias = fit_biases(observations.pattern, ratings.scale.to_stars(observations.t))
         beside = {name: scores(value, stars)._asdict() for name, value in predict_baselines(bias, pairs).items()}
@@ -117,10 +118,11 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
         if settings.refit:
             fitted, epochs = ratings, found["epochs"]
             observations = _observe(ratings, settings)
-            posterior, found = yield from fit(_Task("refit", fitted, observations, settings, epochs, None, device))
+            noise = posterior.noise if isinstance(posterior, Laplace) else None
+            posterior, found = yield from fit(_Task("refit", fitted, observations, settings, epochs, None, noise, device))
     else:
         observations = _observe(ratings, settings)
-        posterior, found = yield from fit(_Task("fit", fitted, observations, settings, epochs, None, device))
+        posterior, found = yield from fit(_Task("fit", fitted, observations, settings, epochs, None, None, device))
     del found["holdout_rmse"]  # that of a refit, which has none
     return _model(fitted, settings, posterior, found | metrics)
 
@@ -180,30 +182,36 @@ _Found = tuple[Posterior, dict[str, Any]]
 
 def _climb(task: _Task) -> Generator[Report, None, _Found]:
     """A mode with its curvature, and what was found on the way."""
-    phase, ratings, observations, settings, epochs, test, device = task
+    phase, ratings, observations, settings, epochs, test, noise, device = task
     assert epochs is not None
     fit = yield from _fit(phase, observations.to(device), settings, epochs, test)
-    sigma = fit.mode.parameters.sigma
-    laplace = Laplace(fit.mode.factors, fit.mode.parameters, fit.mode.precision_u, fit.mode.precision_v, sigma)
+    mode, known = fit.mode, seen(ratings)
+    by_em = settings.solver == "als" and "em" in (settings.priors, settings.noise)
+    laplace = Laplace(**mode._asdict(), noise=mode.parameters.sigma, mean_field=by_em)
+    laplace = settled(laplace, known, observations)
     fitted = mean(score(laplace.factors, observations.pattern), observations.link).clamp(0, 1)
     train_rmse = _rmse(fitted, observations.t, ratings.scale)
     if not math.isfinite(train_rmse):
         raise TrainingError("training diverged at its last step; try a smaller --lr")
-    laplace = laplace._replace(noise=estimate_noise(laplace, seen(ratings), observations.t, settings.seed))
+    if noise is None:
+        of_test = None if test is None else (test.pairs, ratings.scale.to_unit(test.stars))
+        pairs, t = of_test or (_pairs_of(observations.pattern), observations.t)
+        noise = estimate_noise(laplace, known, pairs, t, fitted=test is None, seed=settings.seed)
+    laplace = laplace._replace(noise=noise)
     found = {key: getattr(fit, key) for key in ("epochs", "loss", "sigma", "holdout_rmse")}
     return laplace, found | {"train_rmse": train_rmse}
 
 
 def _sample(task: _Task) -> Generator[Report, None, _Found]:
     """Draws of the posterior, and what was found on the way."""
-    phase, ratings, observations, s, epochs, test, device = task
+    phase, ratings, observations, s, epochs, test, _, device = task
     how = gibbs.GibbsSettings(
         latent=s.latent,
         biases=s.biases,
         user_means=s.hierarchical in ("users", "both"),
         movie_means=s.hierarchical == "both",
-        noise_dof=s.noise_dof or None,
-        prior_dof=s.prior_dof or None,
+        noise_scales=s.noise_scales,
+        prior_scales=s.prior_scales,
     )
     sampling = chains.fit(observations.to(device), how, epochs, s.chains, s.keep, s.seed)
     while True:
@@ -302,6 +310,11 @@ def _als(observations: Observations, s: Settings, epochs: int) -> _Steps:
         return _Mode(als.gather(state, how), factors, state.users.precision, state.movies.precision)
 
     return als.fit(observations, how, epochs, torch.Generator().manual_seed(s.seed)), mode
+
+
+def _pairs_of(pattern: Pattern) -> Pairs:
+    known = torch.ones(pattern.n, dtype=torch.bool)
+    return Pairs(pattern.row.long(), pattern.col.long(), known, known)
 
 
 def _on_cpu(mode: _Mode) -> _Mode:

@@ -43,7 +43,7 @@ SEEN = Seen(torch.tensor([0, 2, 4, 5, 7, 8]), torch.tensor([0, 3, 1, 3, 5, 2, 6,
 def laplace(f: Factors) -> Laplace:
     d = f.U.shape[1] + (f.b is not None)
     parameters = Parameters(f.U, f.V, None, None, f.b, f.c, torch.tensor(0.3))
-    return Laplace(f, parameters, torch.eye(d), 2 * torch.eye(d), torch.tensor(0.2))
+    return Laplace(f, parameters, torch.eye(d), 2 * torch.eye(d), torch.tensor(0.2), mean_field=False)
 
 
 def test_pairs_are_the_dense_matrix(factors: Factors) -> None:

@@ -43,7 +43,7 @@ def test_a_model_comes_back_as_it_was(sample_model: Model) -> None:
         {"priors": "em", "noise": "em"},
         {"solver": "als", "link": "linear"},
         {"method": "bayes"},
-        {"method": "bayes", "hierarchical": "none", "biases": False, "noise_dof": 0, "prior_dof": 0},
+        {"method": "bayes", "hierarchical": "none", "biases": False, "noise_scales": False, "prior_scales": False},
     ],
 )
 def test_every_kind_of_model_comes_back(sample, settings: dict) -> None:

@@ -7,6 +7,7 @@ from conftest import Run
 from pmfcli.answers import Detail, Visitor, predict, recommend
 from pmfcli.artifact import Model, dumps
 from pmfcli.config import Settings
+from pmfcli.core.predict import Draws, Head, Seen, fold_in
 from pmfcli.training import run, train
 
 DETAIL = Detail(0.9, stars=False)
@@ -23,10 +24,13 @@ def beside(model: Model, user: int) -> tuple[list[dict], list[dict]]:
 @pytest.mark.parametrize(
     "settings",
     [
+        {"epochs": 40},
+        {"epochs": 40, "biases": False, "hierarchical": "none"},
+        {"priors": "em", "noise": "em", "epochs": 20},
         {"solver": "als"},
         {"solver": "als", "link": "linear", "biases": False, "hierarchical": "users"},
     ],
-    ids=["als", "als-linear"],
+    ids=["adam", "adam-plain", "em", "als", "als-linear"],
 )
 def test_a_mode_gives_the_same_to_a_thousandth_of_a_star(sample, settings: dict) -> None:
     model = run(train(sample, Settings(**({"holdout": 0.0, "latent": 4, "epochs": 300, "early_stop": False} | settings))))
@@ -48,6 +52,33 @@ def test_draws_give_the_same_to_sampling_error(draws: Model) -> None:
     spread = torch.tensor([a["sd"] for a in known])
     assert float(difference.abs().mean()) < 0.1 * float(spread.mean())
     assert float(difference.abs().max()) < 0.5 * float(spread.mean())
+
+
+def test_the_mean_of_a_newcomer_is_as_unsure_as_its_weights() -> None:
+    """One draw, one feature, Gaussian: prior N(W, (1 + var W) / Lambda), then one rating of precision alpha."""
+    one, V, W, var, Lambda, alpha = (torch.tensor(value) for value in (1.0, 0.5, 0.75, 0.5, 2.0, 4.0))
+    posterior = Draws(
+        U=torch.zeros(1, 1, 1).half(),
+        V=V.expand(1, 1, 1).half(),
+        W=W.expand(1, 1, 1).half(),
+        var_w=var[None],
+        gamma_u=one.expand(1, 1).half(),
+        gamma_v=one.expand(1, 1).half(),
+        mean_u=torch.zeros(1, 1),
+        mu_u=torch.zeros(1, 1),
+        mu_v=torch.zeros(1, 1),
+        Lambda_u=Lambda.expand(1, 1, 1),
+        Lambda_v=Lambda.expand(1, 1, 1),
+        alpha=alpha[None],
+        prior_dof=None,
+        noise_dof=None,
+        head=Head(1, 0.0, "linear"),
+    )
+    none = Seen(torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0))
+    row = fold_in(posterior, none, torch.tensor([0]), torch.tensor([0.75]), 0.5)
+    precision = Lambda / (1 + var) + alpha * V**2
+    torch.testing.assert_close(row.A[0, 0, 0], (Lambda / (1 + var) * W + alpha * V * 1.0) / precision)
+    torch.testing.assert_close(row.covariance[0, 0, 0, 0], 1 / precision)
 
 
 def test_few_ratings_leave_it_unsure_and_many_do_not(draws: Model) -> None:

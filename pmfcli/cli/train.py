@@ -115,7 +115,7 @@ def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
         )
     note(f"wrote {output} ({size / 1e6:.1f} MB)")
     if model.method == "map":
-        note("for the best predictions and intervals that hold: --method bayes, about four times as long, a file of draws")
+        note("for the best predictions: --method bayes draws from all models that fit; about four times as long, a larger file")
 
 
 def _check_outputs(output: Path, log: Path | None, data: str | None, as_json: bool) -> None:

@@ -36,6 +36,9 @@ Shape = Literal["spherical", "diagonal", "full"]
 
 _START = 0.1  # standard deviation of the first factors
 _HALVINGS = 3
+_NOISE_FIRST = 4  # sweeps that leave the priors as they are: under a far too large noise all factors shrink, then their priors
+_ROUNDING = 8  # units in the last place by which a cost may seem worse: at the optimum all steps do, half the time
+_MOST_HALF_STEPS, _STILL = 50, 1e-5  # of rows that settle: at most so many; until no number moves by more
 _LEAST = 1e-8  # of a variance that is learned
 
 
@@ -126,10 +129,10 @@ def step(state: State, observations: Observations, settings: AlsSettings, genera
     users, movies, sigma = state
     for turn in (0, 1):
         if turn == 0:
-            users = _rows(users, movies, o, sigma, s)
+            users = _rows(users, movies, o, sigma, s.latent)
             users = _means(users, Means.of(o.F, o.pattern, o.pattern_t), s, generator)
         else:
-            movies = _rows(movies, users, o.flipped(), sigma, s)
+            movies = _rows(movies, users, o.flipped(), sigma, s.latent)
             movies = _means(movies, Means.of(o.G, o.pattern_t, o.pattern), s, generator)
     if s.learn_noise:
         sigma = _expected_error(users, movies, o, s.latent).mean().clamp(min=_LEAST).sqrt()
@@ -149,7 +152,8 @@ def fit(observations: Observations, settings: AlsSettings, epochs: int, generato
     state = init(observations, settings, generator)
     for number in range(epochs):
         try:
-            state, info = step(state, observations, settings, generator)
+            now = settings._replace(learn_priors=settings.learn_priors and number >= _NOISE_FIRST)
+            state, info = step(state, observations, now, generator)
         except TrainingError as error:
             raise TrainingError(f"training diverged at step {number}: {error}; try a larger --sigma") from None
         yield Progress(number, info.loss, info.sigma, state)
@@ -199,9 +203,30 @@ def _factor_spread(spread: Tensor, d: int, k: int) -> Tensor:
     return found
 
 
-def _rows(side: Side, other: Side, o: Observations, sigma: Tensor, s: AlsSettings) -> Side:
+@torch.no_grad()
+def settle(
+    rows: Tensor, prior: Prior, columns: Tensor, spread: Tensor | None, observations: Observations, sigma: Tensor, latent: int
+) -> Tensor:
+    """Rows at the mode of their conditional, (rows, d), all else as it is: half steps until they stand still.
+
+    Args:
+        rows: (rows, d) start, as [factors, bias] or factors alone. prior: of the rows, one precision for all.
+        columns: (columns, d) the other side. spread: (columns, d (d + 1) / 2) its packed covariances, if they count.
+    """
+    none = rows.new_zeros(0)
+    side = Side(rows, None, prior.precision, None, prior.mean, none)
+    other = Side(columns, spread, prior.precision, None, torch.zeros_like(columns), none)
+    for _ in range(_MOST_HALF_STEPS):
+        before = side.A
+        side = _rows(side, other, observations, sigma, latent)
+        if float((side.A - before).abs().max()) <= _STILL:
+            break
+    return side.A
+
+
+def _rows(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -> Side:
     """Every row at the mean of its conditional, with its covariance if that is kept."""
-    k, d = s.latent, side.A.shape[1]
+    d = side.A.shape[1]
     x = score(_factors(side, other, o, k), o.pattern)
     weight, seen = linearise(x, o.t, sigma, o.link)
     target = seen - o.offset
@@ -229,7 +254,7 @@ def _shortened(side: Side, other: Side, A: Tensor, o: Observations, sigma: Tenso
         error = ((o.t - mean(x, o.link)) / sigma).square()
         return spmm(error, error.new_ones(o.pattern.shape[1], 1), o.pattern)[:, 0] + ((off @ side.precision) * off).sum(1)
 
-    before = cost(side.A)
+    before = cost(side.A) * (1 + _ROUNDING * torch.finfo(A.dtype).eps)
     for _ in range(_HALVINGS):
         worse = cost(A) > before
         if not worse.any():

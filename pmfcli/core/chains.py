@@ -16,7 +16,8 @@ from pmfcli.core.predict import Draws, Head
 from pmfcli.errors import TrainingError
 
 BURN_IN = 0.3  # of the sweeps
-CHECK_EVERY, LEAST, MOST = 25, 100, 1000  # sweeps, where their number is not given
+WARM_UP = 60  # first sweeps, with Gaussian priors: a t prior takes a scale that still grows for outliers, and lets go slowly
+CHECK_EVERY, LEAST, MOST = 25, 150, 1000  # sweeps, where their number is not given
 AGREE = 1.15  # split R-hat of nine predictions in ten
 ENOUGH = 40  # effective draws of half the predictions, for each chain
 _WATCHED = 200  # pairs whose prediction is watched
@@ -49,7 +50,9 @@ class Sampled(NamedTuple):
 class _Kept(NamedTuple):
     sweep: int
     rows: tuple[Tensor | None, ...]  # U, V, W, gamma_u, gamma_v in half precision
-    small: tuple[Tensor, ...]  # mean_u, mu_u, mu_v, Lambda_u, Lambda_v, alpha
+    small: tuple[Tensor, ...]  # mean_u, mu_u, mu_v, Lambda_u, Lambda_v, alpha, prior_dof, noise_dof
+    tau: Tensor  # of users, and their lambda: what W is given the rows
+    lam: Tensor
 
 
 def fit(
@@ -75,12 +78,14 @@ def fit(
     losses: list[tuple[float, float]] = []
     held: list[list[_Kept]] = [[] for _ in range(chains)]
     stride, most = 1, sweeps or MOST
+    warm_up = min(WARM_UP, int(BURN_IN * most))
     verdict = (float("nan"), float("nan"))
     with _workers(chains, device) as run_all:
         for number in range(most):
+            now = settings if number >= warm_up else settings._replace(prior_scales=False)
 
             def move(chain: int) -> tuple[State, gibbs.Info]:
-                return gibbs.step(states[chain], problem, settings, generators[chain])  # noqa: B023 - used before the next turn
+                return gibbs.step(states[chain], problem, now, generators[chain])  # noqa: B023 - used before the next turn
 
             try:
                 moved = run_all(move, range(chains))
@@ -97,14 +102,14 @@ def fit(
             done = number + 1
             look = done == most or (done >= LEAST and done % CHECK_EVERY == 0)
             if look:
-                verdict = _verdict(torch.stack(seen, 1))
+                burn_in = max(warm_up, int(BURN_IN * done))
+                verdict = _verdict(torch.stack(seen[burn_in:], 1))
             yield Progress(number, *losses[-1], *(verdict if look else (None, None)))
             if sweeps is None and look and verdict[0] <= AGREE and verdict[1] >= ENOUGH * chains:
                 break
-    burn_in = int(BURN_IN * done)
     late = losses[burn_in:]
     kept = [draw for chain in held for draw in _spread_out([d for d in chain if d.sweep >= burn_in], -(-keep // chains))]
-    draws = _stack(_spread_out(kept, keep), o, settings)
+    draws = _stack(_spread_out(kept, keep), problem, settings)
     loss, sigma = (sum(part) / len(late) for part in zip(*late, strict=True))
     return Sampled(draws, _fitted(draws, o), done, burn_in, loss, sigma, *verdict)
 
@@ -136,20 +141,20 @@ def _watch(state: State, problem: Problem, pairs: tuple[Tensor, Tensor], latent:
     return (x + u[:, latent:].sum(1) + v[:, latent:].sum(1)).cpu()
 
 
-def _verdict(seen: Tensor) -> tuple[float, float]:
+def _verdict(late: Tensor) -> tuple[float, float]:
     """R-hat that nine predictions in ten are below, and the median effective size, of (chains, sweeps, pairs) after burn-in."""
-    late = seen[:, int(BURN_IN * seen.shape[1]) :].double()
     if late.shape[1] < 4:
         return float("nan"), float("nan")
-    return float(r_hat(late).quantile(0.9)), float(effective_size(late).median())
+    return float(r_hat(late.double()).quantile(0.9)), float(effective_size(late.double()).median())
 
 
 def _keep(sweep: int, state: State) -> _Kept:
     u, v = state.users, state.movies
     rows = (u.A, v.A, u.W, u.gamma, v.gamma)
     half = tuple(None if part is None else part.half().cpu() for part in rows)
-    small = (u.A.mean(0), u.mu, v.mu, u.Lambda, v.Lambda, state.alpha)
-    return _Kept(sweep, half, tuple(part.cpu() for part in small))
+    dofs = (torch.stack([u.prior_dof, v.prior_dof]), torch.stack([u.noise_dof, v.noise_dof]))
+    small = (u.A.mean(0), u.mu, v.mu, u.Lambda, v.Lambda, state.alpha, *dofs)
+    return _Kept(sweep, half, tuple(part.cpu() for part in small), u.tau, u.lam)
 
 
 def _spread_out(draws: list[_Kept], count: int) -> list[_Kept]:
@@ -158,7 +163,7 @@ def _spread_out(draws: list[_Kept], count: int) -> list[_Kept]:
     return [draws[-1 - (number * len(draws)) // count] for number in reversed(range(count))]
 
 
-def _stack(kept: list[_Kept], o: Observations, s: GibbsSettings) -> Draws:
+def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
     U, V, W, gamma_u, gamma_v = (
         None if parts[0] is None else torch.stack([part for part in parts if part is not None])
         for parts in zip(*(draw.rows for draw in kept), strict=True)
@@ -168,10 +173,34 @@ def _stack(kept: list[_Kept], o: Observations, s: GibbsSettings) -> Draws:
     assert gamma_u is not None
     assert gamma_v is not None
     small = (torch.stack(parts) for parts in zip(*(draw.small for draw in kept), strict=True))
-    mean_u, mu_u, mu_v, Lambda_u, Lambda_v, alpha = small
-    head = Head(s.latent, o.offset, o.link)
-    of_rows = (U, V, W, gamma_u, gamma_v)
-    return Draws(*of_rows, mean_u, mu_u, mu_v, Lambda_u, Lambda_v, alpha, head, s.noise_dof, s.prior_dof)
+    mean_u, mu_u, mu_v, Lambda_u, Lambda_v, alpha, prior_dof, noise_dof = small
+    var_w = None
+    if W is not None:
+        variances = []
+        like = problem.z
+        for number, draw in enumerate(kept):
+            given = (U[number].to(like), mu_u[number].to(like), draw.tau, draw.lam)
+            mean_w, variance = gibbs.mean_weights(*given, problem.user_means, W[number].to(like))
+            W[number] = mean_w
+            variances.append(variance)
+        var_w = torch.stack(variances).mean(0).cpu()
+    return Draws(
+        U=U,
+        V=V,
+        W=W,
+        var_w=var_w,
+        gamma_u=gamma_u,
+        gamma_v=gamma_v,
+        mean_u=mean_u,
+        mu_u=mu_u,
+        mu_v=mu_v,
+        Lambda_u=Lambda_u,
+        Lambda_v=Lambda_v,
+        alpha=alpha,
+        prior_dof=prior_dof if s.prior_scales else None,
+        noise_dof=noise_dof if s.noise_scales else None,
+        head=Head(s.latent, problem.users.offset, problem.users.link),
+    )
 
 
 @torch.no_grad()

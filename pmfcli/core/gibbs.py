@@ -3,11 +3,12 @@
     z_ij = m + b_i + c_j + U_i . V_j + e_ij          e_ij ~ N(0, 1 / (alpha gamma_i gamma_j))
     [U_i, b_i] ~ N(mu + (F W)_i, (tau_i Lambda)^-1)          W_k ~ N(0, (lambda Lambda)^-1)          movies alike, by G
     mu, Lambda ~ Normal-Wishart(0, 2, d, I)          lambda, alpha ~ Gamma(1, 1)
-    tau_i ~ Gamma(prior_dof / 2, prior_dof / 2)          gamma_i, gamma_j ~ Gamma(noise_dof / 2, noise_dof / 2)
+    tau_i ~ Gamma(nu / 2, nu / 2)          gamma_i ~ Gamma(eta / 2, eta / 2)          nu, eta ~ uniform on a grid of logarithms
 
 z are ratings on the scale of the linear link. With tau = gamma = 1 and no W this is Salakhutdinov & Mnih, "Bayesian PMF" (ICML
-2008), with W it is Simm et al., "Macau" (2017). tau makes the rows' prior a multivariate t, gamma the noise a matter of the
-person and the film, as in Houlsby et al., "Cold-start active learning with robust ordinal matrix factorization" (ICML 2014).
+2008), with W it is Simm et al., "Macau" (2017). tau makes the rows' prior a multivariate t with nu degrees of freedom, gamma
+the noise a matter of the person and the film, as in Houlsby et al., "Cold-start active learning with robust ordinal matrix
+factorization" (ICML 2014).
 """
 
 import math
@@ -25,6 +26,8 @@ from pmfcli.errors import TrainingError
 BETA0 = 2.0  # of the Normal-Wishart, as in ICML 2008
 _SPREAD = 0.1  # standard deviation of the first factors
 _LEAST = 1e-6
+_START_DOF = 8.0
+DOFS = torch.logspace(math.log10(2.5), math.log10(250), 200, dtype=torch.float64)  # nu and eta: above 2 variances are finite
 
 
 class GibbsSettings(NamedTuple):
@@ -34,8 +37,8 @@ class GibbsSettings(NamedTuple):
     biases: bool
     user_means: bool  # W: hierarchical means for users
     movie_means: bool  # the same for movies
-    noise_dof: float | None  # of gamma; None for one noise for all
-    prior_dof: float | None  # of tau; None for a Gaussian prior
+    noise_scales: bool  # gamma; else one noise for all
+    prior_scales: bool  # tau; else a Gaussian prior
 
 
 class Side(NamedTuple):
@@ -49,6 +52,8 @@ class Side(NamedTuple):
     lam: Tensor  # ()
     tau: Tensor  # (rows,)
     gamma: Tensor  # (rows,)
+    prior_dof: Tensor  # () of tau
+    noise_dof: Tensor  # () of gamma
 
 
 class State(NamedTuple):
@@ -102,6 +107,8 @@ def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator) 
             lam=like.new_ones(()),
             tau=like.new_ones(rows),
             gamma=like.new_ones(rows),
+            prior_dof=like.new_full((), _START_DOF),
+            noise_dof=like.new_full((), _START_DOF),
         )
 
     n_users, n_movies = problem.users.pattern.shape
@@ -125,12 +132,12 @@ def step(state: State, problem: Problem, settings: GibbsSettings, generator: tor
     movies = draw_side(movies, users, p.movies.pattern, weight[perm], p.z[perm], p.movie_means, s, g)
     error = p.z - score(factors(users, movies, p.users, s.latent), p.users.pattern) + p.users.offset
     square = error.square()
-    if s.noise_dof is not None:
-        half = s.noise_dof / 2
-        gamma = draw_scales(alpha * square * movies.gamma[col], p.users.pattern, half, g)
-        users = users._replace(gamma=gamma)
+    if s.noise_scales:
+        gamma = draw_scales(alpha * square * movies.gamma[col], p.users.pattern, users.noise_dof, g)
+        users = users._replace(gamma=gamma, noise_dof=draw_dof(gamma, g))
         by_movie = (alpha * square * users.gamma[row])[perm]
-        movies = movies._replace(gamma=draw_scales(by_movie, p.movies.pattern, half, g))
+        gamma = draw_scales(by_movie, p.movies.pattern, movies.noise_dof, g)
+        movies = movies._replace(gamma=gamma, noise_dof=draw_dof(gamma, g))
         square = square * users.gamma[row] * movies.gamma[col]
     n, total = len(square), square.sum()
     alpha = _gamma(1 + 0.5 * square.new_full((), n), 1 + 0.5 * total, g)
@@ -177,7 +184,10 @@ def draw_side(
         target = z - other.A[:, s.latent][pattern.col]
     prior = Prior(side.mu + side.M, side.tau[:, None, None] * side.Lambda)
     side = side._replace(A=conditional(pattern, features(other.A, s.latent), weight, target, prior).draw(g))
-    return side if s.prior_dof is None else side._replace(tau=draw_tau(side.A - side.mu - side.M, side.Lambda, s.prior_dof, g))
+    if not s.prior_scales:
+        return side
+    tau = draw_tau(side.A - side.mu - side.M, side.Lambda, side.prior_dof, g)
+    return side._replace(tau=tau, prior_dof=draw_dof(tau, g))
 
 
 def draw_hyper(side: Side, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -221,20 +231,38 @@ def draw_weights(side: Side, start: Tensor, means: Means, generator: torch.Gener
     return ridge(means, right, side.tau, side.lam, start)
 
 
-def draw_tau(off: Tensor, Lambda: Tensor, dof: float, generator: torch.Generator) -> Tensor:
+def mean_weights(A: Tensor, mu: Tensor, tau: Tensor, lam: Tensor, means: Means, start: Tensor) -> tuple[Tensor, Tensor]:
+    """W given the rows A and their scales: its mean, (columns, d), and about its variance, (columns,), as a part of Lambda^-1.
+
+    The variance is that of each W_k with the others known, (lambda + sum_i tau_i F_ik^2)^-1: no column of the inverse is solved
+    for, and on MovieLens F_i Var(W) F_i' comes out a sixth too small.
+    """
+    mean = ridge(means, means.down(tau[:, None] * (A - mu)), tau, lam, start)
+    return mean, 1 / (lam + means.squares(tau))
+
+
+def draw_tau(off: Tensor, Lambda: Tensor, dof: Tensor, generator: torch.Generator) -> Tensor:
     """The scale of every row, (rows,), given how far it is from its prior mean.
 
     Args:
-        off: (rows, d). Lambda: (d, d), or (rows, d, d).
+        off: (rows, d). Lambda: (d, d), or (rows, d, d). dof: (), or (rows,).
     """
     squares = ((off[:, None] @ Lambda)[:, 0] * off).sum(1)
-    return _gamma(squares.new_full(squares.shape, 0.5 * (dof + off.shape[1])), 0.5 * (dof + squares), generator)
+    return _gamma((0.5 * (dof + off.shape[1])).expand_as(squares), 0.5 * (dof + squares), generator).clamp(min=_LEAST)
 
 
-def draw_scales(square: Tensor, pattern: Pattern, half: float, generator: torch.Generator) -> Tensor:
-    """gamma of every row given its weighted squared errors (n,), (rows,)."""
+def draw_scales(square: Tensor, pattern: Pattern, dof: Tensor, generator: torch.Generator) -> Tensor:
+    """gamma of every row given its weighted squared errors (n,), (rows,). dof: (), or (rows,)."""
     total = spmm(square, square.new_ones(pattern.shape[1], 1), pattern)[:, 0]
-    return _gamma(half + 0.5 * pattern.row_counts().to(square), half + 0.5 * total, generator).clamp(min=_LEAST)
+    return _gamma(0.5 * (dof + pattern.row_counts()), 0.5 * (dof + total), generator).clamp(min=_LEAST)
+
+
+def draw_dof(scales: Tensor, generator: torch.Generator) -> Tensor:
+    """The degrees of freedom, (), of the Gamma that scales (rows,) come from: one of DOFS, with its probability."""
+    half, drawn = 0.5 * DOFS.to(scales.device), scales.double()
+    log_p = len(drawn) * (half * half.log() - half.lgamma()) + (half - 1) * drawn.log().sum() - half * drawn.sum()
+    place = torch.multinomial(torch.softmax(log_p, 0), 1, generator=generator)[0]
+    return (2 * half[place]).to(scales)
 
 
 def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

@@ -39,6 +39,10 @@ class Means(NamedTuple):
         """F' B, (columns, d)."""
         return spmm(self.weight_t, B, self.pattern_t)
 
+    def squares(self, tau: Tensor) -> Tensor:
+        """The diagonal of F' diag(tau) F, (columns,)."""
+        return spmm(self.weight_t.square(), tau[:, None], self.pattern_t)[:, 0]
+
 
 def ridge(means: Means, right: Tensor, tau: Tensor, lam: Tensor, start: Tensor, tolerance: float = TOLERANCE) -> Tensor:
     """W of the equation above, all columns at once, by conjugate gradients with a diagonal preconditioner.
@@ -46,7 +50,7 @@ def ridge(means: Means, right: Tensor, tau: Tensor, lam: Tensor, start: Tensor, 
     Args:
         right: (columns, d). tau: (rows,) weights of the rows. lam: () or (d,) positive. start: (columns, d) first guess.
     """
-    diagonal = spmm(means.weight_t.square(), tau[:, None], means.pattern_t) + lam
+    diagonal = means.squares(tau)[:, None] + lam
 
     def product(W: Tensor) -> Tensor:
         return means.down(tau[:, None] * means.up(W)) + lam * W

@@ -8,19 +8,21 @@ An unknown movie has its prior. An unknown user is the average user with the spr
 these. (An average movie would be a worse guess than none: movies that nobody in training rated are not average ones.)
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pmfcli.core.conditional import Gaussians, Prior, conditional, features
+from pmfcli.core.als import settle
+from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pack
 from pmfcli.core.gibbs import draw_scales, draw_tau
-from pmfcli.core.posterior import Factors, Link, Parameters, inverse, linearise, mean, slope
+from pmfcli.core.posterior import Factors, Link, Observations, Parameters, inverse, linearise, mean, slope
 from pmfcli.core.predictive import Mixture
 from pmfcli.core.sparse import Pattern
 
-_STEPS, _STILL = 100, 1e-6  # of a fold-in by Gauss-Newton: at most so many; until it moves less than this
 _MINI_SWEEPS = 12  # of the sampler that folds a user in on every draw
+_MEAN_FIELD_ROUNDS = 4  # in which users settle
 _BLOCK = 8192  # movies ranked at a time
 _NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
 
@@ -75,6 +77,7 @@ class Laplace(NamedTuple):
     precision_u: Tensor  # (d, d) of the prior of a user's own row: factors, then the bias if there is one
     precision_v: Tensor  # (d, d) of a movie's
     noise: Tensor  # () standard deviation of a rating on the unit scale; the sigma of the fit may be fixed, this is not
+    mean_field: bool  # whether a row is fitted to the distribution of the other side's rows (EM), or to their mode alone
 
     @property
     def head(self) -> Head:
@@ -87,7 +90,8 @@ class Draws(NamedTuple):
 
     U: Tensor  # (draws, n_users, d) half precision, as everything that has rows
     V: Tensor  # (draws, n_movies, d)
-    W: Tensor | None  # (draws, n_movies, d) what rating a movie says of its rater
+    W: Tensor | None  # (draws, n_movies, d) what rating a movie says of its rater: the mean given the rows of the draw
+    var_w: Tensor | None  # (n_movies,) about its variance given the draw, as a part of Lambda_u^-1
     gamma_u: Tensor  # (draws, n_users) noise scales
     gamma_v: Tensor  # (draws, n_movies)
     mean_u: Tensor  # (draws, d) the average user
@@ -96,9 +100,9 @@ class Draws(NamedTuple):
     Lambda_u: Tensor  # (draws, d, d) prior precision
     Lambda_v: Tensor  # (draws, d, d)
     alpha: Tensor  # (draws,) precision of the noise, on the scale of x
+    prior_dof: Tensor | None  # (draws, 2) degrees of freedom of the t priors of users and movies; None if they are Gaussian
+    noise_dof: Tensor | None  # (draws, 2) of their noise scales; None if there are none
     head: Head
-    noise_dof: float | None
-    prior_dof: float | None
 
 
 Posterior = Laplace | Draws
@@ -157,21 +161,23 @@ def means_of_pairs(factors: Factors, pairs: Pairs) -> Tensor:
 
 
 @torch.no_grad()
-def estimate_noise(laplace: Laplace, seen: Seen, t: Tensor, seed: int) -> Tensor:
-    """The noise of a rating at a mode, on the unit scale, (): sigma^2 = mean of (t - g)^2 + g'^2 Var x over training ratings.
+def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted: bool, seed: int) -> Tensor:
+    """The noise of a rating at a mode, on the unit scale, (). The sigma of a fit may be fixed at more, against overfitting.
 
-    That is the noise step of EM (``als.py``) with the covariances of the mode, to its fixed point, on a sample of the ratings.
-    The sigma of a fit may be fixed at more than that, against overfitting.
+    Of ratings that were held out: with it the squared errors are on average the predicted variances. Of ratings that the mode
+    was fitted to: sigma^2 = mean of (t - g)^2 + g'^2 Var x, the noise step of EM (``als.py``) with the covariances of the mode.
+
+    Args:
+        pairs, t: (n,) pairs and their ratings on the unit scale; a sample of them is used.
     """
-    n = len(t)
-    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:_NOISE_SAMPLE].sort().values
-    every = torch.ones(len(chosen), dtype=torch.bool)
-    pairs = Pairs(torch.searchsorted(seen.start, chosen, right=True) - 1, seen.movie[chosen].long(), every, every)
+    some = torch.randperm(len(t), generator=torch.Generator().manual_seed(seed))[:_NOISE_SAMPLE]
+    pairs, t = Pairs(*(part[some] for part in pairs)), t[some]
     noise = laplace.noise
     for _ in range(_NOISE_STEPS):
         found = predict_pairs(laplace._replace(noise=noise), seen, pairs)
-        variance = found.spread[0].square() - noise.square()
-        noise = ((t[chosen] - found.centre[0]).square() + variance).mean().sqrt().clamp(min=_LEAST_NOISE)
+        error, predicted = (t - found.centre[0]).square(), found.spread[0].square()
+        square = (error + predicted).mean() - noise.square() if fitted else noise.square() * (error / predicted).mean()
+        noise = square.sqrt().clamp(min=_LEAST_NOISE)
     return noise
 
 
@@ -183,7 +189,7 @@ def rank(posterior: Posterior, seen: Seen, user: Rows, movies: Tensor, by: Rank,
         user = user._replace(covariance=None)
     for block in movies.split(_BLOCK):
         if by == "mean" and isinstance(posterior, Laplace):
-            V = _stacked(posterior.factors.V, posterior.factors.c)[block]
+            V = stacked(posterior.factors.V, posterior.factors.c)[block]
             rows = Rows(V[None], V.new_ones(1, len(V)))
         else:
             rows = movies_of(posterior, seen, block)
@@ -197,9 +203,8 @@ def users_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
     """Users by row, (n,); -1 is an unknown one."""
     p, known = posterior, rows >= 0
     if isinstance(p, Draws):
-        wide = _wide(p.Lambda_u, p.prior_dof)
-        return _drawn(p.U, p.gamma_u, p.mean_u, wide, p.noise_dof, rows)
-    U, V = _stacked(p.factors.U, p.factors.b), _stacked(p.factors.V, p.factors.c)
+        return _drawn(p.U, p.gamma_u, p.mean_u, p.Lambda_u, _of(p.prior_dof, 0), _of(p.noise_dof, 0), rows)
+    U, V = stacked(p.factors.U, p.factors.b), stacked(p.factors.V, p.factors.c)
     starts, counts = seen.start[rows.clamp(min=0)], seen.start.diff()[rows.clamp(min=0)] * known
     of = torch.repeat_interleave(torch.arange(len(rows)), counts)
     rating = torch.arange(len(of)) + (starts - counts.cumsum(0) + counts)[of]
@@ -211,9 +216,8 @@ def movies_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
     """Movies by row, (n,) ascending; -1 is an unknown one."""
     p, known = posterior, rows >= 0
     if isinstance(p, Draws):
-        wide = _wide(p.Lambda_v, p.prior_dof)
-        return _drawn(p.V, p.gamma_v, p.mu_v, wide, p.noise_dof, rows)
-    U, V = _stacked(p.factors.U, p.factors.b), _stacked(p.factors.V, p.factors.c)
+        return _drawn(p.V, p.gamma_v, p.mu_v, p.Lambda_v, _of(p.prior_dof, 1), _of(p.noise_dof, 1), rows)
+    U, V = stacked(p.factors.U, p.factors.b), stacked(p.factors.V, p.factors.c)
     place = torch.full((len(V),), -1)
     place[rows[known]] = torch.arange(len(rows))[known]
     of = place[seen.movie.long()]
@@ -225,7 +229,7 @@ def movies_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
 
 
 @torch.no_grad()
-def fold_in(posterior: Posterior, movies: Tensor, t: Tensor, user_power: float) -> Rows:
+def fold_in(posterior: Posterior, seen: Seen, movies: Tensor, t: Tensor, user_power: float) -> Rows:
     """A user who is not in the data, from their ratings: one row of users.
 
     Of a mode this is the mode of the row's conditional, of draws the conditional on each of them, with the user's own scales
@@ -237,45 +241,54 @@ def fold_in(posterior: Posterior, movies: Tensor, t: Tensor, user_power: float) 
     """
     weight = max(len(movies), 1) ** -user_power
     return (
-        _fold_in_mode(posterior, movies, t, weight)
+        _fold_in_mode(posterior, seen, movies, t, weight)
         if isinstance(posterior, Laplace)
         else _fold_in_draws(posterior, movies, t, weight)
     )
 
 
-def _fold_in_mode(p: Laplace, movies: Tensor, t: Tensor, weight: float) -> Rows:
+@torch.no_grad()
+def settled(laplace: Laplace, seen: Seen, observations: Observations) -> Laplace:
+    """The same with the users at the mode given all else, wherever the fit was stopped: where ``fold_in`` puts them."""
+    p, f = laplace.parameters, laplace.factors
+    k = laplace.head.latent
+    rows, V = stacked(f.U, f.b), stacked(f.V, f.c)
+    means = torch.cat([f.U - p.Y, torch.zeros_like(rows[:, k:])], 1)
+    for _ in range(_MEAN_FIELD_ROUNDS if laplace.mean_field else 1):  # the doubt of the movies depends on the users
+        doubt = _doubt(laplace, seen, torch.arange(len(V)))
+        rows = settle(rows, Prior(means, laplace.precision_u), V, doubt, observations, p.sigma, k)
+        U, b = rows[:, :k].clone(), None if f.b is None else rows[:, k].clone()
+        laplace = laplace._replace(parameters=p._replace(Y=U - means[:, :k], b=b), factors=f._replace(U=U, b=b))
+    return laplace
+
+
+def _doubt(p: Laplace, seen: Seen, movies: Tensor) -> Tensor | None:
+    """Packed covariances of movies, where users are fitted to their distribution."""
+    if not p.mean_field:
+        return None
+    covariance = movies_of(p._replace(noise=p.parameters.sigma), seen, movies).covariance
+    assert covariance is not None
+    return pack(covariance[0])
+
+
+def _fold_in_mode(p: Laplace, seen: Seen, movies: Tensor, t: Tensor, weight: float) -> Rows:
     k, offset, link = p.head
-    V = _stacked(p.factors.V, p.factors.c)[movies]
+    V = stacked(p.factors.V, p.factors.c)
     m = V.new_zeros(1, V.shape[1])
     if p.parameters.W is not None:
         m[0, :k] = weight * p.parameters.W[movies].sum(0)
-    f, bias = features(V, k), V[:, k] if V.shape[1] > k else V.new_zeros(len(V))
-    pattern = Pattern.of(torch.zeros_like(movies), torch.arange(len(movies)), (1, len(movies)))
-    prior = Prior(m, p.precision_u)
-    sigma = p.parameters.sigma
-
-    def cost(A: Tensor) -> Tensor:
-        off = (A - m)[0]
-        errors = (t - mean(f @ A[0] + bias + offset, link)) / sigma
-        return errors @ errors + off @ p.precision_u @ off
-
-    A = m
-    for _ in range(_STEPS):
-        x = f @ A[0] + bias + offset
-        w, z = linearise(x, t, sigma, link)
-        new = conditional(pattern, f, w, z - bias - offset, prior).mean
-        before = cost(A)
-        while float((new - A).abs().max()) > _STILL and bool(cost(new) > before):
-            new = 0.5 * (A + new)
-        moved, A = float((new - A).abs().max()), new
-        if moved <= _STILL:
-            break
-    covariance = _curvature(p, torch.zeros_like(movies), A, movies, _stacked(p.factors.V, p.factors.c), p.precision_u)
-    return Rows(A[None], A.new_ones(1, 1), covariance.covariance()[None])
+    one = Pattern.of(torch.zeros_like(movies), torch.arange(len(movies)), (1, len(movies)))
+    observations = Observations(one, one.T, t, t, t, offset, link)  # F and G are in m and V
+    A = settle(m, Prior(m, p.precision_u), V[movies], _doubt(p, seen, movies), observations, p.parameters.sigma, k)
+    covariance = _curvature(p, torch.zeros_like(movies), A, movies, V, p.precision_u).covariance()
+    return Rows(A[None], A.new_ones(1, 1), covariance[None])
 
 
 def _fold_in_draws(p: Draws, movies: Tensor, t: Tensor, weight: float) -> Rows:
-    """The draws are the rows of one problem, each with its own copy of the user's ratings."""
+    """The draws are the rows of one problem, each with its own copy of the user's ratings.
+
+    W is what the training ratings say of it, to which this user's are new: the hierarchical mean is as uncertain as W still is.
+    """
     k, offset, link = p.head
     draws, n = len(p.alpha), len(movies)
     generator = torch.Generator().manual_seed(0)
@@ -286,19 +299,24 @@ def _fold_in_draws(p: Draws, movies: Tensor, t: Tensor, weight: float) -> Rows:
     z = (inverse(t, link) - offset).repeat(draws) - (V[:, k] if d > k else 0.0)
     f = features(V, k)
     noise = p.alpha[row] * p.gamma_v[:, movies].float().flatten()
-    M = torch.zeros_like(p.mu_u) if p.W is None else weight * p.W[:, movies].float().sum(1)
+    centre, doubt = p.mu_u, p.alpha.new_zeros(())  # of the hierarchical mean: N(centre, doubt Lambda^-1)
+    if p.W is not None and p.var_w is not None:
+        centre, doubt = centre + weight * p.W[:, movies].float().sum(1), weight**2 * p.var_w[movies].sum()
+    white = Gaussians(torch.zeros_like(centre), torch.linalg.cholesky(p.Lambda_u))
     tau, gamma = p.alpha.new_ones(draws), p.alpha.new_ones(draws)
     for sweep in range(_MINI_SWEEPS):
-        prior = Prior(p.mu_u + M, tau[:, None, None] * p.Lambda_u)
+        prior = Prior(centre, p.Lambda_u / (doubt + 1 / tau)[:, None, None])
         found = conditional(pattern, f, noise * gamma[row], z, prior)
         if sweep + 1 == _MINI_SWEEPS or (p.noise_dof is None and p.prior_dof is None):
             break
         A = found.draw(generator)
         if p.prior_dof is not None:
-            tau = draw_tau(A - p.mu_u - M, p.Lambda_u, p.prior_dof, generator)
+            share = 1 / (1 + tau * doubt)  # of A - centre, what is not due to the mean
+            own = share[:, None] * (A - centre) + (doubt * share).sqrt()[:, None] * white.draw(generator)
+            tau = draw_tau(own, p.Lambda_u, p.prior_dof[:, 0], generator)
         if p.noise_dof is not None:
             error = z - (f * A[row]).sum(1)
-            gamma = draw_scales(noise * error.square(), pattern, p.noise_dof / 2, generator)
+            gamma = draw_scales(noise * error.square(), pattern, p.noise_dof[:, 0], generator)
     return Rows(found.mean[:, None], gamma[:, None], found.covariance()[:, None])
 
 
@@ -324,20 +342,21 @@ def _with_unknown(A: Tensor, fitted: Gaussians, known: Tensor, centre: Tensor, w
     return Rows(torch.where(known[:, None], A, centre)[None], A.new_ones(1, len(A)), covariance[None])
 
 
-def _drawn(A: Tensor, gamma: Tensor, centre: Tensor, wide: Tensor, noise_dof: float | None, rows: Tensor) -> Rows:
+def _of(dofs: Tensor | None, side: int) -> Tensor | float:
+    return math.inf if dofs is None else dofs[:, side, None]
+
+
+def _drawn(
+    A: Tensor, gamma: Tensor, centre: Tensor, Lambda: Tensor, prior_dof: Tensor | float, noise_dof: Tensor | float, rows: Tensor
+) -> Rows:
     known = rows >= 0
     A, gamma = A[:, rows].float(), gamma[:, rows].float()
     if bool(known.all()):
         return Rows(A, gamma)
     A = torch.where(known[:, None], A, centre[:, None])
-    gamma = torch.where(known, gamma, 1.0 if noise_dof is None else (noise_dof - 2) / noise_dof)  # 1 / E(1 / gamma)
-    return Rows(A, gamma, wide[:, None], ~known)
-
-
-def _wide(Lambda: Tensor, prior_dof: float | None) -> Tensor:
-    """The prior covariance of a row: that of a multivariate t, if its scale is drawn."""
-    covariance: Tensor = torch.linalg.inv(Lambda)
-    return covariance if prior_dof is None else covariance * prior_dof / (prior_dof - 2)
+    gamma = torch.where(known, gamma, torch.as_tensor(1 - 2 / noise_dof))  # 1 / E(1 / gamma)
+    tau = torch.as_tensor(1 - 2 / prior_dof)  # the same, so that the covariance is that of a multivariate t
+    return Rows(A, gamma, torch.linalg.inv(tau[..., None] * Lambda)[:, None], ~known)
 
 
 def _variance(users: Rows, movies: Rows, k: int) -> Tensor:
@@ -363,5 +382,6 @@ def _quadratic(f: Tensor, C: Tensor) -> Tensor:
     return ((C @ f[..., None])[..., 0] * f).sum(-1)
 
 
-def _stacked(factors: Tensor, bias: Tensor | None) -> Tensor:
+def stacked(factors: Tensor, bias: Tensor | None) -> Tensor:
+    """Rows as [factors, bias], or factors alone."""
     return factors if bias is None else torch.cat([factors, bias[:, None]], 1)
