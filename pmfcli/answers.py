@@ -13,7 +13,7 @@ import torch
 from pmfcli.artifact import Model
 from pmfcli.core.neighbours import Metric
 from pmfcli.core.neighbours import similar as nearest
-from pmfcli.core.predict import Draws, Pairs, Rank, Rows, fold_in, mixture, movies_of, predict_pairs, rank, users_of
+from pmfcli.core.predict import Draws, Pairs, Rank, Rows, chunk_of, fold_in, mixture, movies_of, predict_pairs, rank, users_of
 from pmfcli.core.predictive import Mixture
 from pmfcli.data.ratings import Vocabulary
 from pmfcli.errors import UnknownIdError, UsageError
@@ -21,7 +21,6 @@ from pmfcli.errors import UnknownIdError, UsageError
 Row = dict[str, Any]
 _ARTICLE = re.compile(r"^(.*), (The|A|An|Le|La|Les|L'|Il|El|Das|Der|Die)( \(|$)", re.IGNORECASE)
 _COMMON = 10  # ratings that similar movies or users have at least, where enough have
-_CHUNK = 4_000  # pairs answered at a time
 _FEW = 25  # different ratings that are a grid at most
 _LIKED = 4.0  # stars, of p_ge_4
 _NAMED = 20  # candidates of an ambiguous title that are named
@@ -87,17 +86,22 @@ def predict(model: Model, wanted: Iterable[tuple[str, str]], detail: Detail, vis
     With a visitor the users are not looked at: it is they who are asked for.
     """
     _check_detail(model, detail)
+    return _answers(model, wanted, detail, visitor, None if visitor is None else _folded_in(model, visitor))
+
+
+def _answers(
+    model: Model, wanted: Iterable[tuple[str, str]], detail: Detail, visitor: Visitor | None, person: Rows | None
+) -> Iterator[Row]:
     iterator = iter(wanted)
-    person = None if visitor is None else _folded_in(model, visitor)
     own = {} if visitor is None else dict(zip(visitor.movies, visitor.stars, strict=True))
-    while chunk := list(itertools.islice(iterator, _CHUNK)):
+    while chunk := list(itertools.islice(iterator, chunk_of(model.posterior))):
         user, user_known = model.users.rows([pair[0] for pair in chunk])
         movie, movie_known = model.movies.rows([pair[1] for pair in chunk])
         if person is None:
             pairs = Pairs(*map(torch.from_numpy, (user, movie, user_known, movie_known)))
             found = predict_pairs(model.posterior, model.seen, pairs)
         else:
-            rows, at = torch.from_numpy(movie).unique(return_inverse=True)
+            rows, at = torch.where(torch.from_numpy(movie_known), torch.from_numpy(movie), -1).unique(return_inverse=True)
             found = mixture(model.posterior, person, movies_of(model.posterior, model.seen, rows).at(at))
         for (user_id, movie_id), u, m, knows_user, knows_movie, said in zip(
             chunk,
@@ -109,7 +113,7 @@ def predict(model: Model, wanted: Iterable[tuple[str, str]], detail: Detail, vis
             strict=True,
         ):
             if person is not None:
-                rating, source = own.get(m), "fold-in"
+                rating, source = (own.get(m), "fold-in") if knows_movie else (None, _SOURCES[True, False])
             else:
                 rating = _rating(model, u, m) if knows_user and knows_movie else None
                 source = _SOURCES[knows_user, knows_movie]
@@ -164,7 +168,8 @@ def recommend(
     order = torch.sort(rank(p, seen, person, movies, by, detail.interval), descending=True, stable=True).indices[:n]
     name = model.users.ids[who] if isinstance(who, int) else ""
     pairs = [(name, model.movies.ids[movie]) for movie in movies[order].tolist()]
-    return [{"rank": place, **answer} for place, answer in enumerate(predict(model, pairs, detail, visitor), 1)]
+    answers = _answers(model, pairs, detail, visitor, None if visitor is None else person)
+    return [{"rank": place, **answer} for place, answer in enumerate(answers, 1)]
 
 
 def similar(
@@ -224,8 +229,7 @@ def _check_detail(model: Model, detail: Detail) -> None:
 
 def _grid(model: Model) -> list[float]:
     """The ratings that the data has, ascending, if they are few."""
-    values: list[float] = model.seen.stars.unique().tolist()
-    return values if len(values) <= _FEW else []
+    return list(model.ratings) if len(model.ratings) <= _FEW else []
 
 
 def _said(model: Model, found: Mixture, detail: Detail) -> Iterator[Row]:

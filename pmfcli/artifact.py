@@ -6,13 +6,13 @@ written to a temporary name and renamed, and its bytes depend on the content alo
 
 import io
 import json
-import math
 import os
 import pickle
 import tempfile
 import warnings
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from pmfcli.errors import ModelError, OutputError
 from pmfcli.text import clean
 
 _Shape = tuple[tuple[int, ...], torch.dtype]
+
+_LARGE = 1e12  # of any number in a file, so that no answer overflows
+_LARGEST = dict.fromkeys(("precision_u", "precision_v", "Lambda_u", "Lambda_v", "alpha"), 1e24)
 
 FORMAT = "pmf-model"
 VERSION = 2
@@ -46,6 +49,11 @@ class Model:
     metrics: dict[str, Any]
     data: dict[str, Any]  # name, SHA-256 and size of the training data
     versions: dict[str, str]
+
+    @cached_property
+    def ratings(self) -> tuple[float, ...]:
+        """The different ratings that the data has, ascending."""
+        return tuple(self.seen.stars.unique().tolist())
 
 
 def dumps(model: Model) -> bytes:
@@ -118,7 +126,7 @@ def loads(content: bytes, name: str) -> Model:
         raise ModelError(f"{name}: model format {raw['version']} is newer than this pmf knows ({VERSION}); upgrade pmf")
     try:
         return _model(json.loads(raw["meta"]), raw["tensors"])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
         raise ModelError(f"{name}: damaged model file ({type(error).__name__}: {error}); train it again") from None
 
 
@@ -192,8 +200,10 @@ def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
     n_users, n_movies, n = len(users), len(movies), len(tensors["seen_movie"])
     method, latent = str(meta["method"]), int(meta["latent"])
     head = Head(latent, float(meta["offset"]), meta["link"])
-    if method not in ("map", "bayes") or head.link not in ("sigmoid", "linear"):
+    if (method, head.link) not in (("map", "sigmoid"), ("map", "linear"), ("bayes", "linear")):
         raise ValueError("the method or the link is none that pmf knows")
+    if not 0 <= float(meta["settings"]["user_power"]) <= 2:
+        raise ValueError("the power of a user's mean is out of bounds")
     shapes = (
         _shapes_of_draws(tensors, n_users, n_movies)
         if method == "bayes"
@@ -206,10 +216,11 @@ def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
     }
     for name, tensor in tensors.items():
         shape, dtype = shapes[name]
-        if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_contiguous()
+        if tensor.shape != shape or tensor.dtype != dtype or not plain:
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} is not finite")
+        if tensor.is_floating_point() and tensor.numel() and not float(tensor.abs().max()) <= _LARGEST.get(name, _LARGE):
+            raise ValueError(f"{name} is not finite, or out of all bounds")
     seen = Seen(tensors["seen_start"], tensors["seen_movie"], tensors["seen_stars"])
     rising = bool((seen.start[1:] >= seen.start[:-1]).all()) and int(seen.start[0]) == 0 and int(seen.start[-1]) == n
     if not rising or (n and not 0 <= int(seen.movie.min()) <= int(seen.movie.max()) < n_movies):
@@ -223,7 +234,7 @@ def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
     if len(set(users.ids)) != n_users or len(set(movies.ids)) != n_movies:
         raise ValueError("an id stands twice")
     scale = Scale(float(meta["scale"][0]), float(meta["scale"][1]))
-    if not all(map(math.isfinite, (*scale, head.offset))) or scale.lo >= scale.hi:
+    if not all(abs(number) <= _LARGE for number in (*scale, head.offset)) or scale.lo >= scale.hi:
         raise ValueError("the scale is none")
     return Model(
         method=method,
@@ -278,7 +289,7 @@ def _draws(tensors: dict[str, Tensor], head: Head) -> Draws:
     one_sided = (optional["W"] is None) != (optional["var_w"] is None)
     if not 0 <= t["U"].shape[2] - head.latent <= 1 or len(t["U"]) == 0 or one_sided:
         raise ValueError("the draws do not fit together")
-    least = {"alpha": 0, "gamma_u": 0, "gamma_v": 0, "var_w": 0, "prior_dof": 2, "noise_dof": 2}
+    least = {"alpha": 1e-24, "gamma_u": 0, "gamma_v": 0, "var_w": 0, "prior_dof": 2, "noise_dof": 2}
     positive = all(bool((tensors[name] > bound).all()) for name, bound in least.items() if name in tensors)
     if not positive or not all(_is_positive(matrices) for matrices in (t["Lambda_u"], t["Lambda_v"])):
         raise ValueError("a variance is not positive")

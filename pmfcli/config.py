@@ -207,7 +207,7 @@ def resolve(given: Mapping[str, Any], file: Path | None, environment: Mapping[st
     for key in given:
         extra = Settings.model_fields[key].json_schema_extra
         if isinstance(extra, dict) and extra["only"] not in (None, *settings.kinds()):
-            ways = {"bayes": "--method bayes", "em": "--priors em", "adam": "--solver adam", "map": "--method map"}
+            ways = {"bayes": "--method bayes", "em": "--priors em", "adam": "--method map --solver adam", "map": "--method map"}
             raise UsageError(f"{origin[key]}: it is for {ways[str(extra['only'])]}; this run is not, leave it out")
     return settings
 

@@ -11,14 +11,13 @@ from torch import Tensor
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
 from pmfcli.core.metrics import fit_biases, predict_baselines, scores
-from pmfcli.core.predict import Pairs, predict_pairs
+from pmfcli.core.predict import Pairs, chunk_of, predict_pairs
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import Array, Ratings
 from pmfcli.errors import DataError
 from pmfcli.training import held_out, run, train
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
-_CHUNK = 4_000  # pairs scored at a time
 _EDGES = (0, 1, 3, 10, 30, 100, 300)  # groups by number of training ratings: 0, 1-2, 3-9, …
 
 
@@ -77,15 +76,14 @@ def report(parts: Sequence[Scored]) -> dict[str, Any]:
 def _score(model: Model, pairs: Pairs, stars: Tensor) -> Scored:
     seen = model.seen
     user_counts, movie_counts = seen.start.diff(), seen.movie_counts(len(model.movies))
-    of_user = torch.repeat_interleave(torch.arange(len(model.users)), user_counts)
+    of_user = seen.users()
     pattern = Pattern.of(of_user, seen.movie, (len(model.users), len(model.movies)))
     beside = predict_baselines(fit_biases(pattern, seen.stars), pairs)
     both = pairs.user_known & pairs.movie_known
     trained_on = torch.isin(pairs.user * len(model.movies) + pairs.movie, of_user * len(model.movies) + seen.movie) & both
     model_stars, inside = [], []
-    for start in range(0, len(stars), _CHUNK):
-        part = Pairs(*(column[start : start + _CHUNK] for column in pairs))
-        truth = stars[start : start + _CHUNK]
+    size = chunk_of(model.posterior)
+    for part, truth in zip(pairs.split(size), stars.split(size), strict=True):
         found = predict_pairs(model.posterior, model.seen, part)
         model_stars.append(model.scale.to_stars(found.mean()))
         ends = [[model.scale.to_stars(found.quantile(0.5 + sign * level / 2)) for sign in (-1, 1)] for level in LEVELS]

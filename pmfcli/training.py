@@ -16,7 +16,17 @@ from pmfcli.core import als, chains, gibbs
 from pmfcli.core import map as map_fit
 from pmfcli.core.metrics import fit_biases, predict_baselines, scores
 from pmfcli.core.posterior import Factors, Observations, Parameters, Scales, effective, mean, observe, score
-from pmfcli.core.predict import Laplace, Pairs, Posterior, Seen, estimate_noise, means_of_pairs, predict_pairs, settled
+from pmfcli.core.predict import (
+    Laplace,
+    Pairs,
+    Posterior,
+    Seen,
+    chunk_of,
+    estimate_noise,
+    means_of_pairs,
+    predict_pairs,
+    settled,
+)
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import Array, Ratings, Scale
 from pmfcli.data.split import random_mask
@@ -44,7 +54,7 @@ class Report(NamedTuple):
     phase: str  # "fit" on what is not held out, or "refit" on everything
     step: int  # counts from 0
     epochs: int  # at most, in this phase
-    loss: float  # before this epoch's update
+    loss: float  # before this epoch's update by Adam; after it by other ways
     sigma: float
     holdout_rmse: float | None  # in stars, where it was looked at
     r_hat: float | None = None  # of a sampler, where it was looked at
@@ -99,6 +109,8 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
     """
     ratings.check_trainable()
     device = choose_device(settings.device)
+    if device.type == "mps" and settings.kinds() & {"bayes", "als"}:
+        raise UsageError("--device mps: it has no double precision, which this kind of fit needs; use --device cpu")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     fit = _sample if settings.method == "bayes" else _climb
@@ -187,12 +199,12 @@ def _climb(task: _Task) -> Generator[Report, None, _Found]:
     fit = yield from _fit(phase, observations.to(device), settings, epochs, test)
     mode, known = fit.mode, seen(ratings)
     by_em = settings.solver == "als" and "em" in (settings.priors, settings.noise)
+    if not bool(torch.isfinite(score(mode.factors, observations.pattern)).all()):
+        raise TrainingError("training diverged at its last step; try a smaller --lr")
     laplace = Laplace(**mode._asdict(), noise=mode.parameters.sigma, mean_field=by_em)
     laplace = settled(laplace, known, observations)
     fitted = mean(score(laplace.factors, observations.pattern), observations.link).clamp(0, 1)
     train_rmse = _rmse(fitted, observations.t, ratings.scale)
-    if not math.isfinite(train_rmse):
-        raise TrainingError("training diverged at its last step; try a smaller --lr")
     if noise is None:
         of_test = None if test is None else (test.pairs, ratings.scale.to_unit(test.stars))
         pairs, t = of_test or (_pairs_of(observations.pattern), observations.t)
@@ -225,9 +237,11 @@ def _sample(task: _Task) -> Generator[Report, None, _Found]:
     found |= {"epochs": sampled.sweeps, "draws": len(sampled.draws.alpha)}
     found |= {"train_rmse": _rmse(sampled.fitted.cpu(), observations.t, ratings.scale), "holdout_rmse": None}
     if test is not None:
-        predicted = predict_pairs(sampled.draws, seen(ratings), test.pairs).mean()
+        known = seen(ratings)
+        parts = test.pairs.split(chunk_of(sampled.draws))
+        predicted = torch.cat([predict_pairs(sampled.draws, known, part).mean() for part in parts])
         found["holdout_rmse"] = scores(test.scale.to_stars(predicted), test.stars).rmse
-    return sampled.draws, {key: None if value != value else value for key, value in found.items()}
+    return sampled.draws, found
 
 
 def _fit(

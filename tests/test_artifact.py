@@ -117,6 +117,9 @@ def test_a_damaged_byte_is_noticed_or_harmless(sample_model: Model) -> None:
         ("seen_movie", torch.full((3,), 999, dtype=torch.int32)),
         ("seen_start", torch.zeros(2001, dtype=torch.int64)),
         ("unheard_of", torch.zeros(1)),
+        ("b", torch.empty(2000, device="meta")),
+        ("b", torch.full((2000,), 1e30)),
+        ("noise", torch.tensor(1e30)),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(sample_model: Model, name: str, tensor: torch.Tensor) -> None:
@@ -136,6 +139,10 @@ def test_tensors_that_do_not_fit_are_refused(sample_model: Model, name: str, ten
         {"titles": []},
         {"movies": 3},
         {"settings": None},
+        {"settings": {}},
+        {"settings": {"user_power": -1e6}},
+        {"link": "probit"},
+        {"offset": 1e300},
         {"offset": 10**400},
     ],
 )

@@ -121,6 +121,29 @@ def test_em_finds_the_noise_from_any_start(sigma: float) -> None:
     assert last.sigma == pytest.approx(0.05, rel=0.1)
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (40, 30)])
+@pytest.mark.parametrize("latent", [2, 30])
+def test_em_with_means_comes_to_rest_on_little_data(shape: tuple[int, int], latent: int) -> None:
+    how = als_settings(latent=latent, sigma=0.3, learn_priors=True, learn_noise=True, shape="full")
+    *_, last = als.fit(planted("linear", n_users=shape[0], n_movies=shape[1]), how, 200, seeded())
+    assert 0 < last.sigma < 0.5
+    for side in (last.state.users, last.state.movies):
+        scales = torch.linalg.inv(side.precision.double())
+        assert torch.linalg.eigvalsh(scales).min() > 1e-9
+        assert torch.linalg.eigvalsh(scales).max() < 10
+
+
+def test_em_counts_that_the_weights_are_unsure() -> None:
+    """Where no rating says anything, a row varies as its own part and its mean do: (1 + |F_i|^2 / lambda) / Lambda."""
+    o = planted("linear")
+    how = als_settings(sigma=1e4, learn_priors=True, learn_noise=False, biases=False)
+    state, _ = als.step(als.init(o, how, seeded()), o, how)
+    k, before = how.latent, als.init(o, how, seeded()).users
+    found = unpack(state.users.spread, k).diagonal(dim1=1, dim2=2).mean(1)
+    squares = spmm(o.F.square(), torch.ones(o.pattern.shape[1], 1).to(o.F), o.pattern)[:, 0]
+    torch.testing.assert_close(found, (1 + squares / before.lam[0]) / before.precision[0, 0], rtol=1e-4, atol=0)
+
+
 def test_weights_of_nobody_change_nothing() -> None:
     o = planted("linear")
     empty = o._replace(F=torch.zeros_like(o.F), G=torch.zeros_like(o.G))

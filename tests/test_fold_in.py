@@ -1,5 +1,7 @@
 """Somebody who is not in the data: the same ratings give the answers that training gave."""
 
+import json
+
 import pytest
 import torch
 from conftest import Run
@@ -7,7 +9,7 @@ from conftest import Run
 from pmfcli.answers import Detail, Visitor, predict, recommend
 from pmfcli.artifact import Model, dumps
 from pmfcli.config import Settings
-from pmfcli.core.predict import Draws, Head, Seen, fold_in
+from pmfcli.core.predict import Draws, Head, Pairs, Seen, fold_in, predict_pairs
 from pmfcli.training import run, train
 
 DETAIL = Detail(0.9, stars=False)
@@ -54,31 +56,74 @@ def test_draws_give_the_same_to_sampling_error(draws: Model) -> None:
     assert float(difference.abs().max()) < 0.5 * float(spread.mean())
 
 
-def test_the_mean_of_a_newcomer_is_as_unsure_as_its_weights() -> None:
-    """One draw, one feature, Gaussian: prior N(W, (1 + var W) / Lambda), then one rating of precision alpha."""
-    one, V, W, var, Lambda, alpha = (torch.tensor(value) for value in (1.0, 0.5, 0.75, 0.5, 2.0, 4.0))
-    posterior = Draws(
-        U=torch.zeros(1, 1, 1).half(),
-        V=V.expand(1, 1, 1).half(),
-        W=W.expand(1, 1, 1).half(),
-        var_w=var[None],
-        gamma_u=one.expand(1, 1).half(),
-        gamma_v=one.expand(1, 1).half(),
-        mean_u=torch.zeros(1, 1),
-        mu_u=torch.zeros(1, 1),
-        mu_v=torch.zeros(1, 1),
-        Lambda_u=Lambda.expand(1, 1, 1),
-        Lambda_v=Lambda.expand(1, 1, 1),
-        alpha=alpha[None],
-        prior_dof=None,
-        noise_dof=None,
+V, W, VAR, LAMBDA, ALPHA, DOF = 0.5, 0.75, 0.5, 2.0, 4.0, 3.0
+NOBODY = Seen(torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0))
+
+
+def copies(count: int, dof: float | None) -> Draws:
+    """So many times the same draw, of one feature, one user and two movies."""
+    dofs = None if dof is None else torch.full((count, 2), dof)
+    row = torch.ones(count, 1, 1)
+    return Draws(
+        U=0 * row.half(),
+        V=(V * row).expand(count, 2, 1).half(),
+        W=(W * row).expand(count, 2, 1).half(),
+        var_w=torch.full((2,), VAR),
+        gamma_u=2 * row[..., 0].half(),
+        gamma_v=(0.5 * row[..., 0]).expand(count, 2).half(),
+        mean_u=0 * row[:, 0],
+        mu_u=0 * row[:, 0],
+        mu_v=0 * row[:, 0],
+        Lambda_u=LAMBDA * row,
+        Lambda_v=LAMBDA * row,
+        alpha=ALPHA * row[:, 0, 0],
+        prior_dof=dofs,
+        noise_dof=dofs,
         head=Head(1, 0.0, "linear"),
     )
-    none = Seen(torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0))
-    row = fold_in(posterior, none, torch.tensor([0]), torch.tensor([0.75]), 0.5)
-    precision = Lambda / (1 + var) + alpha * V**2
-    torch.testing.assert_close(row.A[0, 0, 0], (Lambda / (1 + var) * W + alpha * V * 1.0) / precision)
-    torch.testing.assert_close(row.covariance[0, 0, 0, 0], 1 / precision)
+
+
+def test_the_mean_of_a_newcomer_is_as_unsure_as_its_weights() -> None:
+    """Gaussian: prior N(W, (1 + var W) / Lambda), then one rating z = 1 of precision alpha gamma_j."""
+    row = fold_in(copies(1, None), NOBODY, torch.tensor([0]), torch.tensor([0.75]), 0.5)
+    own = LAMBDA / (1 + VAR)
+    precision = own + 0.5 * ALPHA * V**2
+    assert float(row.A) == pytest.approx((own * W + 0.5 * ALPHA * V) / precision)
+    assert float(row.covariance) == pytest.approx(1 / precision)
+
+
+def test_a_newcomer_has_scales_of_their_own() -> None:
+    """The fold-in's mixture over many draws, against the posterior with both scales integrated out on grids."""
+    z = torch.tensor([3.0, -1.0]).double()
+    row = fold_in(copies(6000, DOF), NOBODY, torch.tensor([0, 1]), (0.5 + z / 4).float(), 0.5)
+    mean = float(row.A.mean())
+    variance = float(row.covariance.mean() + row.A.var())
+    a = torch.linspace(-30, 30, 6001).double()
+    tau = torch.distributions.Gamma(DOF / 2, DOF / 2)
+    scales = torch.linspace(1e-4, 12, 4000).double()
+    weights = tau.log_prob(scales).exp()
+    spread = ((1 / scales + VAR) / LAMBDA).sqrt()
+    prior = (weights * torch.distributions.Normal(2**0.5 * W, spread).log_prob(a[:, None]).exp()).sum(1)
+    errors = 0.5 * ALPHA * (z - V * a[:, None]).square().sum(1)
+    posterior = prior * (DOF + errors) ** (-(DOF + 2) / 2)
+    posterior /= posterior.sum()
+    exact = float((posterior * a).sum())
+    assert mean == pytest.approx(exact, abs=0.05)
+    assert variance == pytest.approx(float((posterior * (a - exact) ** 2).sum()), rel=0.15)
+
+
+def test_the_noise_is_that_of_the_user_and_the_movie_and_unknown_ones_have_their_prior() -> None:
+    p = copies(2, DOF)
+    every = torch.ones(3, dtype=torch.bool)
+    user_known, movie_known = every.clone(), every.clone()
+    user_known[1], movie_known[2] = False, False
+    pairs = Pairs(torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), user_known, movie_known)
+    found = predict_pairs(p._replace(mean_u=p.mean_u + 0.4, U=p.U + 1), NOBODY, pairs)
+    unsure = 1 / (LAMBDA * (1 - 2 / DOF))
+    both, no_user, no_movie = (0.0625 / (ALPHA * gammas) for gammas in (2 * 0.5, (1 - 2 / DOF) * 0.5, 2 * (1 - 2 / DOF)))
+    expected = torch.tensor([both, no_user + V**2 * unsure / 16, no_movie + unsure / 16])
+    torch.testing.assert_close(found.spread[0].square(), expected)
+    torch.testing.assert_close(found.centre[0], 0.5 + torch.tensor([V, 0.4 * V, 0.0]) / 4)
 
 
 def test_few_ratings_leave_it_unsure_and_many_do_not(draws: Model) -> None:
@@ -102,9 +147,14 @@ def test_in_a_pipe(answer: Run, draws: Model, tmp_path) -> None:
         assert lo < prediction < hi
         assert sd > 0
     one = answer("predict", "--ratings", "-", "--movie", "260", "--stars", "--json", stdin="1 5\n")
-    assert '"source": "fold-in"' in one.stdout
+    (row,) = json.loads(one.stdout)["rows"]
+    assert row["source"] == "fold-in"
+    masses = [value for name, value in row.items() if name.startswith("p_") and name != "p_ge_4"]
+    assert len(masses) == 10
+    assert sum(masses) == pytest.approx(1, abs=1e-5)
+    assert row["p_ge_4"] == pytest.approx(sum(masses[7:]), abs=1e-5)
     for text, code, said in (
-        ("movie,rating\n1,nine\n", 3, "line"),
+        ("movie,rating\n1,nine\n", 3, "'nine' is not a rating"),
         ("1,9\n", 3, "outside the model's scale"),
         ("nofilm,4\n", 5, "knows none"),
         ("", 3, "no ratings"),
@@ -113,6 +163,6 @@ def test_in_a_pipe(answer: Run, draws: Model, tmp_path) -> None:
         done = answer("recommend", "--ratings", "-", stdin=text)
         assert done.returncode == code, text
         assert done.stdout == ""
-        assert said in done.stderr or said == "line"
+        assert said in done.stderr
     assert answer("recommend", "--user", "4", "--ratings", "-").returncode == 2
     assert answer("predict", "--user", "4", "--interval", "1.5").returncode == 2

@@ -134,3 +134,13 @@ def test_small_data_is_not_held_out() -> None:
     assert torch.equal(model.posterior.factors.U, run(train(few, Settings(holdout=0.0))).posterior.factors.U)
     with pytest.raises(UsageError, match="--device cpu"):
         run(train(few, Settings(device="cuda" if not torch.cuda.is_available() else "mps")))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"hierarchical": "none"}, {"method": "bayes", "epochs": 100}], ids=["map", "none", "bayes"]
+)
+def test_intervals_hold_on_ratings_not_seen(sample, settings: dict) -> None:
+    test = random_mask(sample.n, 0.1, 5)
+    model = run(train(sample.select(~test), Settings(**settings)))
+    covered = report([score_model(model, sample.select(test))])["coverage"]
+    assert covered == {level: pytest.approx(float(level), abs=0.06) for level in ("0.5", "0.8", "0.9", "0.95")}

@@ -86,13 +86,13 @@ def read_visitor(source: str, model: "Model") -> "Visitor":
         except ValueError:
             raise DataError(f"{place}: '{short(text)}' is not a rating") from None
         if not lo <= rating <= hi:
-            raise DataError(f"{place}: rating {text} is outside the model's scale, {lo:g} to {hi:g}")
+            raise DataError(f"{place}: rating {short(text)} is outside the model's scale, {lo:g} to {hi:g}")
         users.add(fields.get("user", ""))
         if len(users) > 1:
-            raise DataError(f"{place}: ratings of several users ({', '.join(sorted(users))}); give those of one")
+            raise DataError(f"{place}: ratings of several users ({', '.join(map(short, sorted(users)))}); give those of one")
         row = model.movies.row(movie)
         if row is None:
-            unknown.append(movie)
+            unknown.append(short(movie))
         else:
             found[row] = rating  # a movie that is rated again: the last counts
     if unknown:

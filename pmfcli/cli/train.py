@@ -37,7 +37,7 @@ def train(
     source: Source,
     given: dict[str, Any],
 ) -> None:
-    """Fit a model by maximum a posteriori and write it to a file that answers alone."""
+    """Fit a model and write it to a file that answers alone."""
     settings = resolve(given, config, os.environ)
     _check_outputs(output, log, source.data, as_json)
     if settings.device not in ("auto", "cpu"):
@@ -98,20 +98,24 @@ def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
     if "r_hat" in m:
         mixed = "n/a" if m["r_hat"] is None else f"{m['r_hat']:.2f}, {m['ess']:.0f} effective draws"
         note(f"{m['draws']} draws kept after {m['burn_in']} sweeps of burn-in; of the predictions: R-hat {mixed}")
+        from pmfcli.core.chains import AGREE
+
+        if m["r_hat"] is not None and m["r_hat"] > AGREE:
+            note("warning: after so many sweeps its predictions still change; give more --epochs, or more --chains")
     if "holdout_rmse" in m:
         beside = {name: found["rmse"] for name, found in m["holdout_baselines"].items()}
         note(f"held-out RMSE {m['holdout_rmse']:.3f} (always the mean {beside['mean']:.3f}, biases only {beside['bias']:.3f})")
         if m["holdout_rmse"] > beside["mean"] and m["train_rmse"] < 0.8 * spread:
             note(
                 "warning: on held-out ratings this model is worse than always answering the mean; it memorises. "
-                "Try --noise fixed, a larger --sigma, or smaller --sigma-u and --sigma-v"
+                + ("Try a smaller --latent" if model.method == "bayes" else "Try --noise fixed, or a larger --sigma")
             )
     elif model.settings["holdout"] > 0:
-        note(f"{d['ratings']:,} ratings are too few to hold out a part of them: trained on all until the loss stood still")
+        note(f"{d['ratings']:,} ratings are too few to hold out a part of them: trained on all")
     if m["train_rmse"] > 0.97 * spread:
         note(
             f"warning: it learned little: always answering the mean has a training RMSE of {spread:.3f}. "
-            "Try a smaller --sigma, larger --sigma-u and --sigma-v, or a smaller --lr if the loss grew"
+            + ("Try more --epochs" if model.method == "bayes" else "Try a smaller --sigma, or larger --sigma-u and --sigma-v")
         )
     note(f"wrote {output} ({size / 1e6:.1f} MB)")
     if model.method == "map":
@@ -153,7 +157,7 @@ def _log(lines: TextIO, report: "Report", began: float, last: bool = False) -> N
         return
     entry = {**report._asdict(), "seconds": round(time.perf_counter() - began, 3)}
     try:
-        lines.write(json.dumps(entry) + "\n")
+        lines.write(json.dumps(entry, allow_nan=False) + "\n")
         lines.flush()
     except OSError as error:
         note(f"warning: --log: {error.strerror or error}; no more is logged")

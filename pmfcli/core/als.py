@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined] # is there, but not exported to type checkers
 
 from pmfcli.core.conditional import Prior, conditional, features, outer, pack, unpack
 from pmfcli.core.means import Means, ridge
@@ -38,8 +39,10 @@ _START = 0.1  # standard deviation of the first factors
 _HALVINGS = 3
 _NOISE_FIRST = 4  # sweeps that leave the priors as they are: under a far too large noise all factors shrink, then their priors
 _ROUNDING = 8  # units in the last place by which a cost may seem worse: at the optimum all steps do, half the time
+_NUMBERS = 1 << 24  # of precisions of rows that settle at a time
 _MOST_HALF_STEPS, _STILL = 50, 1e-5  # of rows that settle: at most so many; until no number moves by more
 _LEAST = 1e-8  # of a variance that is learned
+_LEAST_PRIOR = 1e-4  # of one of factors: a feature this small says nothing, and shrinks for ever
 
 
 class AlsSettings(NamedTuple):
@@ -78,7 +81,7 @@ class State(NamedTuple):
 class Info(NamedTuple):
     """What one step reached."""
 
-    loss: float  # -log p, or minus the evidence bound where something is learned; hierarchical weights at their mean
+    loss: float  # -log p; where something is learned, minus the evidence bound given the hierarchical weights
     sigma: float
 
 
@@ -119,7 +122,7 @@ def init(observations: Observations, settings: AlsSettings, generator: torch.Gen
 
 
 @torch.no_grad()
-def step(state: State, observations: Observations, settings: AlsSettings, generator: torch.Generator) -> tuple[State, Info]:
+def step(state: State, observations: Observations, settings: AlsSettings) -> tuple[State, Info]:
     """Both sides once, then the scales that are learned.
 
     Raises:
@@ -130,10 +133,10 @@ def step(state: State, observations: Observations, settings: AlsSettings, genera
     for turn in (0, 1):
         if turn == 0:
             users = _rows(users, movies, o, sigma, s.latent)
-            users = _means(users, Means.of(o.F, o.pattern, o.pattern_t), s, generator)
+            users = _means(users, Means.of(o.F, o.pattern, o.pattern_t), s)
         else:
             movies = _rows(movies, users, o.flipped(), sigma, s.latent)
-            movies = _means(movies, Means.of(o.G, o.pattern_t, o.pattern), s, generator)
+            movies = _means(movies, Means.of(o.G, o.pattern_t, o.pattern), s)
     if s.learn_noise:
         sigma = _expected_error(users, movies, o, s.latent).mean().clamp(min=_LEAST).sqrt()
     state = State(users, movies, sigma)
@@ -152,9 +155,10 @@ def fit(observations: Observations, settings: AlsSettings, epochs: int, generato
     state = init(observations, settings, generator)
     for number in range(epochs):
         try:
-            now = settings._replace(learn_priors=settings.learn_priors and number >= _NOISE_FIRST)
-            state, info = step(state, observations, now, generator)
-        except TrainingError as error:
+            waits = settings.learn_noise and number < _NOISE_FIRST
+            now = settings._replace(learn_priors=settings.learn_priors and not waits)
+            state, info = step(state, observations, now)
+        except (TrainingError, LinAlgError) as error:
             raise TrainingError(f"training diverged at step {number}: {error}; try a larger --sigma") from None
         yield Progress(number, info.loss, info.sigma, state)
 
@@ -171,21 +175,6 @@ def gather(state: State, settings: AlsSettings) -> Parameters:
 def current(state: State, observations: Observations, settings: AlsSettings) -> Factors:
     """The effective factors of the state."""
     return _factors(state.users, state.movies, observations, settings.latent)
-
-
-def scales(state: State, settings: AlsSettings) -> Scales:
-    """Prior scales, as root mean squares over columns where they have a shape."""
-    k = settings.latent
-
-    def own(side: Side) -> float:
-        return float(torch.linalg.inv(side.precision[:k, :k]).diagonal().mean().sqrt())
-
-    def weights(side: Side) -> float:
-        return float((torch.linalg.inv(side.precision[:k, :k]).diagonal() / side.lam).mean().sqrt())
-
-    u, v = state.users, state.movies
-    sigma_b = float(u.precision[k, k] ** -0.5) if settings.biases else settings.scales.sigma_b
-    return Scales(own(u), own(v), weights(u), weights(v), sigma_b)
 
 
 def _factors(rows: Side, columns: Side, o: Observations, k: int) -> Factors:
@@ -213,15 +202,22 @@ def settle(
         rows: (rows, d) start, as [factors, bias] or factors alone. prior: of the rows, one precision for all.
         columns: (columns, d) the other side. spread: (columns, d (d + 1) / 2) its packed covariances, if they count.
     """
-    none = rows.new_zeros(0)
-    side = Side(rows, None, prior.precision, None, prior.mean, none)
+    o, found, none = observations, [], rows.new_zeros(0)
     other = Side(columns, spread, prior.precision, None, torch.zeros_like(columns), none)
-    for _ in range(_MOST_HALF_STEPS):
-        before = side.A
-        side = _rows(side, other, observations, sigma, latent)
-        if float((side.A - before).abs().max()) <= _STILL:
-            break
-    return side.A
+    size = max(1, _NUMBERS // prior.precision.numel())
+    for start in range(0, len(rows), size):
+        stop = min(start + size, len(rows))
+        part = o.pattern.rows(start, stop)
+        t = o.t[int(o.pattern.crow[start]) : int(o.pattern.crow[stop])]
+        of_rows = o._replace(pattern=part, t=t)
+        side = Side(rows[start:stop], None, prior.precision, None, prior.mean[start:stop], none)
+        for _ in range(_MOST_HALF_STEPS):
+            before = side.A
+            side = _rows(side, other, of_rows, sigma, latent)
+            if float((side.A - before).abs().max()) <= _STILL:
+                break
+        found.append(side.A)
+    return torch.cat(found)
 
 
 def _rows(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -> Side:
@@ -233,7 +229,7 @@ def _rows(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -> Si
     if d > k:
         target = target - other.A[:, k][o.pattern.col]
     second = None if other.spread is None else _factor_spread(other.spread, d, k)
-    prior_mean = side.M
+    prior_mean, pull = side.M, torch.zeros_like(side.A)
     if other.spread is not None and d > k:  # a column's factors and bias are correlated: E f (z - c) counts that
         i, j = torch.triu_indices(d, d, device=x.device)
         together = torch.zeros_like(other.A)
@@ -241,18 +237,28 @@ def _rows(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -> Si
         pull = spmm(weight, together, o.pattern)
         prior_mean = prior_mean - torch.linalg.solve(side.precision, pull.mT).mT
     found = conditional(o.pattern, features(other.A, k), weight, target, Prior(prior_mean, side.precision), second)
-    A = found.mean if o.link == "linear" else _shortened(side, other, found.mean, o, sigma, k)
+    A = found.mean
+    if o.link != "linear":
+        among = None if second is None else unpack(spmm(weight, second, o.pattern), d)
+        A = _shortened(side, other, A, o, sigma, k, among, pull)
     return side._replace(A=A, spread=None if side.spread is None else pack(found.covariance()))
 
 
-def _shortened(side: Side, other: Side, A: Tensor, o: Observations, sigma: Tensor, k: int) -> Tensor:
-    """A Gauss-Newton step of each row, halved until its own objective is not worse."""
+def _shortened(
+    side: Side, other: Side, A: Tensor, o: Observations, sigma: Tensor, k: int, among: Tensor | None, pull: Tensor
+) -> Tensor:
+    """A Gauss-Newton step of each row, halved until its own objective is not worse.
+
+    Args:
+        among: (rows, d, d) and pull: (rows, d), what the covariances of the columns add, A' among A + 2 A . pull.
+    """
 
     def cost(A: Tensor) -> Tensor:
         x = score(_factors(side._replace(A=A), other, o, k), o.pattern)
         off = A - side.M
         error = ((o.t - mean(x, o.link)) / sigma).square()
-        return spmm(error, error.new_ones(o.pattern.shape[1], 1), o.pattern)[:, 0] + ((off @ side.precision) * off).sum(1)
+        total = spmm(error, error.new_ones(o.pattern.shape[1], 1), o.pattern)[:, 0] + ((off @ side.precision) * off).sum(1)
+        return total if among is None else total + ((A[:, None] @ among)[:, 0] * A + 2 * A * pull).sum(1)
 
     before = cost(side.A) * (1 + _ROUNDING * torch.finfo(A.dtype).eps)
     for _ in range(_HALVINGS):
@@ -263,16 +269,16 @@ def _shortened(side: Side, other: Side, A: Tensor, o: Observations, sigma: Tenso
     return torch.where((cost(A) > before)[:, None], side.A, A)
 
 
-def _means(side: Side, means: Means, s: AlsSettings, generator: torch.Generator) -> Side:
+def _means(side: Side, means: Means, s: AlsSettings) -> Side:
     """The hierarchical weights at their mean given the rows, then the prior of both, if it is learned.
 
     The covariance of W given the ratings is that of a ridge in which a row counts by the part of it that its ratings, not its
-    prior, decide: 1 - tr(Cov_i Lambda) / latent. One draw around the mean estimates it: its columns are alike, so the mean
-    square over them is the variance of a row's prior mean, in units of Lambda^-1; the row's own covariance grows by it.
+    prior, decide: 1 - tr(Cov_i Lambda) / latent. Each W_k is taken with the others known (``Means.variances``). The variance of
+    F_i W is in units of Lambda^-1; the row's own covariance grows by it.
     """
     k = s.latent
     if side.W is None:
-        return _learned(side, side.A.new_zeros(()), side.A.new_zeros(k, k), s) if s.learn_priors else side
+        return _learned(side, side.A.new_zeros(()), side.A.new_zeros(()), s) if s.learn_priors else side
     tau = side.A.new_ones(len(side.A))
     W = ridge(means, means.down(side.A[:, :k]), tau, side.lam, side.W)
     side = side._replace(W=W, M=torch.cat([means.up(W), side.M[:, k:]], 1))
@@ -282,17 +288,12 @@ def _means(side: Side, means: Means, s: AlsSettings, generator: torch.Generator)
     within = covariance @ side.precision
     part = (1 - within.diagonal(dim1=1, dim2=2)[:, :k].mean(1)).clamp(0, 1)
 
-    def noise(rows: int) -> Tensor:
-        return torch.randn(rows, k, generator=generator, dtype=W.dtype).to(W.device)
-
-    right = means.down(part.sqrt()[:, None] * noise(len(side.A))) + side.lam.sqrt() * noise(len(W))
-    away = ridge(means, right, part, side.lam, torch.zeros_like(W))  # in units of Lambda^-1/2
-    doubt = means.up(away).square().mean(1)
+    variances = means.variances(part, side.lam)
+    doubt = means.up_squared(variances).mean(1)
     grown = covariance.clone()
     grown[:, :k, :k] += doubt[:, None, None] * (within[:, :k, :k] @ covariance[:, :k, :k])
     if s.learn_priors:
-        root = torch.linalg.cholesky(torch.linalg.inv(side.precision[:k, :k]))
-        side = _learned(side, (part.square() * doubt).sum(), root @ _scatter(away) @ root.mT, s)
+        side = _learned(side, (part.square() * doubt).sum(), variances.mean(1).sum(), s)
     return side._replace(spread=pack(grown))
 
 
@@ -301,25 +302,30 @@ def _scatter(rows: Tensor) -> Tensor:
 
 
 def _learned(side: Side, doubt: Tensor, doubt_w: Tensor, s: AlsSettings) -> Side:
-    """The prior of one side from its rows and their covariance."""
+    """The prior of one side from its rows and their covariance.
+
+    Args:
+        doubt, doubt_w: the summed variances of the rows' prior means and of W, in units of the prior covariance.
+    """
     k, rows = s.latent, len(side.A)
     assert side.spread is not None
     off = side.A - side.M
     total = _scatter(off) + unpack(side.spread.sum(0), off.shape[1])
-    own = total[:k, :k] + doubt * torch.linalg.inv(side.precision[:k, :k])
-    own_w = None if side.W is None else _scatter(side.W) + doubt_w
+    prior = torch.linalg.inv(side.precision[:k, :k])
+    own = total[:k, :k] + doubt * prior
+    own_w = None if side.W is None else _scatter(side.W) + doubt_w * prior
     lam = side.lam
     if s.shape == "full":
         count = rows
         if own_w is not None and side.W is not None:
             own, count = own + lam[0] * own_w, rows + len(side.W)
-        covariance = own / count
+        covariance = 0.5 * (own + own.mT) / count + _LEAST_PRIOR * torch.eye(k).to(own)
         if own_w is not None and side.W is not None:
             lam = (len(side.W) * k / torch.linalg.solve(covariance, own_w).diagonal().sum()).expand(k)
     else:
         variance = own.diagonal() / rows
         variance = variance.mean().expand(k) if s.shape == "spherical" else variance
-        covariance = torch.diag(variance.clamp(min=_LEAST))
+        covariance = torch.diag(variance.clamp(min=_LEAST_PRIOR))
         if own_w is not None and side.W is not None:
             variance_w = own_w.diagonal() / len(side.W)
             variance_w = variance_w.mean().expand(k) if s.shape == "spherical" else variance_w
@@ -372,8 +378,4 @@ def _objective(state: State, o: Observations, s: AlsSettings) -> float:
         off = (side.A - side.M).double()
         fit = (off @ precision * off).sum() + (unpack(side.spread.double().sum(0), d) * precision).sum()
         bound += 0.5 * float(len(off) * (torch.logdet(precision) + d) - fit + torch.logdet(covariances).sum())
-        if side.W is not None:
-            own = side.lam.double().sqrt()[:, None] * precision[: s.latent, : s.latent] * side.lam.double().sqrt()
-            W = side.W.double()
-            bound += 0.5 * float(len(W) * (torch.logdet(own) - s.latent * log_2pi) - (W @ own * W).sum())
     return -bound

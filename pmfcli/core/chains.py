@@ -1,12 +1,14 @@
 """Several chains of the Gibbs sampler side by side, watched until they agree; the draws that are kept of them."""
 
 import contextlib
+import math
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined] # is there, but not exported to type checkers
 
 from pmfcli.core import gibbs
 from pmfcli.core.diagnostics import effective_size, r_hat
@@ -22,6 +24,9 @@ AGREE = 1.15  # split R-hat of nine predictions in ten
 ENOUGH = 40  # effective draws of half the predictions, for each chain
 _WATCHED = 200  # pairs whose prediction is watched
 _BUFFER = 3  # times as many draws are held while it runs as are kept in the end
+
+
+_Verdict = tuple[float | None, float | None]
 
 
 class Progress(NamedTuple):
@@ -43,8 +48,8 @@ class Sampled(NamedTuple):
     burn_in: int
     loss: float  # mean over the sweeps after burn-in, as sigma
     sigma: float
-    r_hat: float
-    ess: float
+    r_hat: float | None  # None where there are too few sweeps to say
+    ess: float | None
 
 
 class _Kept(NamedTuple):
@@ -79,7 +84,7 @@ def fit(
     held: list[list[_Kept]] = [[] for _ in range(chains)]
     stride, most = 1, sweeps or MOST
     warm_up = min(WARM_UP, int(BURN_IN * most))
-    verdict = (float("nan"), float("nan"))
+    verdict: _Verdict = (None, None)
     with _workers(chains, device) as run_all:
         for number in range(most):
             now = settings if number >= warm_up else settings._replace(prior_scales=False)
@@ -89,7 +94,7 @@ def fit(
 
             try:
                 moved = run_all(move, range(chains))
-            except TrainingError as error:
+            except (TrainingError, LinAlgError) as error:
                 raise TrainingError(f"the sampler broke down at sweep {number}: {error}; try a smaller --latent") from None
             states = [state for state, _ in moved]
             losses.append((sum(info.loss for _, info in moved) / chains, sum(info.sigma for _, info in moved) / chains))
@@ -105,7 +110,7 @@ def fit(
                 burn_in = max(warm_up, int(BURN_IN * done))
                 verdict = _verdict(torch.stack(seen[burn_in:], 1))
             yield Progress(number, *losses[-1], *(verdict if look else (None, None)))
-            if sweeps is None and look and verdict[0] <= AGREE and verdict[1] >= ENOUGH * chains:
+            if sweeps is None and look and _agree(verdict, chains):
                 break
     late = losses[burn_in:]
     kept = [draw for chain in held for draw in _spread_out([d for d in chain if d.sweep >= burn_in], -(-keep // chains))]
@@ -141,11 +146,17 @@ def _watch(state: State, problem: Problem, pairs: tuple[Tensor, Tensor], latent:
     return (x + u[:, latent:].sum(1) + v[:, latent:].sum(1)).cpu()
 
 
-def _verdict(late: Tensor) -> tuple[float, float]:
+def _agree(verdict: _Verdict, chains: int) -> bool:
+    r_hat, ess = verdict
+    return r_hat is not None and ess is not None and r_hat <= AGREE and ess >= ENOUGH * chains
+
+
+def _verdict(late: Tensor) -> _Verdict:
     """R-hat that nine predictions in ten are below, and the median effective size, of (chains, sweeps, pairs) after burn-in."""
     if late.shape[1] < 4:
-        return float("nan"), float("nan")
-    return float(r_hat(late.double()).quantile(0.9)), float(effective_size(late.double()).median())
+        return None, None
+    found = float(r_hat(late.double()).quantile(0.9)), float(effective_size(late.double()).median())
+    return found if all(map(math.isfinite, found)) else (None, None)
 
 
 def _keep(sweep: int, state: State) -> _Kept:

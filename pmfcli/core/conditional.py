@@ -18,6 +18,9 @@ from torch import Tensor
 from pmfcli.core.sparse import Pattern, spmm
 from pmfcli.errors import TrainingError
 
+_NUMBERS = 1 << 24  # of packed squares at a time
+_JITTER = 100  # units in the last place of the largest diagonal entry, added where a precision fails
+
 
 class Prior(NamedTuple):
     """N(mean_i, precision^-1) for every row."""
@@ -60,13 +63,20 @@ def conditional(
         TrainingError: the precision of a row is not positive definite, as when a weight is not finite.
     """
     d = columns.shape[1]
-    squares = outer(columns) if second is None else outer(columns) + second
-    gram = unpack(spmm(weight, squares, pattern), d)
+    width = d * (d + 1) // 2
+    step = max(1, _NUMBERS // max(1, len(columns)))
+    parts = [slice(start, start + step) for start in range(0, width, step)]
+    squares = (outer(columns, part) if second is None else outer(columns, part) + second[:, part] for part in parts)
+    gram = unpack(torch.cat([spmm(weight, square, pattern) for square in squares], 1), d)
     shift = spmm(weight * target, columns, pattern)
     pull = torch.einsum("...ij,...j->...i", prior.precision, prior.mean)
     cholesky, failed = torch.linalg.cholesky_ex(gram.add_(prior.precision))
-    if bool(failed.any()):
-        raise TrainingError("the precision of a row is not positive definite")
+    if bool(failed.any()):  # by rounding, where the prior is far weaker than the observations and these span too little
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        diagonal += (failed > 0)[:, None] * _JITTER * torch.finfo(gram.dtype).eps * diagonal.amax(1, keepdim=True)
+        cholesky, failed = torch.linalg.cholesky_ex(gram)
+        if bool(failed.any()):
+            raise TrainingError("the precision of a row is not positive definite")
     mean = torch.cholesky_solve((shift + pull)[:, :, None], cholesky)[:, :, 0]
     return Gaussians(mean, cholesky)
 
@@ -76,9 +86,9 @@ def features(A: Tensor, latent: int) -> Tensor:
     return A if A.shape[-1] == latent else torch.cat([A[..., :latent], torch.ones_like(A[..., :1])], -1)
 
 
-def outer(vectors: Tensor) -> Tensor:
-    """v v' packed, for every row v of (rows, d)."""
-    i, j = torch.triu_indices(vectors.shape[1], vectors.shape[1], device=vectors.device)
+def outer(vectors: Tensor, part: slice = slice(None)) -> Tensor:
+    """v v' packed, for every row v of (rows, d), or a part of the packed columns."""
+    i, j = torch.triu_indices(vectors.shape[1], vectors.shape[1], device=vectors.device)[:, part]
     return vectors[:, i] * vectors[:, j]
 
 

@@ -27,6 +27,7 @@ BETA0 = 2.0  # of the Normal-Wishart, as in ICML 2008
 _SPREAD = 0.1  # standard deviation of the first factors
 _LEAST = 1e-6
 _START_DOF = 8.0
+_TOLERANCE = 1e-2  # of the solution that is a draw of W: small beside the spread of the draw
 DOFS = torch.logspace(math.log10(2.5), math.log10(250), 200, dtype=torch.float64)  # nu and eta: above 2 variances are finite
 
 
@@ -228,17 +229,13 @@ def draw_weights(side: Side, start: Tensor, means: Means, generator: torch.Gener
 
     tau = side.tau[:, None]
     right = means.down(tau * (side.A - side.mu) + tau.sqrt() * noise(len(side.A))) + side.lam.sqrt() * noise(len(start))
-    return ridge(means, right, side.tau, side.lam, start)
+    return ridge(means, right, side.tau, side.lam, start, _TOLERANCE)
 
 
 def mean_weights(A: Tensor, mu: Tensor, tau: Tensor, lam: Tensor, means: Means, start: Tensor) -> tuple[Tensor, Tensor]:
-    """W given the rows A and their scales: its mean, (columns, d), and about its variance, (columns,), as a part of Lambda^-1.
-
-    The variance is that of each W_k with the others known, (lambda + sum_i tau_i F_ik^2)^-1: no column of the inverse is solved
-    for, and on MovieLens F_i Var(W) F_i' comes out a sixth too small.
-    """
+    """W given the rows A and their scales: its mean, (columns, d), and ``Means.variances``, (columns,)."""
     mean = ridge(means, means.down(tau[:, None] * (A - mu)), tau, lam, start)
-    return mean, 1 / (lam + means.squares(tau))
+    return mean, means.variances(tau, lam)[:, 0]
 
 
 def draw_tau(off: Tensor, Lambda: Tensor, dof: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,11 +4,13 @@ Two posteriors. ``Laplace`` is a mode with the covariance of each row given the 
 the posterior has there. ``Draws`` are draws of everything, from ``gibbs.py``. Both give rows of users and movies, known,
 unknown or folded in, and a ``Mixture`` for pairs of them.
 
-An unknown movie has its prior. An unknown user is the average user with the spread of users, for the movies were fitted beside
-these. (An average movie would be a worse guess than none: movies that nobody in training rated are not average ones.)
+An unknown movie has its prior. An unknown user is the average user, as unsure as the prior of a user (of a mode: as users
+differ), for the movies were fitted beside these. (An average movie would be a worse guess than none: movies that nobody in
+training rated are not average ones.)
 """
 
 import math
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,6 +26,7 @@ from pmfcli.core.sparse import Pattern
 _MINI_SWEEPS = 12  # of the sampler that folds a user in on every draw
 _MEAN_FIELD_ROUNDS = 4  # in which users settle
 _BLOCK = 8192  # movies ranked at a time
+_CHUNK, _CHUNK_NUMBERS = 4096, 8_000_000  # pairs answered at a time: at most so many, nor more numbers of their covariances
 _NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
 
 
@@ -38,6 +41,10 @@ class Pairs(NamedTuple):
     def to(self, device: torch.device) -> "Pairs":
         """The same pairs on another device."""
         return Pairs(*(part.to(device) for part in self))
+
+    def split(self, size: int) -> Iterator["Pairs"]:
+        """Parts of at most so many pairs."""
+        return (Pairs(*parts) for parts in zip(*(part.split(size) for part in self), strict=True))
 
 
 class Seen(NamedTuple):
@@ -124,6 +131,12 @@ class Rows(NamedTuple):
         return Rows(self.A[:, index], self.gamma[:, index], C, None if self.open is None else self.open[index])
 
 
+def chunk_of(posterior: Posterior) -> int:
+    """How many pairs to answer at a time, so that memory is bounded: the fewer, the wider the rows."""
+    size = posterior.V[:, 0].numel() if isinstance(posterior, Draws) else posterior.precision_v.numel()
+    return max(64, min(_CHUNK, _CHUNK_NUMBERS // size))
+
+
 @torch.no_grad()
 def mixture(posterior: Posterior, users: Rows, movies: Rows) -> Mixture:
     """The predictive distributions of pairs: users and movies aligned, or one of them alone for all of the others."""
@@ -164,13 +177,14 @@ def means_of_pairs(factors: Factors, pairs: Pairs) -> Tensor:
 def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted: bool, seed: int) -> Tensor:
     """The noise of a rating at a mode, on the unit scale, (). The sigma of a fit may be fixed at more, against overfitting.
 
-    Of ratings that were held out: with it the squared errors are on average the predicted variances. Of ratings that the mode
-    was fitted to: sigma^2 = mean of (t - g)^2 + g'^2 Var x, the noise step of EM (``als.py``) with the covariances of the mode.
+    Of ratings that were held out: squared errors, each divided by its predicted variance, are 1 on average. Of ratings that the
+    mode was fitted to: sigma^2 = mean of (t - g)^2 + g'^2 Var x, the noise step of EM (``als.py``) with the mode's covariances.
 
     Args:
         pairs, t: (n,) pairs and their ratings on the unit scale; a sample of them is used.
     """
-    some = torch.randperm(len(t), generator=torch.Generator().manual_seed(seed))[:_NOISE_SAMPLE]
+    most = min(_NOISE_SAMPLE, chunk_of(laplace))
+    some = torch.randperm(len(t), generator=torch.Generator().manual_seed(seed))[:most]
     pairs, t = Pairs(*(part[some] for part in pairs)), t[some]
     noise = laplace.noise
     for _ in range(_NOISE_STEPS):
@@ -209,7 +223,8 @@ def users_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
     of = torch.repeat_interleave(torch.arange(len(rows)), counts)
     rating = torch.arange(len(of)) + (starts - counts.cumsum(0) + counts)[of]
     fitted = _curvature(p, of, U[rows], seen.movie[rating].long(), V, p.precision_u)
-    return _with_unknown(U[rows], fitted, known, U.mean(0), torch.atleast_2d(U.mT.cov()))
+    spread = torch.atleast_2d(U.mT.cov()) if len(U) > 1 else torch.linalg.inv(p.precision_u)
+    return _with_unknown(U[rows], fitted, known, U.mean(0), spread)
 
 
 def movies_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:

@@ -1,11 +1,12 @@
 """What is known of a rating: a mixture of Gaussians, one component a draw, with its mean, interval and masses."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_BISECTIONS = 30  # of the range of the components: to a part in 10^9
+_BISECTIONS = 30  # of the range of the components, to the precision of its numbers
 _REACH = 8.0  # standard deviations beyond the outermost component
 
 
@@ -20,9 +21,16 @@ class Mixture(NamedTuple):
         return self.centre.clamp(0, 1).mean(0)
 
     def sd(self) -> Tensor:
-        """The predictive standard deviation, (n,)."""
-        between = (self.centre - self.centre.mean(0)).square().mean(0)
-        return (self.spread.square().mean(0) + between).sqrt()
+        """The predictive standard deviation, (n,): what lies beyond the scale counts as its end, as in the masses."""
+        c, s = self.centre.double(), self.spread.double()
+        low, high = -c / s, (1 - c) / s
+        inside, above = torch.special.ndtr(high) - torch.special.ndtr(low), torch.special.ndtr(-high)
+        at_low, at_high = _density(low), _density(high)
+        first = c * inside + s * (at_low - at_high) + above
+        second = (c.square() + s.square()) * inside + s * (c * at_low - (c + 1) * at_high) + above
+        variance = second.mean(0) - first.mean(0).square()
+        found: Tensor = variance.clamp(min=0).sqrt().to(self.centre)
+        return found
 
     def below(self, t: float | Tensor) -> Tensor:
         """The probability of a rating below t, (n,)."""
@@ -50,3 +58,7 @@ class Mixture(NamedTuple):
     def n(self) -> int:
         """Number of ratings."""
         return self.centre.shape[1]
+
+
+def _density(x: Tensor) -> Tensor:
+    return torch.exp(-0.5 * x.square()) / math.sqrt(2 * math.pi)
