@@ -119,7 +119,9 @@ class Settings(BaseModel):
         "adam", "Gradient steps, or alternating least squares.", _FIT, only="map", shown="adam; em: als"
     )
     lr: float = _field(0.03, "Learning rate of Adam.", _FIT, only="adam", gt=0)
-    early_stop: bool = _field(True, "Stop when the loss, or the held-out error, no longer improves.", _FIT, only="map")
+    early_stop: bool = _field(
+        True, "Stop when the loss, or the held-out error, no longer improves, and settle the users there.", _FIT, only="map"
+    )
     holdout: float = _field(
         0.1, "Fraction held out: to find the best epoch, and a score; 0 for none.", _FIT, shown="0.1; bayes: 0", ge=0, lt=1
     )

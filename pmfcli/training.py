@@ -202,7 +202,8 @@ def _climb(task: _Task) -> Generator[Report, None, _Found]:
     if not bool(torch.isfinite(score(mode.factors, observations.pattern)).all()):
         raise TrainingError("training diverged at its last step; try a smaller --lr")
     laplace = Laplace(**mode._asdict(), noise=mode.parameters.sigma, mean_field=by_em)
-    laplace = settled(laplace, known, observations)
+    if settings.early_stop:  # else the fit is to be what so many steps make of it
+        laplace = settled(laplace, known, observations)
     fitted = mean(score(laplace.factors, observations.pattern), observations.link).clamp(0, 1)
     train_rmse = _rmse(fitted, observations.t, ratings.scale)
     if noise is None:

@@ -47,7 +47,7 @@ def test_the_post_is_reproduced(pmf: Run, movielens: Path, tmp_path: Path, seed:
     assert log[950] == pytest.approx(-180_980, rel=0.003)
     rows = json.loads(pmf("predict", "--user", "4", "--row", "--json").stdout)["rows"]
     assert len(rows) == 44
-    assert sum(round(row["prediction"]) == row["rating"] for row in rows) >= 41
+    assert sum(round(row["prediction"]) == row["rating"] for row in rows) >= 42
 
 
 def rmse(pmf: Run, split: tuple[Path, Path], *arguments: str | Path) -> float:

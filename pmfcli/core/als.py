@@ -178,9 +178,7 @@ def current(state: State, observations: Observations, settings: AlsSettings) -> 
 
 
 def _factors(rows: Side, columns: Side, o: Observations, k: int) -> Factors:
-    biases = rows.A.shape[1] > k
-    b, c = (rows.A[:, k], columns.A[:, k]) if biases else (None, None)
-    return Factors(rows.A[:, :k], columns.A[:, :k], b, c, o.offset, o.link)
+    return Factors.of(rows.A, columns.A, k, o.offset, o.link)
 
 
 def _factor_spread(spread: Tensor, d: int, k: int) -> Tensor:

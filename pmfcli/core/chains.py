@@ -217,9 +217,7 @@ def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
 @torch.no_grad()
 def _fitted(draws: Draws, o: Observations) -> Tensor:
     total = torch.zeros_like(o.t)
-    k = draws.head.latent
     for U, V in zip(draws.U, draws.V, strict=True):
-        U, V = U.to(o.t), V.to(o.t)
-        b, c = (U[:, k], V[:, k]) if U.shape[1] > k else (None, None)
-        total += mean(score(Factors(U[:, :k], V[:, :k], b, c, o.offset, o.link), o.pattern), o.link).clamp(0, 1)
+        factors = Factors.of(U.to(o.t), V.to(o.t), draws.head.latent, o.offset, o.link)
+        total += mean(score(factors, o.pattern), o.link).clamp(0, 1)
     return total / len(draws.U)

@@ -152,9 +152,7 @@ def step(state: State, problem: Problem, settings: GibbsSettings, generator: tor
 
 def factors(users: Side, movies: Side, o: Observations, latent: int) -> Factors:
     """The effective factors of a draw."""
-    biases = users.A.shape[1] > latent
-    b, c = (users.A[:, latent], movies.A[:, latent]) if biases else (None, None)
-    return Factors(users.A[:, :latent], movies.A[:, :latent], b, c, o.offset, o.link)
+    return Factors.of(users.A, movies.A, latent, o.offset, o.link)
 
 
 def draw_side(

@@ -78,6 +78,12 @@ class Factors(NamedTuple):
     offset: float
     link: Link = "sigmoid"
 
+    @classmethod
+    def of(cls, users: Tensor, movies: Tensor, latent: int, offset: float, link: Link) -> "Factors":
+        """From rows as [factors, bias], or factors alone."""
+        b, c = (users[:, latent], movies[:, latent]) if users.shape[1] > latent else (None, None)
+        return cls(users[:, :latent], movies[:, :latent], b, c, offset, link)
+
 
 def observe(
     pattern: Pattern,
