@@ -35,7 +35,7 @@ def beside(model: Model, user: int) -> tuple[list[dict], list[dict]]:
     ids=["adam", "adam-plain", "em", "als", "als-linear"],
 )
 def test_a_mode_gives_the_same_to_a_thousandth_of_a_star(sample, settings: dict) -> None:
-    model = run(train(sample, Settings(**({"holdout": 0.0, "latent": 4, "epochs": 300, "early_stop": False} | settings))))
+    model = run(train(sample, Settings(**({"holdout": 0.0, "latent": 4, "epochs": 300} | settings))))
     known, visitor = beside(model, 5)
     for a, b in zip(known, visitor, strict=True):
         assert b["prediction"] == pytest.approx(a["prediction"], abs=1e-3)
