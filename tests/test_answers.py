@@ -91,7 +91,7 @@ def test_the_rank_is_the_mean_or_an_end_of_the_interval(factors: Factors, by: st
     found = rank(p, SEEN, users_of(p, SEEN, torch.tensor([1])), movies, by, 0.8)
     every = torch.ones(7, dtype=torch.bool)
     m = predict_pairs(p, SEEN, Pairs(torch.full((7,), 1), movies, every, every))
-    expected = {"mean": m.mean(), "lower": m.quantile(0.1), "upper": m.quantile(0.9)}[by]
+    expected = {"mean": m.mean(), "lower": m.quantile_of_x(0.1), "upper": m.quantile_of_x(0.9)}[by]
     torch.testing.assert_close(found, expected)
 
 

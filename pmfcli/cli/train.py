@@ -100,7 +100,7 @@ def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
         note(f"{m['draws']} draws kept after {m['burn_in']} sweeps of burn-in; of the predictions: R-hat {mixed}")
         from pmfcli.core.chains import AGREE
 
-        if m["r_hat"] is not None and m["r_hat"] > AGREE:
+        if m["r_hat"] is None or m["r_hat"] > AGREE:
             note("warning: after so many sweeps its predictions still change; give more --epochs, or more --chains")
     if "holdout_rmse" in m:
         beside = {name: found["rmse"] for name, found in m["holdout_baselines"].items()}
@@ -118,7 +118,7 @@ def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
             + ("Try more --epochs" if model.method == "bayes" else "Try a smaller --sigma, or larger --sigma-u and --sigma-v")
         )
     note(f"wrote {output} ({size / 1e6:.1f} MB)")
-    if model.method == "map":
+    if model.method == "map" and model.settings["solver"] == "adam":
         note("for the best predictions: --method bayes draws from all models that fit; about four times as long, a larger file")
 
 

@@ -197,7 +197,7 @@ def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted
 
 @torch.no_grad()
 def rank(posterior: Posterior, seen: Seen, user: Rows, movies: Tensor, by: Rank, interval: float) -> Tensor:
-    """What movies (n,) are ranked by for one user: the predictive mean, or an end of the interval, on the unit scale, (n,)."""
+    """What movies (n,) are ranked by for one user: the predictive mean, or the interval's end before it is cut, (n,)."""
     found = []
     if by == "mean":  # it does not depend on the covariance
         user = user._replace(covariance=None)
@@ -209,7 +209,7 @@ def rank(posterior: Posterior, seen: Seen, user: Rows, movies: Tensor, by: Rank,
             rows = movies_of(posterior, seen, block)
         mixed = mixture(posterior, user, rows)
         tail = (1 - interval) / 2
-        found.append(mixed.mean() if by == "mean" else mixed.quantile(tail if by == "lower" else 1 - tail))
+        found.append(mixed.mean() if by == "mean" else mixed.quantile_of_x(tail if by == "lower" else 1 - tail))
     return torch.cat(found) if found else torch.zeros(0)
 
 

@@ -39,13 +39,17 @@ class Mixture(NamedTuple):
 
     def quantile(self, q: float) -> Tensor:
         """The q-quantile, (n,), within the scale: no rating lies beyond."""
+        return self.quantile_of_x(q).clamp(0, 1)
+
+    def quantile_of_x(self, q: float) -> Tensor:
+        """The same where the scale has no ends: to tell apart what lies beyond them, (n,)."""
         low = (self.centre - _REACH * self.spread).amin(0)
         high = (self.centre + _REACH * self.spread).amax(0)
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low + high)
             short = self.below(middle) < q
             low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-        return (0.5 * (low + high)).clamp(0, 1)
+        return 0.5 * (low + high)
 
     def masses(self, grid: Tensor) -> Tensor:
         """The probability of every value of an ascending grid, (n, values): bins meet half way, tails belong to the ends."""
