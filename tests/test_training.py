@@ -33,8 +33,12 @@ def test_a_holdout_finds_the_best_epoch_and_refits_on_everything(sample: Ratings
     assert model.metrics["holdout_rmse"] == looked[best]
     assert len(fit) <= best + PACES["adam"].patience
     assert model.metrics["holdout_rmse"] < model.metrics["holdout_baselines"]["bias"]["rmse"]
-    alone = run(train(sample, Settings(epochs=best, latent=8, holdout=0.0, early_stop=False)))
-    assert torch.equal(alone.posterior.factors.V, model.posterior.factors.V)  # users settle only where a fit may stop early
+    alone = run(train(sample, Settings(epochs=best, latent=8, holdout=0.0)))
+    assert torch.equal(alone.posterior.factors.U, model.posterior.factors.U)
+    assert torch.equal(alone.posterior.factors.V, model.posterior.factors.V)
+    exactly = run(train(sample, Settings(epochs=best, latent=8, holdout=0.0, early_stop=False)))
+    assert torch.equal(exactly.posterior.factors.V, model.posterior.factors.V), "nothing but the users settles"
+    assert not torch.equal(exactly.posterior.factors.U, model.posterior.factors.U)
 
 
 def test_without_refit_the_held_out_ratings_stay_unseen(sample: Ratings) -> None:
