@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from pmfcli.artifact import Model
+from pmfcli.core.fold_in import fold_in
 from pmfcli.core.neighbours import Metric
 from pmfcli.core.neighbours import similar as nearest
-from pmfcli.core.predict import Draws, Pairs, Rank, Rows, chunk_of, fold_in, mixture, movies_of, predict_pairs, rank, users_of
+from pmfcli.core.predict import Draws, Pairs, Rank, Rows, chunk_of, mixture, movies_of, predict_pairs, rank, users_of
 from pmfcli.core.predictive import Mixture
 from pmfcli.data.ratings import Vocabulary
 from pmfcli.errors import UnknownIdError, UsageError

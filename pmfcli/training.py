@@ -14,6 +14,7 @@ from pmfcli.artifact import Model
 from pmfcli.config import Settings
 from pmfcli.core import als, chains, gibbs
 from pmfcli.core import map as map_fit
+from pmfcli.core.fold_in import settled
 from pmfcli.core.metrics import fit_biases, predict_baselines, scores
 from pmfcli.core.posterior import Factors, Observations, Parameters, Scales, effective, mean, observe, score
 from pmfcli.core.predict import (
@@ -25,7 +26,6 @@ from pmfcli.core.predict import (
     estimate_noise,
     means_of_pairs,
     predict_pairs,
-    settled,
 )
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import Array, Ratings, Scale

@@ -9,7 +9,8 @@ from conftest import Run
 from pmfcli.answers import Detail, Visitor, predict, recommend
 from pmfcli.artifact import Model, dumps
 from pmfcli.config import Settings
-from pmfcli.core.predict import Draws, Head, Pairs, Seen, fold_in, predict_pairs
+from pmfcli.core.fold_in import fold_in
+from pmfcli.core.predict import Draws, Head, Pairs, Seen, predict_pairs
 from pmfcli.training import run, train
 
 DETAIL = Detail(0.9, stars=False)

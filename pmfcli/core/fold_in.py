@@ -1,0 +1,110 @@
+"""Somebody who is not in the data: the row of a user from their ratings, the other side as it is.
+
+It is the row conditional once more (``conditional.py``): its mode for a mode, itself on each draw for draws. Training ends by
+the same step on its own users (``settled``), so that the same ratings give the same answers.
+"""
+
+import torch
+from torch import Tensor
+
+from pmfcli.core.als import settle
+from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pack
+from pmfcli.core.gibbs import draw_scales, draw_tau
+from pmfcli.core.posterior import Observations, inverse
+from pmfcli.core.predict import Draws, Laplace, Posterior, Rows, Seen, curvature, movies_of, stacked
+from pmfcli.core.sparse import Pattern
+
+_MINI_SWEEPS = 12  # of the sampler that folds a user in on every draw
+_MEAN_FIELD_ROUNDS = 4  # in which users settle
+
+
+@torch.no_grad()
+def fold_in(posterior: Posterior, seen: Seen, movies: Tensor, t: Tensor, user_power: float) -> Rows:
+    """A user who is not in the data, from their ratings: one row of users.
+
+    Of a mode this is the mode of the row's conditional, of draws the conditional on each of them, with the user's own scales
+    of prior and noise drawn as well. The same ratings give the same row as training did, once it stood still.
+
+    Args:
+        movies: (n,) ascending movie rows. t: (n,) ratings on the unit scale.
+        user_power: of the hierarchical mean, as in training.
+    """
+    weight = max(len(movies), 1) ** -user_power
+    return (
+        _fold_in_mode(posterior, seen, movies, t, weight)
+        if isinstance(posterior, Laplace)
+        else _fold_in_draws(posterior, movies, t, weight)
+    )
+
+
+@torch.no_grad()
+def settled(laplace: Laplace, seen: Seen, observations: Observations) -> Laplace:
+    """The same with the users at the mode given all else, wherever the fit was stopped: where ``fold_in`` puts them."""
+    p, f = laplace.parameters, laplace.factors
+    k = laplace.head.latent
+    rows, V = stacked(f.U, f.b), stacked(f.V, f.c)
+    means = torch.cat([f.U - p.Y, torch.zeros_like(rows[:, k:])], 1)
+    for _ in range(_MEAN_FIELD_ROUNDS if laplace.mean_field else 1):  # the doubt of the movies depends on the users
+        doubt = _doubt(laplace, seen, torch.arange(len(V)))
+        rows = settle(rows, Prior(means, laplace.precision_u), V, doubt, observations, p.sigma, k)
+        U, b = rows[:, :k].clone(), None if f.b is None else rows[:, k].clone()
+        laplace = laplace._replace(parameters=p._replace(Y=U - means[:, :k], b=b), factors=f._replace(U=U, b=b))
+    return laplace
+
+
+def _doubt(p: Laplace, seen: Seen, movies: Tensor) -> Tensor | None:
+    """Packed covariances of movies, where users are fitted to their distribution."""
+    if not p.mean_field:
+        return None
+    covariance = movies_of(p._replace(noise=p.parameters.sigma), seen, movies).covariance
+    assert covariance is not None
+    return pack(covariance[0])
+
+
+def _fold_in_mode(p: Laplace, seen: Seen, movies: Tensor, t: Tensor, weight: float) -> Rows:
+    k, offset, link = p.head
+    V = stacked(p.factors.V, p.factors.c)
+    m = V.new_zeros(1, V.shape[1])
+    if p.parameters.W is not None:
+        m[0, :k] = weight * p.parameters.W[movies].sum(0)
+    one = Pattern.of(torch.zeros_like(movies), torch.arange(len(movies)), (1, len(movies)))
+    observations = Observations(one, one.T, t, t, t, offset, link)  # F and G are in m and V
+    A = settle(m, Prior(m, p.precision_u), V[movies], _doubt(p, seen, movies), observations, p.parameters.sigma, k)
+    covariance = curvature(p, torch.zeros_like(movies), A, movies, V, p.precision_u).covariance()
+    return Rows(A[None], A.new_ones(1, 1), covariance[None])
+
+
+def _fold_in_draws(p: Draws, movies: Tensor, t: Tensor, weight: float) -> Rows:
+    """The draws are the rows of one problem, each with its own copy of the user's ratings.
+
+    W is what the training ratings say of it, to which this user's are new: the hierarchical mean is as uncertain as W still is.
+    """
+    k, offset, link = p.head
+    draws, n = len(p.alpha), len(movies)
+    generator = torch.Generator().manual_seed(0)
+    V = p.V[:, movies].float().flatten(0, 1)
+    d = V.shape[1]
+    row = torch.arange(draws).repeat_interleave(n)
+    pattern = Pattern.of(row, torch.arange(draws * n), (draws, draws * n))
+    z = (inverse(t, link) - offset).repeat(draws) - (V[:, k] if d > k else 0.0)
+    f = features(V, k)
+    noise = p.alpha[row] * p.gamma_v[:, movies].float().flatten()
+    centre, doubt = p.mu_u, p.alpha.new_zeros(())  # of the hierarchical mean: N(centre, doubt Lambda^-1)
+    if p.W is not None and p.var_w is not None:
+        centre, doubt = centre + weight * p.W[:, movies].float().sum(1), weight**2 * p.var_w[movies].sum()
+    white = Gaussians(torch.zeros_like(centre), torch.linalg.cholesky(p.Lambda_u))
+    tau, gamma = p.alpha.new_ones(draws), p.alpha.new_ones(draws)
+    for sweep in range(_MINI_SWEEPS):
+        prior = Prior(centre, p.Lambda_u / (doubt + 1 / tau)[:, None, None])
+        found = conditional(pattern, f, noise * gamma[row], z, prior)
+        if sweep + 1 == _MINI_SWEEPS or (p.noise_dof is None and p.prior_dof is None):
+            break
+        A = found.draw(generator)
+        if p.prior_dof is not None:
+            share = 1 / (1 + tau * doubt)  # of A - centre, what is not due to the mean
+            own = share[:, None] * (A - centre) + (doubt * share).sqrt()[:, None] * white.draw(generator)
+            tau = draw_tau(own, p.Lambda_u, p.prior_dof[:, 0], generator)
+        if p.noise_dof is not None:
+            error = z - (f * A[row]).sum(1)
+            gamma = draw_scales(noise * error.square(), pattern, p.noise_dof[:, 0], generator)
+    return Rows(found.mean[:, None], gamma[:, None], found.covariance()[:, None])
