@@ -196,7 +196,7 @@ def similar(
             "rank": rank,
             **(_movie(model, other) if side == "movie" else {"user": model.users.ids[other]}),
             "similarity": shortest(value),
-            "sd": shortest(spread) if isinstance(p, Draws) else None,
+            "sd": shortest(spread) if len(vectors) > 1 else None,
             "ratings": int(counts[other]),
         }
         for rank, (other, value, spread) in enumerate(zip(rows.tolist(), similarity.tolist(), sd.tolist(), strict=True), 1)

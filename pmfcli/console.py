@@ -19,6 +19,8 @@ Format = Literal["table", "tsv", "csv", "jsonl", "json"]
 Row = dict[str, Any]
 _PIPE_WIDTH = 120  # of a table that was asked for where there is no terminal
 _DECIMALS = 2
+_PADDING, _EDGE = 3, 2  # of a column; of a table
+_FOLDED, _IDS = 8, 2  # a text is at least so wide, or whole; columns that say what a row is
 
 
 class ClosedPipeError(Exception):
@@ -155,18 +157,37 @@ def _table(rows: Iterable[Row], shape: Shape) -> None:
 
     held = list(rows)
     shown = [c for c in shape.columns if not held or any(row.get(c) is not None for row in held)]
-    table = Table(
-        title=None if shape.heading is None else clean(shape.heading),
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        title_style="bold",
-        header_style="bold cyan",
-    )
-    for column in shown:
-        numeric = any(isinstance(row.get(column), int | float) for row in held)
-        justify: Literal["right", "left"] = "right" if numeric else "left"
-        table.add_column(column.replace("_", " "), justify=justify, overflow="fold", no_wrap=numeric)
-    for row in held:
-        cells = (row.get(column) for column in shown)
-        table.add_row(*(Text(f"{cell:.{_DECIMALS}f}" if isinstance(cell, float) else _text(cell)) for cell in cells))
-    terminal(sys.stdout).print(table)
+    cells = {column: [_cell(row.get(column)) for row in held] for column in shown}
+    numeric = {c for c in shown if any(isinstance(row.get(c), int | float) for row in held)}
+    console = terminal(sys.stdout)
+    heading = None if shape.heading is None else clean(shape.heading)
+    for group in _that_fit(shown, cells, numeric, console.width):
+        table = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="bold cyan")
+        for column in group:
+            justify: Literal["right", "left"] = "right" if column in numeric else "left"
+            table.add_column(column.replace("_", " "), justify=justify, overflow="fold", no_wrap=column in numeric)
+        for number in range(len(held)):
+            table.add_row(*(Text(cells[column][number]) for column in group))
+        console.print(table)
+        heading = None
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.{_DECIMALS}f}" if isinstance(value, float) else _text(value)
+
+
+def _that_fit(shown: Sequence[str], cells: dict[str, list[str]], numeric: set[str], width: int) -> list[list[str]]:
+    """The columns in groups as wide as the terminal: no number is cut, text folds, what a row is stands in each of them."""
+
+    def needs(column: str) -> int:
+        longest = max([len(column), *map(len, cells[column])])
+        return _PADDING + (longest if column in numeric else min(longest, _FOLDED))
+
+    ids = list(shown[:_IDS])
+    groups, room = [list(ids)], width - _EDGE - sum(map(needs, ids))
+    for column in shown[_IDS:]:
+        if needs(column) > room and len(groups[-1]) > _IDS:
+            groups, room = [*groups, list(ids)], width - _EDGE - sum(map(needs, ids))
+        groups[-1].append(column)
+        room -= needs(column)
+    return groups

@@ -470,3 +470,23 @@ def test_a_table_at_a_fixed_width(pmf: Run, tmp_path: Path) -> None:
     done = pmf("predict", "--user", "u0", "--movie", "0", "--movie", "20", "--format", "table", COLUMNS="90")
     golden = (Path(__file__).parent / "golden" / "predict.txt").read_text()
     assert [line.rstrip() for line in done.stdout.splitlines()] == golden.splitlines()
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "200"])
+def test_no_number_is_cut_off_by_a_narrow_terminal(pmf: Run, sample_file: Path, columns: str) -> None:
+    asked = ("predict", "-m", sample_file, "--user", "4", "--movie", "1", "--stars", "--format")
+    (row,) = json.loads(pmf(*asked, "json").stdout)["rows"]
+    printed = pmf(*asked, "table", COLUMNS=columns).stdout
+    assert max(map(len, printed.splitlines())) <= int(columns)
+    words = printed.split()
+    for name, value in row.items():
+        assert value is None or name.split("_")[-1] in words, name
+        assert not isinstance(value, float) or f"{value:.2f}" in words, name
+
+
+def test_runs_that_are_too_short_say_so(pmf: Run, tmp_path: Path) -> None:
+    few = "user,movie,rating\nann,dune,9\nann,heat,3\nbob,dune,8\nbob,heat,4\nbob,up,6\n"
+    assert "do not show whether" in pmf("train", "--data", "-", "--method", "bayes", "--epochs", "1", stdin=few).stderr
+    assert json.loads(pmf("similar", "--movie", "up", "--min-ratings", "0", "--json").stdout)["rows"][0]["sd"] is None
+    assert "still moving after 3 epochs" in pmf("train", "--data", "-", "--priors", "em", "--epochs", "3", stdin=few).stderr
+    assert "moving" not in pmf("train", "--data", "-", "--epochs", "3", stdin=few).stderr

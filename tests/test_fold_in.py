@@ -158,6 +158,7 @@ def test_in_a_pipe(answer: Run, draws: Model, tmp_path) -> None:
         ("movie,rating\n1,nine\n", 3, "'nine' is not a rating"),
         ("1,9\n", 3, "outside the model's scale"),
         ("nofilm,4\n", 5, "knows none"),
+        ("4\t1\t5\t881250949\n", 3, "4 fields and no header"),
         ("", 3, "no ratings"),
         ("user,movie,rating\na,1,4\nb,1,4\n", 3, "several users"),
     ):
@@ -165,5 +166,8 @@ def test_in_a_pipe(answer: Run, draws: Model, tmp_path) -> None:
         assert done.returncode == code, text
         assert done.stdout == ""
         assert said in done.stderr
+    again = answer("predict", "--ratings", "-", "--format", "csv", stdin="1,5\n1,2\n")
+    assert again.stdout.splitlines()[1].split(",")[3] == "2.0"
+    assert "1 rating(s) of a movie that was rated again; the last counts" in again.stderr
     assert answer("recommend", "--user", "4", "--ratings", "-").returncode == 2
     assert answer("predict", "--user", "4", "--interval", "1.5").returncode == 2

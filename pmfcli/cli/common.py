@@ -78,6 +78,7 @@ def read_visitor(source: str, model: "Model") -> "Visitor":
     lo, hi = model.scale
     found: dict[int, float] = {}
     unknown: list[str] = []
+    again = 0
     users: set[str] = set()
     for place, fields in read_records(source, ("movie", "rating"), also=("user",)):
         movie, text = fields["movie"], fields["rating"]
@@ -94,12 +95,15 @@ def read_visitor(source: str, model: "Model") -> "Visitor":
         if row is None:
             unknown.append(short(movie))
         else:
-            found[row] = rating  # a movie that is rated again: the last counts
+            again += row in found
+            found[row] = rating
     if unknown:
         some = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
         if not found:
             raise UnknownIdError(f"--ratings {source}: the model knows none of these movies: {some}")
         note(f"{len(unknown)} rating(s) of movies that the model does not know passed over: {some}")
+    if again:
+        note(f"{again} rating(s) of a movie that was rated again; the last counts")
     if not found:
         raise DataError(f"--ratings {source}: no ratings; give a movie id and a rating on each line")
     return Visitor(tuple(sorted(found)), tuple(found[row] for row in sorted(found)))

@@ -100,8 +100,10 @@ def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
         note(f"{m['draws']} draws kept after {m['burn_in']} sweeps of burn-in; of the predictions: R-hat {mixed}")
         from pmfcli.core.chains import AGREE
 
-        if m["r_hat"] is None or m["r_hat"] > AGREE:
-            note("warning: after so many sweeps its predictions still change; give more --epochs, or more --chains")
+        if m["r_hat"] is None:
+            note("warning: so few sweeps do not show whether its predictions agree; give more --epochs, or leave it out")
+        elif m["r_hat"] > AGREE:
+            note("warning: after so many sweeps its predictions still change; give more --epochs, or leave it out")
     if "holdout_rmse" in m:
         beside = {name: found["rmse"] for name, found in m["holdout_baselines"].items()}
         note(f"held-out RMSE {m['holdout_rmse']:.3f} (always the mean {beside['mean']:.3f}, biases only {beside['bias']:.3f})")
@@ -112,10 +114,18 @@ def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
             )
     elif model.settings["holdout"] > 0:
         note(f"{d['ratings']:,} ratings are too few to hold out a part of them: trained on all")
+    s = model.settings
+    by_em = model.method == "map" and "em" in (s["priors"], s["noise"])
+    if by_em and s["early_stop"] and m["epochs"] == s["epochs"]:
+        note(f"warning: it was still moving after {m['epochs']} epochs; give more --epochs, or a smaller --latent")
     if m["train_rmse"] > 0.97 * spread:
         note(
             f"warning: it learned little: always answering the mean has a training RMSE of {spread:.3f}. "
-            + ("Try more --epochs" if model.method == "bayes" else "Try a smaller --sigma, or larger --sigma-u and --sigma-v")
+            + (
+                "Try more --epochs, or --hierarchical none"
+                if by_em or model.method == "bayes"
+                else "Try a smaller --sigma, or larger --sigma-u and --sigma-v"
+            )
         )
     note(f"wrote {output} ({size / 1e6:.1f} MB)")
     if model.method == "map" and model.settings["solver"] == "adam":

@@ -22,7 +22,7 @@ def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...] = ()
 
     Args:
         source: a file, or '-' for standard input.
-        roles: as in ``data.fields``. also: roles that are read where a header has them.
+        roles: as in ``data.fields``. also: roles that are read where a header has them; else there may be no more fields.
 
     Raises:
         DataError: a header without a role, a line that is no record, no text.
@@ -44,6 +44,8 @@ def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...] = ()
                     raise DataError(f"{name}:{number}: a header without {missing}; needed are a {wanted}")
                 if columns:
                     continue
+                if also and len(parts) > len(roles):  # one of them may be the first, as in the files of MovieLens
+                    raise DataError(f"{name}:{number}: {len(parts)} fields and no header; name a {wanted}, or give just these")
                 columns = {role: at for at, role in enumerate(roles)}
             if len(parts) <= max(columns.values()) or line.lstrip()[0] in "{[":
                 raise DataError(f"{name}:{number}: '{short(line)}' is not a {wanted}; give TSV or CSV")
