@@ -14,15 +14,14 @@ from pmfcli.artifact import Model
 from pmfcli.core.fold_in import fold_in
 from pmfcli.core.neighbours import Metric
 from pmfcli.core.neighbours import similar as nearest
-from pmfcli.core.predict import Draws, Pairs, Rank, Rows, chunk_of, mixture, movies_of, predict_pairs, rank, users_of
-from pmfcli.core.predictive import Mixture
-from pmfcli.data.ratings import Vocabulary
+from pmfcli.core.predict import Draws, Pairs, Rank, Rows, chunk_of, movies_of, predict_pairs, predictive, rank, users_of
+from pmfcli.core.predictive import Predictive
+from pmfcli.data.ratings import STEPS, Vocabulary
 from pmfcli.errors import UnknownIdError, UsageError
 
 Row = dict[str, Any]
 _ARTICLE = re.compile(r"^(.*), (The|A|An|Le|La|Les|L'|Il|El|Das|Der|Die)( \(|$)", re.IGNORECASE)
 _COMMON = 10  # ratings that similar movies or users have at least, where enough have
-_FEW = 25  # different ratings that are a grid at most
 _LIKED = 4.0  # stars, of p_ge_4
 _NAMED = 20  # candidates of an ambiguous title that are named
 _SOURCES = {(True, True): "model", (False, True): "movie-only", (True, False): "user-only", (False, False): "prior"}
@@ -103,7 +102,7 @@ def _answers(
             found = predict_pairs(model.posterior, model.seen, pairs)
         else:
             rows, at = torch.where(torch.from_numpy(movie_known), torch.from_numpy(movie), -1).unique(return_inverse=True)
-            found = mixture(model.posterior, person, movies_of(model.posterior, model.seen, rows).at(at))
+            found = predictive(model.posterior, person, movies_of(model.posterior, model.seen, rows).at(at))
         for (user_id, movie_id), u, m, knows_user, knows_movie, said in zip(
             chunk,
             user.tolist(),
@@ -225,20 +224,19 @@ def _check_detail(model: Model, detail: Detail) -> None:
     if not 0 < detail.interval < 1:
         raise UsageError(f"--interval {detail.interval:g}: give a probability between 0 and 1, such as 0.9")
     if detail.stars and not _grid(model):
-        raise UsageError(f"--stars: the ratings have more than {_FEW} different values; there are no stars to tell apart")
+        raise UsageError(f"--stars: the ratings have more than {STEPS} different values; there are no stars to tell apart")
 
 
 def _grid(model: Model) -> list[float]:
     """The ratings that the data has, ascending, if they are few."""
-    return list(model.ratings) if len(model.ratings) <= _FEW else []
+    return list(model.ratings) if len(model.ratings) <= STEPS else []
 
 
-def _said(model: Model, found: Mixture, detail: Detail) -> Iterator[Row]:
-    """The prediction and its uncertainty, in stars, for every rating of a mixture."""
+def _said(model: Model, found: Predictive, detail: Detail) -> Iterator[Row]:
+    """The prediction and its uncertainty, in stars, for every rating."""
     scale, grid = model.scale, _grid(model)
-    tail = (1 - detail.interval) / 2
     stars = [scale.to_stars(found.mean()), found.sd() * (scale.hi - scale.lo)]
-    stars += [scale.to_stars(found.quantile(q)) for q in (tail, 1 - tail)]
+    stars += [scale.to_stars(end) for end in found.interval(detail.interval)]
     columns = [part.tolist() for part in stars]
     columns.append((1 - found.below(scale.to_unit(_edge(grid, _LIKED)))).tolist() if scale.lo < _LIKED <= scale.hi else [])
     names = ["prediction", "sd", "lo", "hi", "p_ge_4"]

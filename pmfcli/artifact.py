@@ -31,7 +31,7 @@ _LARGE = 1e12  # of any number in a file, so that no answer overflows
 _LARGEST = dict.fromkeys(("precision_u", "precision_v", "Lambda_u", "Lambda_v", "alpha"), 1e24)
 
 FORMAT = "pmf-model"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -261,10 +261,13 @@ def _shapes_of_a_mode(tensors: dict[str, Tensor], latent: int, n_users: int, n_m
 
 def _shapes_of_draws(tensors: dict[str, Tensor], n_users: int, n_movies: int) -> dict[str, _Shape]:
     draws, _, d = tensors["U"].shape
+    steps, habits = (len(tensors["grid"]), tensors["cuts"].shape[1]) if "grid" in tensors else (1, 1)
     user, movie, one, prior = (draws, n_users), (draws, n_movies), (draws, d), (draws, d, d)
     rows = {"U": (*user, d), "V": (*movie, d), "W": (*movie, d), "gamma_u": user, "gamma_v": movie}
+    rows |= {"share": (*user, habits)}
     small = {"mean_u": one, "mu_u": one, "mu_v": one, "Lambda_u": prior, "Lambda_v": prior, "alpha": (draws,)}
     small |= {"var_w": (n_movies,), "prior_dof": (draws, 2), "noise_dof": (draws, 2)}
+    small |= {"cuts": (draws, habits, steps - 1), "habits": (draws, habits), "grid": (steps,)}
     return {name: (shape, torch.float16) for name, shape in rows.items()} | {
         name: (shape, torch.float32) for name, shape in small.items()
     }
@@ -285,11 +288,14 @@ def _draws(tensors: dict[str, Tensor], head: Head) -> Draws:
     t = dict(tensors)
     for name in ("seen_start", "seen_movie", "seen_stars"):
         del t[name]
-    optional: dict[str, Any] = {name: t.pop(name, None) for name in ("W", "var_w", "prior_dof", "noise_dof")}
-    one_sided = (optional["W"] is None) != (optional["var_w"] is None)
+    scale = ("share", "cuts", "habits", "grid")
+    optional: dict[str, Any] = {name: t.pop(name, None) for name in ("W", "var_w", "prior_dof", "noise_dof", *scale)}
+    one_sided = (optional["W"] is None) != (optional["var_w"] is None) or len({optional[name] is None for name in scale}) > 1
     if not 0 <= t["U"].shape[2] - head.latent <= 1 or len(t["U"]) == 0 or one_sided:
         raise ValueError("the draws do not fit together")
-    least = {"alpha": 1e-24, "gamma_u": 0, "gamma_v": 0, "var_w": 0, "prior_dof": 2, "noise_dof": 2}
+    if optional["grid"] is not None and not all(bool((t.diff() >= 0).all()) for t in (optional["cuts"], optional["grid"])):
+        raise ValueError("the steps of the scale are not in order")
+    least = {"alpha": 1e-24, "gamma_u": 0, "gamma_v": 0, "var_w": 0, "prior_dof": 2, "noise_dof": 2, "habits": 0}
     positive = all(bool((tensors[name] > bound).all()) for name, bound in least.items() if name in tensors)
     if not positive or not all(_is_positive(matrices) for matrices in (t["Lambda_u"], t["Lambda_v"])):
         raise ValueError("a variance is not positive")

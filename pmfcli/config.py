@@ -20,8 +20,8 @@ OTHER_VARIABLES = ("PMF_DATA", "PMF_DATA_DIR", "PMF_MODEL")  # of flags that are
 _SCALE: dict[str, Any] = {"ge": 1e-6, "le": 1e6}
 _MODEL, _FIT, _BAYES, _RUN = "The model", "The fit", "The sampler", "The machine"
 _BY_METHOD: dict[str, dict[str, Any]] = {  # defaults that depend on the method
-    "map": {"latent": 30, "epochs": 1000, "holdout": 0.1},
-    "bayes": {"latent": 12, "epochs": None, "holdout": 0.0},
+    "map": {"latent": 30, "epochs": 1000, "holdout": 0.1, "likelihood": "gaussian", "noise": "fixed"},
+    "bayes": {"latent": 12, "epochs": None, "holdout": 0.0, "likelihood": None, "noise": "both"},
 }
 
 
@@ -69,8 +69,12 @@ class Settings(BaseModel):
             raise ValueError("--method bayes samples the linear link; leave --link out")
         if self.solver == "adam" and "em" in (self.priors, self.noise):
             raise ValueError("--priors em and --noise em need the covariances of --solver als; leave --solver out")
-        if self.solver == "als" and self.noise == "learned":
+        if self.method == "map" and self.solver == "als" and self.noise == "learned":
             raise ValueError("--noise learned is Adam's; with --solver als it is --noise em")
+        if self.noise in (("fixed", "em") if self.method == "bayes" else ("user", "movie", "both")):
+            raise ValueError(f"--noise {self.noise} is not for --method {self.method}")
+        if self.method == "map" and self.likelihood == "ordinal":
+            raise ValueError("--likelihood ordinal is for --method bayes")
         return self
 
     method: Literal["map", "bayes"] = _field(
@@ -91,9 +95,20 @@ class Settings(BaseModel):
     sigma: float = _field(
         0.3, "Noise of a rating, as a part of the rating scale; the start if learned.", _MODEL, only="map", **_SCALE
     )
-    noise: Literal["fixed", "learned", "em"] = _field(
-        "fixed", "Sigma: fixed, learned with the factors, or by EM, which counts how unsure they are.", _MODEL, only="map"
+    noise: Literal["fixed", "learned", "em", "user", "movie", "both"] = _field(
+        "fixed",
+        "Sigma: fixed, learned, or by EM, which counts how unsure the factors are; of the sampler: learned, one for all, "
+        "or one for each user, movie, or both.",
+        _MODEL,
+        shown="fixed; bayes: both",
     )
+    likelihood: Literal["gaussian", "ordinal"] | None = _field(
+        None,
+        "Ratings are numbers with Gaussian noise, or steps of a scale with learned cut points.",
+        _MODEL,
+        shown="gaussian; bayes: ordinal, up to 25 different ratings",
+    )
+    habits: int = _field(2, "Ways to use the scale, that people mix: sets of cut points.", _BAYES, only="bayes", ge=1, le=10)
     priors: Literal["fixed", "em"] = _field("fixed", "Prior scales: fixed, or learned by EM from there.", _MODEL, only="map")
     prior_shape: Literal["spherical", "diagonal", "full"] = _field(
         "full", "Priors by EM: one scale, one for each feature, or a covariance of them.", _MODEL, only="em"
@@ -133,7 +148,6 @@ class Settings(BaseModel):
 
     chains: int = _field(1, "Chains of the sampler, side by side.", _BAYES, only="bayes", ge=1, le=64)
     keep: int = _field(100, "Draws kept in the model file, over all chains.", _BAYES, only="bayes", ge=1, le=10_000)
-    noise_scales: bool = _field(True, "Noise of its own for each user and movie.", _BAYES, only="bayes")
     prior_scales: bool = _field(True, "t priors, for users and movies far from the others, not Gaussian.", _BAYES, only="bayes")
 
     device: Literal["auto", "cpu", "cuda", "mps"] = _field("auto", "Where to compute.", _RUN)
@@ -206,7 +220,7 @@ def resolve(given: Mapping[str, Any], file: Path | None, environment: Mapping[st
         key = str(first["loc"][0])
         message = message[0].lower() + message[1:]
         raise UsageError(f"{origin[key]}: {message}, not {first['input']!r}") from None
-    for key in given:
+    for key in origin:
         extra = Settings.model_fields[key].json_schema_extra
         if isinstance(extra, dict) and extra["only"] not in (None, *settings.kinds()):
             ways = {"bayes": "--method bayes", "em": "--priors em", "adam": "--method map --solver adam", "map": "--method map"}

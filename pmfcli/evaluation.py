@@ -86,7 +86,7 @@ def _score(model: Model, pairs: Pairs, stars: Tensor) -> Scored:
     for part, truth in zip(pairs.split(size), stars.split(size), strict=True):
         found = predict_pairs(model.posterior, model.seen, part)
         model_stars.append(model.scale.to_stars(found.mean()))
-        ends = [[model.scale.to_stars(found.quantile(0.5 + sign * level / 2)) for sign in (-1, 1)] for level in LEVELS]
+        ends = [[model.scale.to_stars(end) for end in found.interval(level)] for level in LEVELS]
         inside.append(torch.stack([(low <= truth) & (truth <= high) for low, high in ends], 1))
     return Scored(
         stars=stars,

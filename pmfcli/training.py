@@ -28,7 +28,7 @@ from pmfcli.core.predict import (
     predict_pairs,
 )
 from pmfcli.core.sparse import Pattern
-from pmfcli.data.ratings import Array, Ratings, Scale
+from pmfcli.data.ratings import STEPS, Array, Ratings, Scale
 from pmfcli.data.split import random_mask
 from pmfcli.errors import TrainingError, UsageError
 
@@ -105,7 +105,7 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
     Raises:
         DataError: ratings that no model can be fitted to.
         TrainingError: the loss stopped being finite.
-        UsageError: no such device.
+        UsageError: no such device, or an ordinal likelihood for ratings that are no steps of a scale.
     """
     ratings.check_trainable()
     device = choose_device(settings.device)
@@ -113,6 +113,7 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
         raise UsageError("--device mps: it has no double precision, which this kind of fit needs; use --device cpu")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    settings = _with_likelihood(settings, ratings)
     fit = _sample if settings.method == "bayes" else _climb
     metrics: dict[str, Any] = {}
     fitted, epochs = ratings, settings.epochs
@@ -161,6 +162,16 @@ def choose_device(name: str) -> torch.device:
     if not has[name]:
         raise UsageError(f"--device {name}: there is none for torch {torch.__version__}; use --device cpu")
     return torch.device(name)
+
+
+def _with_likelihood(settings: Settings, ratings: Ratings) -> Settings:
+    different = len(np.unique(ratings.stars))
+    if settings.likelihood == "ordinal" and different > STEPS:
+        raise UsageError(
+            f"--likelihood ordinal: {ratings.name} has {different:,} different ratings, more than {STEPS}; leave it out"
+        )
+    usual = "ordinal" if different <= STEPS else "gaussian"
+    return settings.model_copy(update={"likelihood": settings.likelihood or usual})
 
 
 def held_out(ratings: Ratings, held: Array) -> tuple[Pairs, Tensor]:
@@ -223,8 +234,10 @@ def _sample(task: _Task) -> Generator[Report, None, _Found]:
         biases=s.biases,
         user_means=s.hierarchical in ("users", "both"),
         movie_means=s.hierarchical == "both",
-        noise_scales=s.noise_scales,
+        user_noise=s.noise in ("user", "both"),
+        movie_noise=s.noise in ("movie", "both"),
         prior_scales=s.prior_scales,
+        habits=s.habits if s.likelihood == "ordinal" else 0,
     )
     sampling = chains.fit(observations.to(device), how, epochs, s.chains, s.keep, s.seed)
     while True:

@@ -23,6 +23,8 @@ from pmfcli.data.ratings import Ratings, Scale, Vocabulary
 from pmfcli.data.sample import read_sample
 from pmfcli.training import run, train
 
+torch.set_num_threads(1)  # small problems: threads would wait for each other
+
 ROOT = Path(__file__).parents[1]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

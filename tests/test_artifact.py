@@ -43,7 +43,8 @@ def test_a_model_comes_back_as_it_was(sample_model: Model) -> None:
         {"priors": "em", "noise": "em"},
         {"solver": "als", "link": "linear"},
         {"method": "bayes"},
-        {"method": "bayes", "hierarchical": "none", "biases": False, "noise_scales": False, "prior_scales": False},
+        {"method": "bayes", "likelihood": "gaussian", "noise": "user"},
+        {"method": "bayes", "hierarchical": "none", "biases": False, "noise": "learned", "prior_scales": False, "habits": 1},
     ],
 )
 def test_every_kind_of_model_comes_back(sample, settings: dict) -> None:

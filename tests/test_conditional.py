@@ -42,7 +42,7 @@ def test_it_is_bayesian_regression_row_by_row(weighted: bool, own_precision: boo
 def test_its_draws_have_its_moments() -> None:
     pattern = Pattern.of(torch.zeros(3, dtype=torch.int64), torch.arange(3), (1, 3))
     one = conditional(pattern, randn(3, 2), torch.ones(3).double(), randn(3, seed=2), Prior(randn(2), torch.eye(2).double()))
-    many = one._replace(mean=one.mean.expand(40_000, 2), cholesky=one.cholesky.expand(40_000, 2, 2)).draw(seeded())
+    many = one._replace(shift=one.shift.expand(40_000, 2), cholesky=one.cholesky.expand(40_000, 2, 2)).draw(seeded())
     torch.testing.assert_close(many.mean(0), one.mean[0], rtol=0, atol=0.02)
     torch.testing.assert_close(many.T.cov(), one.covariance()[0], rtol=0, atol=0.02)
 

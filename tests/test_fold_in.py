@@ -80,6 +80,10 @@ def copies(count: int, dof: float | None) -> Draws:
         alpha=ALPHA * row[:, 0, 0],
         prior_dof=dofs,
         noise_dof=dofs,
+        share=None,
+        cuts=None,
+        habits=None,
+        grid=None,
         head=Head(1, 0.0, "linear"),
     )
 

@@ -96,7 +96,7 @@ def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
     )
     spread = float(model.seen.stars.double().std(correction=0))
     if "r_hat" in m:
-        mixed = "n/a" if m["r_hat"] is None else f"{m['r_hat']:.2f}, {m['ess']:.0f} effective draws"
+        mixed = "n/a" if m["r_hat"] is None else f"{m['r_hat']:.2f}, effective sample size {m['ess']:.0f}"
         note(f"{m['draws']} draws kept after {m['burn_in']} sweeps of burn-in; of the predictions: R-hat {mixed}")
         from pmfcli.core.chains import AGREE
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined] # is there, but not exported to type checkers
 
-from pmfcli.core import gibbs
+from pmfcli.core import gibbs, ordinal
 from pmfcli.core.diagnostics import effective_size, r_hat
 from pmfcli.core.gibbs import GibbsSettings, Problem, State
 from pmfcli.core.posterior import Factors, Observations, mean, score
@@ -19,6 +19,7 @@ from pmfcli.errors import TrainingError
 
 BURN_IN = 0.3  # of the sweeps
 WARM_UP = 60  # first sweeps, with Gaussian priors: a t prior takes a scale that still grows for outliers, and lets go slowly
+_ROUNDS = 3  # of steps for the cut points, in the first sweeps: habits that are alike at first move apart
 CHECK_EVERY, LEAST, MOST = 25, 150, 1000  # sweeps, where their number is not given
 AGREE = 1.15  # split R-hat of nine predictions in ten
 ENOUGH = 40  # effective draws of half the predictions, for each chain
@@ -54,8 +55,8 @@ class Sampled(NamedTuple):
 
 class _Kept(NamedTuple):
     sweep: int
-    rows: tuple[Tensor | None, ...]  # U, V, W, gamma_u, gamma_v in half precision
-    small: tuple[Tensor, ...]  # mean_u, mu_u, mu_v, Lambda_u, Lambda_v, alpha, prior_dof, noise_dof
+    rows: dict[str, Tensor]  # what has rows, in half precision
+    small: dict[str, Tensor]
     tau: Tensor  # of users, and their lambda: what W is given the rows
     lam: Tensor
 
@@ -87,7 +88,7 @@ def fit(
     verdict: _Verdict = (None, None)
     with _workers(chains, device) as run_all:
         for number in range(most):
-            now = settings if number >= warm_up else settings._replace(prior_scales=False)
+            now = settings if number >= warm_up else settings._replace(prior_scales=False, cut_rounds=_ROUNDS)
 
             def move(chain: int) -> tuple[State, gibbs.Info]:
                 return gibbs.step(states[chain], problem, now, generators[chain])  # noqa: B023 - used before the next turn
@@ -101,7 +102,7 @@ def fit(
             seen.append(torch.stack([_watch(state, problem, watched, settings.latent) for state in states]))
             if number % stride == 0:
                 for chain, state in zip(held, states, strict=True):
-                    chain.append(_keep(number, state))
+                    chain.append(_keep(number, state, problem))
                 if len(held[0]) * chains > _BUFFER * max(keep, chains):
                     held, stride = [chain[::2] for chain in held], 2 * stride
             done = number + 1
@@ -141,9 +142,16 @@ def _pairs_to_watch(o: Observations, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _watch(state: State, problem: Problem, pairs: tuple[Tensor, Tensor], latent: int) -> Tensor:
-    u, v = state.users.A[pairs[0]], state.movies.A[pairs[1]]
+    """What a draw predicts for the watched pairs: x, or the mean rating where the scale of x is for the prior to say."""
+    users, movies, alpha, habits = state
+    u, v = users.A[pairs[0]], movies.A[pairs[1]]
     x = (u[:, :latent] * v[:, :latent]).sum(1)
-    return (x + u[:, latent:].sum(1) + v[:, latent:].sum(1)).cpu()
+    x = x + u[:, latent:].sum(1) + v[:, latent:].sum(1)
+    if habits is None:
+        return x.cpu()
+    spread = (alpha * users.gamma[pairs[0]] * movies.gamma[pairs[1]]).rsqrt()
+    mass = ordinal.masses(habits.cuts[None], habits.share[pairs[0]][None], x[None], spread[None])
+    return (mass @ problem.grid).cpu()
 
 
 def _agree(verdict: _Verdict, chains: int) -> bool:
@@ -159,13 +167,18 @@ def _verdict(late: Tensor) -> _Verdict:
     return found if all(map(math.isfinite, found)) else (None, None)
 
 
-def _keep(sweep: int, state: State) -> _Kept:
-    u, v = state.users, state.movies
-    rows = (u.A, v.A, u.W, u.gamma, v.gamma)
-    half = tuple(None if part is None else part.half().cpu() for part in rows)
-    dofs = (torch.stack([u.prior_dof, v.prior_dof]), torch.stack([u.noise_dof, v.noise_dof]))
-    small = (u.A.mean(0), u.mu, v.mu, u.Lambda, v.Lambda, state.alpha, *dofs)
-    return _Kept(sweep, half, tuple(part.cpu() for part in small), u.tau, u.lam)
+def _keep(sweep: int, state: State, problem: Problem) -> _Kept:
+    u, v, alpha, habits = state
+    rows = {"U": u.A, "V": v.A, "gamma_u": u.gamma, "gamma_v": v.gamma}
+    small = {"mean_u": u.A.mean(0), "mu_u": u.mu, "mu_v": v.mu, "Lambda_u": u.Lambda, "Lambda_v": v.Lambda, "alpha": alpha}
+    small |= {"prior_dof": torch.stack([u.prior_dof, v.prior_dof]), "noise_dof": torch.stack([u.noise_dof, v.noise_dof])}
+    if u.W is not None:
+        rows["W"] = u.W
+    if habits is not None:
+        rows["share"] = habits.share
+        small |= {"cuts": mean(habits.cuts + problem.users.offset, problem.users.link), "habits": habits.prior}
+    half = {name: part.half().cpu() for name, part in rows.items()}
+    return _Kept(sweep, half, {name: part.cpu() for name, part in small.items()}, u.tau, u.lam)
 
 
 def _spread_out(draws: list[_Kept], count: int) -> list[_Kept]:
@@ -175,49 +188,37 @@ def _spread_out(draws: list[_Kept], count: int) -> list[_Kept]:
 
 
 def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
-    U, V, W, gamma_u, gamma_v = (
-        None if parts[0] is None else torch.stack([part for part in parts if part is not None])
-        for parts in zip(*(draw.rows for draw in kept), strict=True)
-    )
-    assert U is not None
-    assert V is not None
-    assert gamma_u is not None
-    assert gamma_v is not None
-    small = (torch.stack(parts) for parts in zip(*(draw.small for draw in kept), strict=True))
-    mean_u, mu_u, mu_v, Lambda_u, Lambda_v, alpha, prior_dof, noise_dof = small
-    var_w = None
-    if W is not None:
+    found: dict[str, Tensor | None] = dict.fromkeys(("W", "var_w", "share", "cuts", "habits"))
+    found |= {name: torch.stack([draw.rows[name] for draw in kept]) for name in kept[0].rows}
+    found |= {name: torch.stack([draw.small[name] for draw in kept]) for name in kept[0].small}
+    U, W, mu_u = found["U"], found["W"], found["mu_u"]
+    if W is not None and U is not None and mu_u is not None:
         variances = []
         like = problem.z
         for number, draw in enumerate(kept):
             given = (U[number].to(like), mu_u[number].to(like), draw.tau, draw.lam)
-            mean_w, variance = gibbs.mean_weights(*given, problem.user_means, W[number].to(like))
-            W[number] = mean_w
+            W[number], variance = gibbs.mean_weights(*given, problem.user_means, W[number].to(like))
             variances.append(variance)
-        var_w = torch.stack(variances).mean(0).cpu()
-    return Draws(
-        U=U,
-        V=V,
-        W=W,
-        var_w=var_w,
-        gamma_u=gamma_u,
-        gamma_v=gamma_v,
-        mean_u=mean_u,
-        mu_u=mu_u,
-        mu_v=mu_v,
-        Lambda_u=Lambda_u,
-        Lambda_v=Lambda_v,
-        alpha=alpha,
-        prior_dof=prior_dof if s.prior_scales else None,
-        noise_dof=noise_dof if s.noise_scales else None,
-        head=Head(s.latent, problem.users.offset, problem.users.link),
-    )
+        found["var_w"] = torch.stack(variances).mean(0).cpu()
+    if not s.prior_scales:
+        found["prior_dof"] = None
+    if not s.user_noise and not s.movie_noise:
+        found["noise_dof"] = None
+    grid = problem.grid.cpu() if s.habits else None
+    return Draws(**found, grid=grid, head=Head(s.latent, problem.users.offset, problem.users.link))  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def _fitted(draws: Draws, o: Observations) -> Tensor:
     total = torch.zeros_like(o.t)
-    for U, V in zip(draws.U, draws.V, strict=True):
-        factors = Factors.of(U.to(o.t), V.to(o.t), draws.head.latent, o.offset, o.link)
-        total += mean(score(factors, o.pattern), o.link).clamp(0, 1)
+    for number in range(len(draws.U)):
+        U, V = draws.U[number].to(o.t), draws.V[number].to(o.t)
+        t = mean(score(Factors.of(U, V, draws.head.latent, o.offset, o.link), o.pattern), o.link)
+        if draws.cuts is None or draws.share is None or draws.grid is None:
+            total += t.clamp(0, 1)
+            continue
+        gamma = draws.gamma_u[number].to(o.t)[o.pattern.row] * draws.gamma_v[number].to(o.t)[o.pattern.col]
+        spread = 0.25 / (draws.alpha[number].to(o.t) * gamma).sqrt()
+        share, cuts = draws.share[number].to(o.t)[o.pattern.row], draws.cuts[number].to(o.t)
+        total += ordinal.masses(cuts[None], share[None], t[None], spread[None]) @ draws.grid.to(o.t)
     return total / len(draws.U)

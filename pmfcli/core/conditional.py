@@ -32,14 +32,20 @@ class Prior(NamedTuple):
 class Gaussians(NamedTuple):
     """One Gaussian a row."""
 
-    mean: Tensor  # (rows, d)
+    shift: Tensor  # (rows, d) precision times mean
     cholesky: Tensor  # (rows, d, d) lower L with L L' = precision
 
+    @property
+    def mean(self) -> Tensor:
+        """(rows, d)."""
+        return torch.cholesky_solve(self.shift[:, :, None], self.cholesky)[:, :, 0]
+
     def draw(self, generator: torch.Generator) -> Tensor:
-        """One draw of every row, (rows, d)."""
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
-        away = torch.linalg.solve_triangular(self.cholesky.mT, noise[:, :, None], upper=True)
-        drawn: Tensor = self.mean + away[:, :, 0]
+        """One draw of every row, (rows, d): L^-T (L^-1 shift + noise)."""
+        b = self.shift
+        noise = torch.randn(b.shape, generator=generator, dtype=b.dtype, device=b.device)
+        half = torch.linalg.solve_triangular(self.cholesky, b[:, :, None], upper=False)
+        drawn: Tensor = torch.linalg.solve_triangular(self.cholesky.mT, half + noise[:, :, None], upper=True)[:, :, 0]
         return drawn
 
     def covariance(self) -> Tensor:
@@ -77,8 +83,7 @@ def conditional(
         cholesky, failed = torch.linalg.cholesky_ex(gram)
         if bool(failed.any()):
             raise TrainingError("the precision of a row is not positive definite")
-    mean = torch.cholesky_solve((shift + pull)[:, :, None], cholesky)[:, :, 0]
-    return Gaussians(mean, cholesky)
+    return Gaussians(shift + pull, cholesky)
 
 
 def features(A: Tensor, latent: int) -> Tensor:

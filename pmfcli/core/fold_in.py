@@ -10,6 +10,7 @@ from torch import Tensor
 from pmfcli.core.als import settle
 from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pack
 from pmfcli.core.gibbs import draw_scales, draw_tau
+from pmfcli.core.ordinal import count_kinds, draw_kind, draw_latent, draw_share
 from pmfcli.core.posterior import Observations, inverse
 from pmfcli.core.predict import Draws, Laplace, Posterior, Rows, Seen, curvature, movies_of, stacked
 from pmfcli.core.sparse import Pattern
@@ -86,7 +87,8 @@ def _fold_in_draws(p: Draws, movies: Tensor, t: Tensor, weight: float) -> Rows:
     d = V.shape[1]
     row = torch.arange(draws).repeat_interleave(n)
     pattern = Pattern.of(row, torch.arange(draws * n), (draws, draws * n))
-    z = (inverse(t, link) - offset).repeat(draws) - (V[:, k] if d > k else 0.0)
+    bias = V[:, k] if d > k else V.new_zeros(())
+    z = (inverse(t, link) - offset).repeat(draws) - bias
     f = features(V, k)
     noise = p.alpha[row] * p.gamma_v[:, movies].float().flatten()
     centre, doubt = p.mu_u, p.alpha.new_zeros(())  # of the hierarchical mean: N(centre, doubt Lambda^-1)
@@ -94,17 +96,29 @@ def _fold_in_draws(p: Draws, movies: Tensor, t: Tensor, weight: float) -> Rows:
         centre, doubt = centre + weight * p.W[:, movies].float().sum(1), weight**2 * p.var_w[movies].sum()
     white = Gaussians(torch.zeros_like(centre), torch.linalg.cholesky(p.Lambda_u))
     tau, gamma = p.alpha.new_ones(draws), p.alpha.new_ones(draws)
+    A, share = centre, None
+    if p.cuts is not None and p.habits is not None and p.grid is not None:
+        cuts, share = inverse(p.cuts.flatten(0, 1), link) - offset, p.habits / p.habits.sum(1, keepdim=True)
+        level = torch.searchsorted(0.5 * (p.grid[1:] + p.grid[:-1]), t).repeat(draws)
+        first = row * share.shape[1]
     for sweep in range(_MINI_SWEEPS):
+        if share is not None and p.habits is not None:
+            x, root = (f * A[row]).sum(1) + bias, (noise * gamma[row]).sqrt()
+            kind, _, _ = draw_kind(cuts, share, level, row, first, x, root, generator)
+            share = draw_share(p.habits, count_kinds(kind, row, share.shape), generator)
+            z = draw_latent(cuts, level, first + kind, x, root, generator) - bias
         prior = Prior(centre, p.Lambda_u / (doubt + 1 / tau)[:, None, None])
         found = conditional(pattern, f, noise * gamma[row], z, prior)
-        if sweep + 1 == _MINI_SWEEPS or (p.noise_dof is None and p.prior_dof is None):
+        if sweep + 1 == _MINI_SWEEPS or (p.noise_dof is None and p.prior_dof is None and share is None):
             break
         A = found.draw(generator)
         if p.prior_dof is not None:
-            share = 1 / (1 + tau * doubt)  # of A - centre, what is not due to the mean
-            own = share[:, None] * (A - centre) + (doubt * share).sqrt()[:, None] * white.draw(generator)
+            part = 1 / (1 + tau * doubt)  # of A - centre, what is not due to the mean
+            own = part[:, None] * (A - centre) + (doubt * part).sqrt()[:, None] * white.draw(generator)
             tau = draw_tau(own, p.Lambda_u, p.prior_dof[:, 0], generator)
         if p.noise_dof is not None:
             error = z - (f * A[row]).sum(1)
             gamma = draw_scales(noise * error.square(), pattern, p.noise_dof[:, 0], generator)
-    return Rows(found.mean[:, None], gamma[:, None], found.covariance()[:, None])
+    return Rows(
+        found.mean[:, None], gamma[:, None], found.covariance()[:, None], share=None if share is None else share[:, None]
+    )

@@ -5,10 +5,10 @@
     mu, Lambda ~ Normal-Wishart(0, 2, d, I)          lambda, alpha ~ Gamma(1, 1)
     tau_i ~ Gamma(nu / 2, nu / 2)          gamma_i ~ Gamma(eta / 2, eta / 2)          nu, eta ~ uniform on a grid of logarithms
 
-z are ratings on the scale of the linear link. With tau = gamma = 1 and no W this is Salakhutdinov & Mnih, "Bayesian PMF" (ICML
-2008), with W it is Simm et al., "Macau" (2017). tau makes the rows' prior a multivariate t with nu degrees of freedom, gamma
-the noise a matter of the person and the film, as in Houlsby et al., "Cold-start active learning with robust ordinal matrix
-factorization" (ICML 2014).
+z are ratings on the scale of the linear link, or latent, with ratings as steps between cut points (``ordinal.py``). With tau =
+gamma = 1 and no W this is Salakhutdinov & Mnih, "Bayesian PMF" (ICML 2008), with W it is Simm et al., "Macau" (2017). tau makes
+the rows' prior a multivariate t with nu degrees of freedom, gamma the noise a matter of the person and the film, as in Houlsby
+et al., "Cold-start active learning with robust ordinal matrix factorization" (ICML 2014).
 """
 
 import math
@@ -17,8 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pmfcli.core import ordinal
 from pmfcli.core.conditional import Prior, conditional, features
 from pmfcli.core.means import Means, ridge
+from pmfcli.core.ordinal import Habits, Levels
 from pmfcli.core.posterior import Factors, Observations, inverse, score
 from pmfcli.core.sparse import Pattern, spmm
 from pmfcli.errors import TrainingError
@@ -27,6 +29,7 @@ BETA0 = 2.0  # of the Normal-Wishart, as in ICML 2008
 _SPREAD = 0.1  # standard deviation of the first factors
 _LEAST = 1e-6
 _START_DOF = 8.0
+_NO_SCALES = 1e6  # degrees of freedom of scales that are all 1
 _TOLERANCE = 1e-2  # of the solution that is a draw of W: small beside the spread of the draw
 DOFS = torch.logspace(math.log10(2.5), math.log10(250), 200, dtype=torch.float64)  # nu and eta: above 2 variances are finite
 
@@ -38,8 +41,11 @@ class GibbsSettings(NamedTuple):
     biases: bool
     user_means: bool  # W: hierarchical means for users
     movie_means: bool  # the same for movies
-    noise_scales: bool  # gamma; else one noise for all
+    user_noise: bool  # gamma of users; else 1
+    movie_noise: bool  # gamma of movies
     prior_scales: bool  # tau; else a Gaussian prior
+    habits: int  # sets of cut points; 0 takes ratings as numbers
+    cut_rounds: int = 1  # of steps for the cut points, in a sweep
 
 
 class Side(NamedTuple):
@@ -63,12 +69,13 @@ class State(NamedTuple):
     users: Side
     movies: Side
     alpha: Tensor  # () precision of the noise, on the scale of x
+    habits: Habits | None
 
 
 class Info(NamedTuple):
     """What one sweep reached."""
 
-    loss: float  # -log likelihood of the ratings, on the unit scale
+    loss: float  # -log likelihood of the ratings, on the unit scale, or of their places on it, then before the sweep
     sigma: float  # on the unit scale
 
 
@@ -78,6 +85,8 @@ class Problem(NamedTuple):
     users: Observations
     movies: Observations  # movies as rows
     z: Tensor  # (n,) ratings on the scale of x, less the offset, in the order of ``users``
+    levels: Levels
+    grid: Tensor  # (K,) the different ratings, on the unit scale
     user_means: Means
     movie_means: Means
 
@@ -88,7 +97,8 @@ def prepare(observations: Observations) -> Problem:
     if o.link != "linear":
         raise ValueError("the sampler is for the linear link")
     means = Means.of(o.F, o.pattern, o.pattern_t), Means.of(o.G, o.pattern_t, o.pattern)
-    return Problem(o, o.flipped(), inverse(o.t, o.link) - o.offset, *means)
+    z = inverse(o.t, o.link) - o.offset
+    return Problem(o, o.flipped(), z, *ordinal.levels(o.t, z), *means)
 
 
 def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator) -> State:
@@ -96,7 +106,7 @@ def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator) 
     s, like = settings, problem.z
     d = s.latent + s.biases
 
-    def side(rows: int, columns: int, with_means: bool) -> Side:
+    def side(rows: int, columns: int, with_means: bool, with_noise: bool) -> Side:
         A = like.new_zeros(rows, d)
         A[:, : s.latent] = _SPREAD * _normal((rows, s.latent), like, generator)
         return Side(
@@ -109,45 +119,52 @@ def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator) 
             tau=like.new_ones(rows),
             gamma=like.new_ones(rows),
             prior_dof=like.new_full((), _START_DOF),
-            noise_dof=like.new_full((), _START_DOF),
+            noise_dof=like.new_full((), _START_DOF if with_noise else _NO_SCALES),
         )
 
     n_users, n_movies = problem.users.pattern.shape
-    users, movies = side(n_users, n_movies, s.user_means), side(n_movies, n_users, s.movie_means)
-    return State(users, movies, like.new_ones(()))
+    users = side(n_users, n_movies, s.user_means, s.user_noise)
+    movies = side(n_movies, n_users, s.movie_means, s.movie_noise)
+    habits = ordinal.init(problem.levels, s.habits, n_users, generator) if s.habits else None
+    return State(users, movies, like.new_ones(()), habits)
 
 
 @torch.no_grad()
 def step(state: State, problem: Problem, settings: GibbsSettings, generator: torch.Generator) -> tuple[State, Info]:
-    """One sweep over all conditionals: each side's hyper-parameters, weights, rows and row scales; then the noise.
+    """One sweep over all conditionals: cut points; each side's hyper-parameters, weights, rows and row scales; the noise.
 
     Raises:
         TrainingError: the loss is not finite, or a precision not positive definite.
     """
     s, p, g = settings, problem, generator
-    users, movies, alpha = state
-    row, col = p.users.pattern.row, p.users.pattern.col
+    users, movies, alpha, habits = state
+    row, col, perm = p.users.pattern.row, p.users.pattern.col, p.users.pattern.perm
     weight = alpha * users.gamma[row] * movies.gamma[col]
-    users = draw_side(users, movies, p.users.pattern, weight, p.z, p.user_means, s, g)
-    perm = p.users.pattern.perm
-    movies = draw_side(movies, users, p.movies.pattern, weight[perm], p.z[perm], p.movie_means, s, g)
-    error = p.z - score(factors(users, movies, p.users, s.latent), p.users.pattern) + p.users.offset
+    z = p.z
+    if habits is not None:
+        x = score(factors(users, movies, p.users, s.latent), p.users.pattern) - p.users.offset
+        habits, z, loss = ordinal.step(habits, p.levels, row, x, weight, s.cut_rounds, g)
+    users = draw_side(users, movies, p.users.pattern, weight, z, p.user_means, s, g)
+    movies = draw_side(movies, users, p.movies.pattern, weight[perm], z[perm], p.movie_means, s, g)
+    error = z - score(factors(users, movies, p.users, s.latent), p.users.pattern) + p.users.offset
     square = error.square()
-    if s.noise_scales:
+    if s.user_noise:
         gamma = draw_scales(alpha * square * movies.gamma[col], p.users.pattern, users.noise_dof, g)
         users = users._replace(gamma=gamma, noise_dof=draw_dof(gamma, g))
-        by_movie = (alpha * square * users.gamma[row])[perm]
-        gamma = draw_scales(by_movie, p.movies.pattern, movies.noise_dof, g)
+    square = square * users.gamma[row]
+    if s.movie_noise:
+        gamma = draw_scales((alpha * square)[perm], p.movies.pattern, movies.noise_dof, g)
         movies = movies._replace(gamma=gamma, noise_dof=draw_dof(gamma, g))
-        square = square * users.gamma[row] * movies.gamma[col]
+    square = square * movies.gamma[col]
     n, total = len(square), square.sum()
     alpha = _gamma(1 + 0.5 * square.new_full((), n), 1 + 0.5 * total, g)
-    log_gamma = users.gamma.log()[row].sum() + movies.gamma.log()[col].sum()
     spread = 0.25 / alpha.sqrt()  # dt = dz / 4
-    loss = 0.5 * alpha * total - 0.5 * log_gamma + n * (spread.log() + 0.5 * math.log(2 * math.pi))
+    if habits is None:
+        log_gamma = users.gamma.log()[row].sum() + movies.gamma.log()[col].sum()
+        loss = 0.5 * alpha * total - 0.5 * log_gamma + n * (spread.log() + 0.5 * math.log(2 * math.pi))
     if not math.isfinite(float(loss)):
         raise TrainingError(f"the loss is {float(loss)}")
-    return State(users, movies, alpha), Info(float(loss), float(spread))
+    return State(users, movies, alpha, habits), Info(float(loss), float(spread))
 
 
 def factors(users: Side, movies: Side, o: Observations, latent: int) -> Factors:

@@ -2,7 +2,7 @@
 
 Two posteriors. ``Laplace`` is a mode with the covariance of each row given the other side: a Gaussian with the curvature that
 the posterior has there. ``Draws`` are draws of everything, from ``gibbs.py``. Both give rows of users and movies, known,
-unknown or folded in, and a ``Mixture`` for pairs of them.
+unknown or folded in, and the predictive distribution of pairs of them: a ``Mixture``, or the ``Masses`` of an ordinal model.
 
 An unknown movie has its prior. An unknown user is the average user, as unsure as the prior of a user (of a mode: as users
 differ), for the movies were fitted beside these. (An average movie would be a worse guess than none: movies that nobody in
@@ -16,9 +16,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from pmfcli.core import ordinal
 from pmfcli.core.conditional import Gaussians, Prior, conditional, features
 from pmfcli.core.posterior import Factors, Link, Parameters, linearise, mean, slope
-from pmfcli.core.predictive import Mixture
+from pmfcli.core.predictive import Masses, Mixture, Predictive
 from pmfcli.core.sparse import Pattern
 
 _BLOCK = 8192  # movies ranked at a time
@@ -105,6 +106,10 @@ class Draws(NamedTuple):
     alpha: Tensor  # (draws,) precision of the noise, on the scale of x
     prior_dof: Tensor | None  # (draws, 2) degrees of freedom of the t priors of users and movies; None if they are Gaussian
     noise_dof: Tensor | None  # (draws, 2) of their noise scales; None if there are none
+    share: Tensor | None  # (draws, n_users, S) of a user's ratings, by habit; None, as the next three, if ratings are numbers
+    cuts: Tensor | None  # (draws, S, K - 1) cut points of each habit, on the unit scale
+    habits: Tensor | None  # (draws, S) parameters of the Dirichlet prior of shares
+    grid: Tensor | None  # (K,) the different ratings, on the unit scale
     head: Head
 
 
@@ -119,12 +124,14 @@ class Rows(NamedTuple):
     gamma: Tensor  # (draws, n) noise scales
     covariance: Tensor | None = None  # (draws, 1 or n, d, d) of a row given the draw
     open: Tensor | None = None  # (n,) bool: the rows that have it; None for all
+    share: Tensor | None = None  # (draws, n, S) of users, in an ordinal model
 
     def at(self, index: Tensor) -> "Rows":
         """The rows of an index (k,)."""
-        C = self.covariance
+        C, share = self.covariance, self.share
         C = C[:, index] if C is not None and C.shape[1] > 1 else C
-        return Rows(self.A[:, index], self.gamma[:, index], C, None if self.open is None else self.open[index])
+        share = None if share is None else share[:, index]
+        return Rows(self.A[:, index], self.gamma[:, index], C, None if self.open is None else self.open[index], share)
 
 
 def chunk_of(posterior: Posterior) -> int:
@@ -134,8 +141,17 @@ def chunk_of(posterior: Posterior) -> int:
 
 
 @torch.no_grad()
-def mixture(posterior: Posterior, users: Rows, movies: Rows) -> Mixture:
+def predictive(posterior: Posterior, users: Rows, movies: Rows) -> Predictive:
     """The predictive distributions of pairs: users and movies aligned, or one of them alone for all of the others."""
+    found = mixture(posterior, users, movies)
+    if isinstance(posterior, Laplace) or posterior.cuts is None or posterior.grid is None or users.share is None:
+        return found
+    return Masses(ordinal.masses(posterior.cuts, users.share, found.centre, found.spread), posterior.grid)
+
+
+@torch.no_grad()
+def mixture(posterior: Posterior, users: Rows, movies: Rows) -> Mixture:
+    """What it is before a rating becomes a step of the scale: of a model of ratings as numbers the same."""
     k, offset, link = posterior.head
     left, right = users.A[..., :k], movies.A[..., :k]
     one = left.shape[1] == 1  # a user for all movies: a product of matrices
@@ -150,12 +166,16 @@ def mixture(posterior: Posterior, users: Rows, movies: Rows) -> Mixture:
 
 
 @torch.no_grad()
-def predict_pairs(posterior: Posterior, seen: Seen, pairs: Pairs) -> Mixture:
+def predict_pairs(posterior: Posterior, seen: Seen, pairs: Pairs) -> Predictive:
     """The predictive distributions of pairs, known or not, given which ratings the posterior saw."""
+    return predictive(posterior, *_rows_of(posterior, seen, pairs))
+
+
+def _rows_of(posterior: Posterior, seen: Seen, pairs: Pairs) -> tuple[Rows, Rows]:
     user, user_at = torch.where(pairs.user_known, pairs.user, -1).unique(return_inverse=True)
     movie, movie_at = torch.where(pairs.movie_known, pairs.movie, -1).unique(return_inverse=True)
     users, movies = users_of(posterior, seen, user), movies_of(posterior, seen, movie)
-    return mixture(posterior, users.at(user_at), movies.at(movie_at))
+    return users.at(user_at), movies.at(movie_at)
 
 
 @torch.no_grad()
@@ -184,7 +204,8 @@ def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted
     pairs, t = Pairs(*(part[some] for part in pairs)), t[some]
     noise = laplace.noise
     for _ in range(_NOISE_STEPS):
-        found = predict_pairs(laplace._replace(noise=noise), seen, pairs)
+        laplace = laplace._replace(noise=noise)
+        found = mixture(laplace, *_rows_of(laplace, seen, pairs))
         error, predicted = (t - found.centre[0]).square(), found.spread[0].square()
         square = (error + predicted).mean() - noise.square() if fitted else noise.square() * (error / predicted).mean()
         noise = square.sqrt().clamp(min=_LEAST_NOISE)
@@ -193,9 +214,9 @@ def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted
 
 @torch.no_grad()
 def rank(posterior: Posterior, seen: Seen, user: Rows, movies: Tensor, by: Rank, interval: float) -> Tensor:
-    """What movies (n,) are ranked by for one user: the predictive mean, or the interval's end before it is cut, (n,)."""
+    """What movies (n,) are ranked by for one user, (n,): the predictive mean, or an end of the interval."""
     found = []
-    if by == "mean":  # it does not depend on the covariance
+    if by == "mean" and user.share is None:  # it does not depend on the covariance
         user = user._replace(covariance=None)
     for block in movies.split(_BLOCK if by == "mean" else min(_BLOCK, chunk_of(posterior))):
         if by == "mean" and isinstance(posterior, Laplace):
@@ -203,9 +224,8 @@ def rank(posterior: Posterior, seen: Seen, user: Rows, movies: Tensor, by: Rank,
             rows = Rows(V[None], V.new_ones(1, len(V)))
         else:
             rows = movies_of(posterior, seen, block)
-        mixed = mixture(posterior, user, rows)
-        tail = (1 - interval) / 2
-        found.append(mixed.mean() if by == "mean" else mixed.quantile_of_x(tail if by == "lower" else 1 - tail))
+        said = predictive(posterior, user, rows)
+        found.append(said.mean() if by == "mean" else said.by_end(interval, upper=by == "upper"))
     return torch.cat(found) if found else torch.zeros(0)
 
 
@@ -213,7 +233,11 @@ def users_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
     """Users by row, (n,); -1 is an unknown one."""
     p, known = posterior, rows >= 0
     if isinstance(p, Draws):
-        return _drawn(p.U, p.gamma_u, p.mean_u, p.Lambda_u, _of(p.prior_dof, 0), _of(p.noise_dof, 0), rows)
+        found = _drawn(p.U, p.gamma_u, p.mean_u, p.Lambda_u, _of(p.prior_dof, 0), _of(p.noise_dof, 0), rows)
+        if p.share is None or p.habits is None:
+            return found
+        usual = (p.habits / p.habits.sum(1, keepdim=True))[:, None]
+        return found._replace(share=torch.where(known[:, None], p.share[:, rows].float(), usual))
     U, V = stacked(p.factors.U, p.factors.b), stacked(p.factors.V, p.factors.c)
     starts, counts = seen.start[rows.clamp(min=0)], seen.start.diff()[rows.clamp(min=0)] * known
     of = torch.repeat_interleave(torch.arange(len(rows)), counts)

@@ -1,4 +1,4 @@
-"""What is known of a rating: a mixture of Gaussians, one component a draw, with its mean, interval and masses."""
+"""What is known of a rating: a mixture of Gaussians, one component a draw, or the probability of each step of the scale."""
 
 import math
 from typing import NamedTuple
@@ -37,12 +37,17 @@ class Mixture(NamedTuple):
         found: Tensor = torch.special.ndtr((t - self.centre) / self.spread).mean(0)
         return found
 
-    def quantile(self, q: float) -> Tensor:
-        """The q-quantile, (n,), within the scale: no rating lies beyond."""
-        return self.quantile_of_x(q).clamp(0, 1)
+    def interval(self, level: float) -> tuple[Tensor, Tensor]:
+        """What lies between the quantiles (1 - level) / 2 and (1 + level) / 2, (n,) each; cut at the ends of the scale."""
+        low, high = (self.quantile_of_x(0.5 * (1 + sign * level)).clamp(0, 1) for sign in (-1, 1))
+        return low, high
+
+    def by_end(self, level: float, upper: bool) -> Tensor:
+        """What to rank by an end of the interval by, (n,): the end where the scale has none, to tell apart what lies beyond."""
+        return self.quantile_of_x(0.5 * (1 + level if upper else 1 - level))
 
     def quantile_of_x(self, q: float) -> Tensor:
-        """The same where the scale has no ends: to tell apart what lies beyond them, (n,)."""
+        """The q-quantile where the scale has no ends, (n,)."""
         low = (self.centre - _REACH * self.spread).amin(0)
         high = (self.centre + _REACH * self.spread).amax(0)
         for _ in range(_BISECTIONS):
@@ -62,6 +67,78 @@ class Mixture(NamedTuple):
     def n(self) -> int:
         """Number of ratings."""
         return self.centre.shape[1]
+
+
+class Masses(NamedTuple):
+    """The probability of every step of the scale, for each of n ratings."""
+
+    mass: Tensor  # (n, K)
+    grid: Tensor  # (K,) ascending, on the unit scale
+
+    def mean(self) -> Tensor:
+        """The predictive mean, (n,)."""
+        return self.mass @ self.grid
+
+    def sd(self) -> Tensor:
+        """The predictive standard deviation, (n,)."""
+        away = self.grid - self.mean()[:, None]
+        return (self.mass * away.square()).sum(1).sqrt()
+
+    def below(self, t: float) -> Tensor:
+        """The probability of a rating below t, (n,)."""
+        return (self.mass * (self.grid < t)).sum(1)
+
+    def interval(self, level: float) -> tuple[Tensor, Tensor]:
+        """The interval of steps whose probability is nearest to the level, (n,) each.
+
+        It grows from the most probable step towards its more probable neighbour. A scale of few steps has few intervals, and
+        one of at least the level would hold more of the ratings than it says; nearest is by the square root of the probability
+        outside, for which the ratings outside are equally well counted everywhere.
+        """
+        steps = self.mass.shape[1]
+        low = high = self.mass.argmax(1)
+        beside = torch.nn.functional.pad(self.mass, (1, 1), value=-1.0)
+        mass = self.mass.gather(1, low[:, None])[:, 0]
+        best, best_low, best_high = torch.full_like(mass, math.inf), low, high
+        for _ in range(steps):
+            far = ((1 - mass).clamp(min=0).sqrt() - math.sqrt(1 - level)).abs()
+            nearer = far < best
+            best, best_low, best_high = (
+                torch.where(nearer, new, old) for new, old in ((far, best), (low, best_low), (high, best_high))
+            )
+            down, up = beside.gather(1, low[:, None])[:, 0], beside.gather(1, (high + 2).clamp(max=steps + 1)[:, None])[:, 0]
+            left = down > up
+            low, high = (low - left.long()).clamp(min=0), (high + (~left).long()).clamp(max=steps - 1)
+            mass = mass + torch.where(left, down, up).clamp(min=0)
+        return self.grid[best_low], self.grid[best_high]
+
+    def by_end(self, level: float, upper: bool) -> Tensor:
+        """What to rank by an end of the interval by, (n,): its step, then the quantile there."""
+        quantile = self.quantile_of_x(0.5 * (1 + level if upper else 1 - level))
+        return torch.searchsorted(self.grid, self.interval(level)[upper]) + 0.5 * quantile.clamp(0, 1)
+
+    def quantile_of_x(self, q: float) -> Tensor:
+        """The q-quantile, (n,), as if the probability of a step were spread evenly half way to its neighbours."""
+        half = 0.5 * self.grid.diff()
+        edges = torch.cat([self.grid[:1] - half[:1], self.grid[:-1] + half, self.grid[-1:] + half[-1:]])
+        reached = self.mass.cumsum(1)
+        place = (reached < q).sum(1, keepdim=True).clamp(max=self.mass.shape[1] - 1)
+        inside = self.mass.gather(1, place).clamp(min=torch.finfo(self.mass.dtype).tiny)
+        part = ((q - reached.gather(1, place)) / inside + 1).clamp(0, 1)[:, 0]
+        return edges[place[:, 0]] + part * edges.diff()[place[:, 0]]
+
+    def masses(self, grid: Tensor) -> Tensor:
+        """The probability of every value of an ascending grid, (n, values): its own steps, and 0 for what is none of them."""
+        place = torch.searchsorted(self.grid, grid).clamp(max=len(self.grid) - 1)
+        return self.mass[:, place] * (self.grid[place] == grid)
+
+    @property
+    def n(self) -> int:
+        """Number of ratings."""
+        return len(self.mass)
+
+
+Predictive = Mixture | Masses
 
 
 def _density(x: Tensor) -> Tensor:

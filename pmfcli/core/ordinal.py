@@ -1,0 +1,244 @@
+"""Ratings as steps of a scale, not as numbers: an ordered probit, with habits of using the scale.
+
+    r_ij = k   iff   c_s(k-1) < z_ij <= c_sk          z_ij ~ N(x_ij, 1 / w_ij)
+    s ~ Categorical(share_i)          share_i ~ Dirichlet(a)          log a_s ~ N(-log S, 1)
+    c_s1 < c_s2 < ... ~ N(half way between the steps, spread^2), given their order
+
+A habit s is a set of cut points c_s, such as that of people who never give half stars; every person mixes the habits in shares
+of their own. Latent z and cut points: Albert & Chib, "Bayesian analysis of binary and polychotomous response data" (JASA
+1993), the cut points with z integrated out, after Cowles (1996). People who use a scale in ways of their own: Rossi, Gilula &
+Allenby, "Overcoming scale usage heterogeneity" (JASA 2001); Koren & Sill, "OrdRec" (RecSys 2011).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_LEAST = 1e-37  # of a probability
+_IMPOSSIBLE = -1e30  # logarithm of one that is 0
+_LEAST_PRIOR = 1e-3  # of a, and one over its largest
+_REACH_OF_PRIOR, _REACH_OF_CUTS = (-1.5, 0.5), (-1.0, 1.0)  # powers of ten that proposals are scaled by
+
+
+class Levels(NamedTuple):
+    """Ratings by their place on the scale."""
+
+    level: Tensor  # (n,) int64, 0 .. K - 1
+    middle: Tensor  # (K - 1,) half way between the steps, on the scale of z: where cut points have their prior
+    spread: Tensor  # () its standard deviation
+
+
+class Habits(NamedTuple):
+    """Cut points and who uses which."""
+
+    cuts: Tensor  # (S, K - 1) ascending in each row, on the scale of z
+    share: Tensor  # (rows, S) of a row's ratings, by habit
+    prior: Tensor  # (S,) a
+
+
+def levels(t: Tensor, z: Tensor) -> tuple[Levels, Tensor]:
+    """Ratings t (n,) by their place among the different ones, which come too, (K,). z (n,): the same on another scale."""
+    grid, level = t.unique(return_inverse=True)
+    steps = z.new_zeros(len(grid)).index_copy(0, level, z)
+    return Levels(level, 0.5 * (steps[1:] + steps[:-1]), z.std(correction=0)), grid
+
+
+def init(data: Levels, habits: int, rows: int, generator: torch.Generator) -> Habits:
+    """Equal cut points, and shares drawn from their prior, for else all habits would stay the same."""
+    prior = data.middle.new_full((habits,), 1 / habits)
+    return Habits(data.middle.repeat(habits, 1), _dirichlet(prior.expand(rows, -1), generator), prior)
+
+
+def step(
+    habits: Habits, data: Levels, row: Tensor, x: Tensor, weight: Tensor, rounds: int, generator: torch.Generator
+) -> tuple[Habits, Tensor, Tensor]:
+    """One sweep over habits, cut points and z, given x: (habits, z (n,), -log likelihood of the ratings ()).
+
+    Args:
+        row: (n,) who gave each rating. x: (n,) what z has as its mean. weight: (n,) its precision.
+        rounds: of steps for the cut points.
+    """
+    cuts, share, prior = habits
+    root, row, g = weight.sqrt(), row.long(), generator
+    kind, mass, loss = draw_kind(cuts, share, data.level, row, 0, x, root, g)
+    if len(cuts) > 1:
+        counts = count_kinds(kind, row, share.shape)
+        prior = draw_prior(prior, counts, g)
+        share = draw_share(prior, counts, g)
+    log_mass = mass.clamp(min=_LEAST).log()
+    for _ in range(rounds):
+        cuts, log_mass = draw_cuts(cuts, data, kind, log_mass, x, root, g)
+    return Habits(cuts, share, prior), draw_latent(cuts, data.level, kind, x, root, g), loss
+
+
+def draw_kind(
+    cuts: Tensor, share: Tensor, level: Tensor, row: Tensor, first: Tensor | int, x: Tensor, root: Tensor, g: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The habit behind every rating, (n,) of 0 .. S - 1, with z integrated out; the rating's probability given that, (n,).
+
+    The third is -log likelihood with the habits summed out, ().
+
+    Args:
+        cuts: (sets, K - 1). share: (rows, S). level, row, x, root: (n,) of each rating.
+        first: where in ``cuts`` its S habits begin, (n,), or one place for all.
+    """
+    parts = torch.stack([_mass(*_bin(cuts, first + s, level), x, root) for s in range(share.shape[1])], 1)
+    reached = (share[row] * parts).cumsum(1)
+    total = reached[:, -1]
+    kind = ((_uniform(x, x.shape, g) * total)[:, None] > reached[:, :-1]).sum(1)
+    return kind, parts.gather(1, kind[:, None])[:, 0], -total.clamp(min=_LEAST).log().sum()
+
+
+def count_kinds(kind: Tensor, row: Tensor, shape: torch.Size) -> Tensor:
+    """How often each row has each habit, (rows, S)."""
+    return torch.bincount(row * shape[1] + kind, minlength=shape.numel()).view(shape)
+
+
+def draw_share(prior: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
+    """The shares of each row, (rows, S), given its counts and the Dirichlet parameters (S,), or (rows, S)."""
+    return _dirichlet(prior + counts, generator)
+
+
+def draw_prior(prior: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
+    """The Dirichlet parameters a, (S,), given how often each row has each habit, (rows, S), by a Metropolis step on log a."""
+
+    def log_p(a: Tensor) -> Tensor:
+        total, of_all = a.sum(), counts.sum(1).double()
+        fit = (a + counts.double()).lgamma().sum() - (total + of_all).lgamma().sum() + len(counts) * total.lgamma()
+        found: Tensor = fit - len(counts) * a.lgamma().sum() - 0.5 * (a.log() + math.log(len(a))).square().sum()
+        return found
+
+    now = prior.double()
+    away = torch.randn(now.shape, generator=generator, dtype=now.dtype, device=now.device)
+    proposal = now * (_reach(now, (), _REACH_OF_PRIOR, generator) * away).exp()
+    accepted = _uniform(now, (), generator).log() < log_p(proposal) - log_p(now)
+    return torch.where(accepted & (proposal > _LEAST_PRIOR).all() & (proposal < 1 / _LEAST_PRIOR).all(), proposal, now).to(
+        prior
+    )
+
+
+def draw_cuts(
+    cuts: Tensor, data: Levels, kind: Tensor, log_mass: Tensor, x: Tensor, root: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The cut points given everything but z, (S, K - 1), by Metropolis steps; and the new ``log_mass``.
+
+    The cut points of a habit fall into random blocks of neighbours, which move as they are: first every other block, then the
+    rest. (Where a habit never gives a rating, the cut points beside it all but coincide, and only move together.)
+
+    Args:
+        kind, log_mass: (n,) the habit of each rating, and the logarithm of its probability given that.
+        x, root: (n,) mean of z, and square root of its precision.
+    """
+    count, width = cuts.shape
+    g, bins = generator, width + 1
+    place = kind * bins + data.level
+    have = _by_bin(torch.ones_like(x), place, (count, bins))
+    starts = _uniform(cuts, (count, width), g) < 0.5
+    block = starts.cumsum(1)  # 0 .. width
+    touching = have[:, :-1] + have[:, 1:]
+    size = cuts.new_zeros(count, bins).scatter_add(1, block, touching.to(cuts))
+    away = torch.randn(size.shape, generator=g, dtype=cuts.dtype, device=cuts.device) * _reach(
+        cuts, size.shape, _REACH_OF_CUTS, g
+    )
+    shift = (away / (root.square().mean() * (1 + size)).sqrt()).gather(1, block)
+    for parity in (0, 1):
+        moving = block % 2 == parity
+        proposal = torch.where(moving, cuts + shift, cuts)
+        padded = _padded(proposal)
+        then = _log_mass(proposal, place, x, root)
+        ratio = _by_bin(then - log_mass, place, (count, bins))
+        ratio = torch.where(padded[:, 1:] > padded[:, :-1], ratio, _IMPOSSIBLE)
+        edge = moving.new_zeros(count, 1)
+        left, right = torch.cat([edge, moving], 1), torch.cat([moving, edge], 1)
+        owner = torch.where(left, torch.cat([block[:, :1], block], 1), torch.cat([block, block[:, -1:]], 1))
+        gain = ratio.new_zeros(count, bins).scatter_add(1, owner, torch.where(left | right, ratio, 0.0))
+        far = ((cuts - data.middle).square() - (proposal - data.middle).square()) / (2 * data.spread.square())
+        gain = gain.scatter_add(1, block, far.double())
+        accepted = _uniform(gain, gain.shape, g).log() < gain
+        cuts = torch.where(accepted.gather(1, block) & moving, proposal, cuts)
+        log_mass = torch.where((accepted.gather(1, owner) & (left | right)).flatten()[place], then, log_mass)
+    return cuts, log_mass
+
+
+def draw_latent(cuts: Tensor, level: Tensor, kind: Tensor, x: Tensor, root: Tensor, generator: torch.Generator) -> Tensor:
+    """z given its rating, (n,): a normal between two cut points."""
+    low, high = _bin(cuts, kind, level)
+    below, above, mirrored = _tails(low, high, x, root)
+    u = below + (above - below) * _uniform(x, x.shape, generator)
+    numbers = torch.finfo(x.dtype)
+    away = torch.special.ndtri(u.clamp(numbers.tiny, 1 - 0.5 * numbers.eps))
+    return (x + torch.where(mirrored, -away, away) / root).clamp(low, high)
+
+
+def masses(cuts: Tensor, share: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
+    """The probability of every level, (n, K), averaged over draws.
+
+    Args:
+        cuts: (draws, S, K - 1). share: (draws, 1 or n, S). centre, spread: (draws, n) of z, in the units of the cut points.
+    """
+    below = []
+    for k in range(cuts.shape[2]):
+        total = torch.zeros_like(centre[0])
+        for s in range(cuts.shape[1]):  # one after the other: (draws, n) at a time
+            total = total + (share[..., s] * _below((cuts[:, s, k, None] - centre) / spread)).mean(0)
+        below.append(total)
+    reached = torch.stack([torch.zeros_like(centre[0]), *below, torch.ones_like(centre[0])], 1)
+    return reached.diff(dim=1).clamp(min=0)
+
+
+def _below(x: Tensor) -> Tensor:
+    """The standard normal distribution function, exact in its lower tail: ``torch.special.ndtr`` is not."""
+    return 0.5 * torch.erfc(x * -math.sqrt(0.5))
+
+
+def _padded(cuts: Tensor) -> Tensor:
+    """With the open ends of the scale, (S, K + 1)."""
+    ends = cuts.new_full((len(cuts), 1), math.inf)
+    return torch.cat([-ends, cuts, ends], 1)
+
+
+def _bin(cuts: Tensor, kind: Tensor | int, level: Tensor) -> tuple[Tensor, Tensor]:
+    padded = _padded(cuts)
+    place = kind * padded.shape[1] + level
+    return padded.flatten()[place], padded.flatten()[place + 1]
+
+
+def _tails(low: Tensor, high: Tensor, x: Tensor, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normal probabilities below low and high, both mirrored if above the mean: they are exact below. And whether they were."""
+    a, b = (low - x) * root, (high - x) * root
+    mirrored = a > 0
+    a, b = torch.where(mirrored, -b, a), torch.where(mirrored, -a, b)
+    return _below(a), _below(b), mirrored
+
+
+def _mass(low: Tensor, high: Tensor, x: Tensor, root: Tensor) -> Tensor:
+    below, above, _ = _tails(low, high, x, root)
+    return above - below
+
+
+def _log_mass(cuts: Tensor, place: Tensor, x: Tensor, root: Tensor) -> Tensor:
+    padded = _padded(cuts)
+    low, high = padded[:, :-1].flatten(), padded[:, 1:].flatten()
+    return _mass(low[place], high[place], x, root).clamp(min=_LEAST).log()
+
+
+def _by_bin(values: Tensor, place: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Sums of values (n,) for each habit and level, (S, K), in double precision."""
+    return values.new_zeros(math.prod(shape), dtype=torch.float64).index_add(0, place, values.double()).view(shape)
+
+
+def _dirichlet(parameters: Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch._standard_gamma(parameters.contiguous(), generator=generator).clamp(min=_LEAST)
+    return drawn / drawn.sum(-1, keepdim=True)
+
+
+def _uniform(like: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+def _reach(like: Tensor, shape: tuple[int, ...], powers: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Scales of proposals, from too small to too large: one of them fits, whatever the posterior."""
+    low, high = powers
+    return 10 ** (low + (high - low) * _uniform(like, shape, generator))

@@ -1,0 +1,132 @@
+"""Ratings as steps of a scale: masses, cut points, habits, against integrals and what was planted."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from conftest import random_pattern
+from test_fold_in import NOBODY, copies
+from test_gibbs import PLAIN, sample
+from test_map import seeded
+
+from pmfcli.core import ordinal
+from pmfcli.core.fold_in import fold_in
+from pmfcli.core.posterior import observe
+from pmfcli.core.predictive import Masses
+
+CUTS = torch.tensor([[[0.2, 0.5, 0.7], [0.3, 0.301, 0.9]]])
+SHARE = torch.tensor([[[0.4, 0.6]]])
+
+
+def test_masses_are_integrals_and_sum_to_one() -> None:
+    centre, spread = torch.tensor([[0.1, 0.45, 2.0]]), torch.tensor([[0.2, 0.1, 0.3]])
+    found = ordinal.masses(CUTS, SHARE, centre, spread)
+    z = torch.linspace(-2, 4, 60_001).double()
+    density = torch.distributions.Normal(centre[0, :, None].double(), spread[0, :, None].double()).log_prob(z).exp() * 1e-4
+    level = (z[:, None, None] > CUTS[0].double()).sum(2)
+    expected = sum(SHARE[0, 0, s] * torch.zeros(3, 4).double().index_add_(1, level[:, s], density) for s in range(2))
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.sum(1), torch.ones(3))
+
+
+def test_latent_values_have_the_moments_of_a_truncated_normal() -> None:
+    cuts, g = torch.tensor([[-0.5, 0.3, 6.0]]).double(), seeded(1)
+    n = 20_000
+    for level, x in itertools.product(range(4), (0.0, 1.5)):
+        place, means = torch.full((n,), level), torch.full((n,), x).double()
+        z = ordinal.draw_latent(cuts, place, torch.zeros_like(place), means, torch.full((n,), 2.0).double(), g)
+        low, high = (-math.inf, *cuts[0].tolist(), math.inf)[level : level + 2]
+        assert low <= float(z.min()) <= float(z.max()) <= high
+        grid = torch.linspace(max(low, -8), min(high, 12), 100_001).double()
+        p = torch.softmax(-0.5 * (2 * (grid - x)).square(), 0)
+        mean = float((p * grid).sum())
+        sd = float((p * (grid - mean).square()).sum().sqrt())
+        assert float(z.mean()) == pytest.approx(mean, abs=5 * sd / n**0.5 + 1e-4)
+        assert float(z.std()) == pytest.approx(sd, rel=0.05)
+
+
+def planted(habits: int = 2):
+    """Ratings of 5 levels: half of the users never give levels 1 and 3."""
+    g = seeded(2)
+    pattern = random_pattern(150, 100, 0.4, seed=3)
+    U, V = (0.8 * torch.randn(count, 2, generator=g) for count in (150, 100))
+    row = pattern.row.long()
+    x = (U[row] * V[pattern.col.long()]).sum(1)
+    cuts = torch.tensor([[-0.8, -0.3, 0.3, 0.8], [-0.55, -0.5, 0.5, 0.55]])[:habits]
+    z = x + 0.4 * torch.randn(pattern.n, generator=g)
+    kind = (row % habits)[:, None]
+    level = (z[:, None] > cuts[kind[:, 0]]).sum(1)
+    return observe(pattern, level / 4, link="linear"), cuts / 0.4, (U @ V.T) / 0.4
+
+
+def test_planted_cut_points_and_factors_are_found() -> None:
+    """In units of the noise: the scale of z is for the prior to say."""
+    o, cuts, x = planted(1)
+    found = sample(PLAIN._replace(habits=1), o, sweeps=300, chains=1).draws
+    per_noise = found.alpha.sqrt()[:, None] * 4
+    gaps = found.cuts[:, 0].diff(dim=1) * per_noise
+    assert ((gaps.mean(0) - cuts[0].diff()).abs() < 4 * gaps.std(0)).all()
+    assert (gaps.std(0) < 0.1 * cuts[0].diff()).all()
+    U, V = found.U.float(), found.V.float()
+    score = (U[..., :2] @ V[..., :2].mT + U[..., 2:] + V[..., 2:].mT) * found.alpha.sqrt()[:, None, None]
+    away = score.mean(0) - x
+    assert float((away - away.mean()).square().mean().sqrt()) < 0.3 * float(x.std())
+
+
+def test_planted_habits_are_found() -> None:
+    o, cuts, _ = planted()
+    found = sample(PLAIN._replace(habits=2), o, sweeps=300, chains=1).draws
+    of_users = found.share.float()[:, :, 0].mean(0)
+    apart = (of_users[0::2].mean() - of_users[1::2].mean()).abs()
+    assert apart > 0.8
+    rare = 0 if of_users[1::2].mean() > 0.5 else 1
+    width = (found.cuts.diff(dim=2) * (found.alpha.sqrt() * 4)[:, None, None]).mean(0)
+    torch.testing.assert_close(width[rare], cuts[1].diff(), rtol=0.15, atol=0.1)
+
+
+def test_the_interval_is_the_one_with_the_nearest_probability() -> None:
+    grid = torch.linspace(0, 1, 5)
+    mass = torch.tensor([[0.05, 0.1, 0.4, 0.3, 0.15], [0.9, 0.06, 0.02, 0.01, 0.01], [0.2, 0.2, 0.2, 0.2, 0.2]])
+    found = Masses(mass, grid)
+    grown = ([[2, 2], [2, 3], [2, 4], [1, 4], [0, 4]], [[0, 0], [0, 1], [0, 2], [0, 3], [0, 4]])
+    for level in (0.05, 0.5, 0.7, 0.8, 0.9, 0.95, 0.999):
+        low, high = found.interval(level)
+        assert (low <= high).all()
+        for row, nested in enumerate(grown):
+            inside = [float(mass[row, a : b + 1].sum()) for a, b in nested]
+            away = [abs(math.sqrt(max(0.0, 1 - p)) - math.sqrt(1 - level)) for p in inside]
+            a, b = nested[min(range(5), key=away.__getitem__)]
+            assert (float(low[row]), float(high[row])) == (float(grid[a]), float(grid[b])), (level, row)
+
+
+def test_moments_and_quantiles_of_masses() -> None:
+    grid = torch.tensor([0.0, 0.5, 1.0])
+    found = Masses(torch.tensor([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0]]), grid)
+    torch.testing.assert_close(found.mean(), torch.tensor([0.55, 1.0]))
+    torch.testing.assert_close(found.sd(), torch.tensor([(0.125 + 0.3 - 0.55**2) ** 0.5, 0.0]))
+    torch.testing.assert_close(found.below(0.5), torch.tensor([0.2, 0.0]))
+    torch.testing.assert_close(found.quantile_of_x(0.2), torch.tensor([0.25, 0.85]))
+    torch.testing.assert_close(found.quantile_of_x(0.45), torch.tensor([0.5, 0.975]))
+    torch.testing.assert_close(found.masses(torch.tensor([0.5, 0.7])), torch.tensor([[0.5, 0.0], [0.0, 0.0]]))
+
+
+def test_a_newcomer_is_folded_in_by_their_steps() -> None:
+    """One user, one rating on the highest of two steps: a probit regression on one point, integrated on a grid."""
+    count = 4000
+    p = copies(count, None)._replace(
+        share=torch.ones(count, 1, 1).half(),
+        cuts=torch.full((count, 1, 1), 0.6),
+        habits=torch.ones(count, 1),
+        grid=torch.tensor([0.0, 1.0]),
+    )
+    row = fold_in(p, NOBODY, torch.tensor([0]), torch.tensor([1.0]), 0.5)
+    a = torch.linspace(-8, 8, 16_001).double()
+    own = 2.0 / 1.5  # Lambda / (1 + var W)
+    prior = torch.distributions.Normal(0.75, own**-0.5).log_prob(a).exp()
+    posterior = prior * torch.special.ndtr((0.5 * a - 0.4) * 2**0.5)  # the cut is 4 (0.6 - 0.5) on x, the precision 4 * 0.5
+    posterior /= posterior.sum()
+    mean = float((posterior * a).sum())
+    assert float(row.A.mean()) == pytest.approx(mean, abs=0.05)
+    variance = float(row.covariance.mean() + row.A.var())
+    assert variance == pytest.approx(float((posterior * (a - mean) ** 2).sum()), rel=0.1)
