@@ -94,7 +94,7 @@ def features(A: Tensor, latent: int) -> Tensor:
 def outer(vectors: Tensor, part: slice = slice(None)) -> Tensor:
     """v v' packed, for every row v of (rows, d), or a part of the packed columns."""
     i, j = torch.triu_indices(vectors.shape[1], vectors.shape[1], device=vectors.device)[:, part]
-    return vectors[:, i] * vectors[:, j]
+    return vectors.index_select(1, i) * vectors.index_select(1, j)
 
 
 def pack(matrices: Tensor) -> Tensor:

@@ -139,23 +139,25 @@ def step(state: State, problem: Problem, settings: GibbsSettings, generator: tor
     s, p, g = settings, problem, generator
     users, movies, alpha, habits = state
     row, col, perm = p.users.pattern.row, p.users.pattern.col, p.users.pattern.perm
-    weight = alpha * users.gamma[row] * movies.gamma[col]
+    weight = alpha * users.gamma.index_select(0, row) * movies.gamma.index_select(0, col)
     z = p.z
     if habits is not None:
         x = score(factors(users, movies, p.users, s.latent), p.users.pattern) - p.users.offset
         habits, z, loss = ordinal.step(habits, p.levels, row, x, weight, s.cut_rounds, g)
     users = draw_side(users, movies, p.users.pattern, weight, z, p.user_means, s, g)
-    movies = draw_side(movies, users, p.movies.pattern, weight[perm], z[perm], p.movie_means, s, g)
+    movies = draw_side(
+        movies, users, p.movies.pattern, weight.index_select(0, perm), z.index_select(0, perm), p.movie_means, s, g
+    )
     error = z - score(factors(users, movies, p.users, s.latent), p.users.pattern) + p.users.offset
     square = error.square()
     if s.user_noise:
-        gamma = draw_scales(alpha * square * movies.gamma[col], p.users.pattern, users.noise_dof, g)
+        gamma = draw_scales(alpha * square * movies.gamma.index_select(0, col), p.users.pattern, users.noise_dof, g)
         users = users._replace(gamma=gamma, noise_dof=draw_dof(gamma, g))
-    square = square * users.gamma[row]
+    square = square * users.gamma.index_select(0, row)
     if s.movie_noise:
-        gamma = draw_scales((alpha * square)[perm], p.movies.pattern, movies.noise_dof, g)
+        gamma = draw_scales((alpha * square).index_select(0, perm), p.movies.pattern, movies.noise_dof, g)
         movies = movies._replace(gamma=gamma, noise_dof=draw_dof(gamma, g))
-    square = square * movies.gamma[col]
+    square = square * movies.gamma.index_select(0, col)
     n, total = len(square), square.sum()
     alpha = _gamma(1 + 0.5 * square.new_full((), n), 1 + 0.5 * total, g)
     spread = 0.25 / alpha.sqrt()  # dt = dz / 4
@@ -197,7 +199,7 @@ def draw_side(
         side = side._replace(W=W, M=means.up(W), lam=lam)
     target = z
     if other.A.shape[1] > s.latent:
-        target = z - other.A[:, s.latent][pattern.col]
+        target = z - other.A[:, s.latent].index_select(0, pattern.col)
     prior = Prior(side.mu + side.M, side.tau[:, None, None] * side.Lambda)
     side = side._replace(A=conditional(pattern, features(other.A, s.latent), weight, target, prior).draw(g))
     if not s.prior_scales:

@@ -85,7 +85,7 @@ def draw_kind(
         first: where in ``cuts`` its S habits begin, (n,), or one place for all.
     """
     parts = torch.stack([_mass(*_bin(cuts, first + s, level), x, root) for s in range(share.shape[1])], 1)
-    reached = (share[row] * parts).cumsum(1)
+    reached = (share.index_select(0, row) * parts).cumsum(1)
     total = reached[:, -1]
     kind = ((_uniform(x, x.shape, g) * total)[:, None] > reached[:, :-1]).sum(1)
     return kind, parts.gather(1, kind[:, None])[:, 0], -total.clamp(min=_LEAST).log().sum()
@@ -158,18 +158,18 @@ def draw_cuts(
         gain = gain.scatter_add(1, block, far.double())
         accepted = _uniform(gain, gain.shape, g).log() < gain
         cuts = torch.where(accepted.gather(1, block) & moving, proposal, cuts)
-        log_mass = torch.where((accepted.gather(1, owner) & (left | right)).flatten()[place], then, log_mass)
+        log_mass = torch.where((accepted.gather(1, owner) & (left | right)).flatten().index_select(0, place), then, log_mass)
     return cuts, log_mass
 
 
 def draw_latent(cuts: Tensor, level: Tensor, kind: Tensor, x: Tensor, root: Tensor, generator: torch.Generator) -> Tensor:
     """z given its rating, (n,): a normal between two cut points."""
     low, high = _bin(cuts, kind, level)
-    below, above, mirrored = _tails(low, high, x, root)
-    u = below + (above - below) * _uniform(x, x.shape, generator)
+    one, other, sign = _tails(low, high, x, root)
+    u = one + (other - one) * _uniform(x, x.shape, generator)
     numbers = torch.finfo(x.dtype)
     away = torch.special.ndtri(u.clamp(numbers.tiny, 1 - 0.5 * numbers.eps))
-    return (x + torch.where(mirrored, -away, away) / root).clamp(low, high)
+    return (x + sign * away / root).clamp(low, high)
 
 
 def masses(cuts: Tensor, share: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
@@ -202,26 +202,28 @@ def _padded(cuts: Tensor) -> Tensor:
 def _bin(cuts: Tensor, kind: Tensor | int, level: Tensor) -> tuple[Tensor, Tensor]:
     padded = _padded(cuts)
     place = kind * padded.shape[1] + level
-    return padded.flatten()[place], padded.flatten()[place + 1]
+    return padded.flatten().index_select(0, place), padded.flatten().index_select(0, place + 1)
 
 
 def _tails(low: Tensor, high: Tensor, x: Tensor, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Normal probabilities below low and high, both mirrored if above the mean: they are exact below. And whether they were."""
+    """Normal probabilities below low and high, (n,); where low is above the mean those above them, which are exact there.
+
+    The third is 1, and -1 where it was turned round like this.
+    """
     a, b = (low - x) * root, (high - x) * root
-    mirrored = a > 0
-    a, b = torch.where(mirrored, -b, a), torch.where(mirrored, -a, b)
-    return _below(a), _below(b), mirrored
+    sign = torch.copysign(a.new_ones(()), -a)
+    return _below(-a.abs()), _below(b * sign), sign
 
 
 def _mass(low: Tensor, high: Tensor, x: Tensor, root: Tensor) -> Tensor:
-    below, above, _ = _tails(low, high, x, root)
-    return above - below
+    one, other, _ = _tails(low, high, x, root)
+    return (other - one).abs_()
 
 
 def _log_mass(cuts: Tensor, place: Tensor, x: Tensor, root: Tensor) -> Tensor:
     padded = _padded(cuts)
-    low, high = padded[:, :-1].flatten(), padded[:, 1:].flatten()
-    return _mass(low[place], high[place], x, root).clamp(min=_LEAST).log()
+    low, high = (part.flatten().index_select(0, place) for part in (padded[:, :-1], padded[:, 1:]))
+    return _mass(low, high, x, root).clamp_(min=_LEAST).log_()
 
 
 def _by_bin(values: Tensor, place: Tensor, shape: tuple[int, int]) -> Tensor:
