@@ -24,6 +24,7 @@ MODELS = {
     "em": ["--priors", "em", "--noise", "em"],
     "em-none": ["--priors", "em", "--noise", "em", "--hierarchical", "none"],
     "bayes": ["--method", "bayes"],
+    "bayes-gaussian": ["--method", "bayes", "--likelihood", "gaussian"],
     "bayes-none": ["--method", "bayes", "--hierarchical", "none"],
     "bayes-4": ["--method", "bayes", "--chains", "4"],
 }
@@ -49,7 +50,8 @@ def main() -> None:
         folder = Path(scratch)
         test.to_csv(folder / "test.csv", index=False)
         ratings.drop(test.index).to_csv(folder / "train.csv", index=False)
-        print(f"{'model':10s} {'RMSE, mean':>10s} {'worst':>7s} {'MAE':>7s} {'training s':>10s}   over {options.seeds} seeds")
+        titles = f"{'model':14s} {'RMSE, mean':>10s} {'worst':>7s} {'MAE':>7s} {'training s':>10s} {'NLL':>7s} {'RPS':>7s}"
+        print(f"{titles}   over {options.seeds} seeds")
         for name in options.models.split(","):
             seconds, scores = [], []
             for seed in range(options.seeds):
@@ -57,12 +59,13 @@ def main() -> None:
                 done = pmf("train", "--data", folder / "train.csv", "-o", model, "--seed", str(seed), *MODELS[name])
                 seconds.append(done["seconds"])
                 scores.append(pmf("evaluate", "-m", model, "--test", folder / "test.csv"))
-            mean, mae = (sum(score[key] for score in scores) / len(scores) for key in ("rmse", "mae"))
+            keys = ("rmse", "mae", "nll", "crps")
+            mean, mae, nll, rps = (sum(score[key] for score in scores) / len(scores) for key in keys)
             covered = {level: round(share, 3) for level, share in scores[-1]["coverage"].items()}
             worst, middle = max(score["rmse"] for score in scores), sorted(seconds)[len(seconds) // 2]
-            print(f"{name:10s} {mean:10.4f} {worst:7.4f} {mae:7.4f} {middle:10.1f}   covered {covered}")
+            print(f"{name:14s} {mean:10.4f} {worst:7.4f} {mae:7.4f} {middle:10.1f} {nll:7.4f} {rps:7.4f}   covered {covered}")
         for name, found in scores[-1]["baselines"].items():
-            print(f"{name:10s} {found['rmse']:10.4f} {'':7s} {found['mae']:7.4f}")
+            print(f"{name:14s} {found['rmse']:10.4f} {'':7s} {found['mae']:7.4f}")
 
 
 if __name__ == "__main__":

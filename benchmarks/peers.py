@@ -3,8 +3,9 @@
     pip install 'setuptools<81' myfm cmfrec lenskit scikit-surprise
     python benchmarks/peers.py data/ml-latest-small/ratings.csv [--only myfm-sides,bayes] [--runs 1]
 
-The split is that of ``accuracy.py``; all test rows count; predictions are clipped to the range of the ratings. Times are of
-training. A peer that is not installed is passed over. Their settings are the best of those that were tried here.
+The split is that of ``accuracy.py``; all test rows count; predictions are clipped to the range of the ratings. NLL and RPS, of
+what gives a probability to every rating, are over rows with both sides in training. Times are of training. A peer that is not
+installed is passed over. Their settings are the best of those that were tried here.
 """
 
 import argparse
@@ -53,8 +54,8 @@ def read(path: Path, folder: Path) -> Split:
     return Split(rows(train), rows(test), len(users), len(movies), folder)
 
 
-def myfm(split: Split, rank: int, sides: bool) -> tuple[float, np.ndarray]:
-    from myfm import MyFMRegressor, RelationBlock
+def myfm(split: Split, rank: int, sides: bool, ordinal: bool = False) -> tuple[float, np.ndarray]:
+    from myfm import MyFMOrderedProbit, MyFMRegressor, RelationBlock
 
     train, test = split.train, split.test
     R = sparse.csr_matrix((np.ones(len(train)), (train.user, train.movie)), shape=(split.users, split.movies))
@@ -71,12 +72,14 @@ def myfm(split: Split, rank: int, sides: bool) -> tuple[float, np.ndarray]:
     def given(part: pd.DataFrame) -> list[RelationBlock]:
         return [RelationBlock(part.user.to_numpy(), U), RelationBlock(part.movie.to_numpy(), V)]
 
-    model = MyFMRegressor(rank=rank)
+    model = (MyFMOrderedProbit if ordinal else MyFMRegressor)(rank=rank)
+    rating = train.rating.to_numpy()
     began = time.perf_counter()
     nothing = sparse.csr_matrix((len(train), 0))
-    model.fit(nothing, train.rating.to_numpy(), X_rel=given(train), n_iter=200, n_kept_samples=200, group_shapes=shapes)
+    target = np.searchsorted(np.unique(rating), rating) if ordinal else rating
+    model.fit(nothing, target, X_rel=given(train), n_iter=200, n_kept_samples=200, group_shapes=shapes)
     seconds = time.perf_counter() - began
-    return seconds, model.predict(None, given(test))
+    return seconds, model.predict_proba(None, given(test)) if ordinal else model.predict(None, given(test))
 
 
 def cmfrec(split: Split) -> tuple[float, np.ndarray]:
@@ -121,8 +124,19 @@ def lenskit(split: Split) -> tuple[float, np.ndarray]:
     return seconds, found
 
 
-def pmf(split: Split, *flags: str) -> tuple[float, float, float]:
-    """Training seconds, RMSE and MAE, by the commands that a person would use."""
+def of_masses(split: Split, mass: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """The mean rating of probabilities (n, ratings), and their NLL and RPS on rows with both sides known."""
+    grid = np.unique(split.train.rating)
+    warm = ((split.test.user < split.users) & (split.test.movie < split.movies)).to_numpy()
+    level = np.searchsorted(grid, split.test.rating.to_numpy())
+    nll = -np.log(np.maximum(mass[np.arange(len(level)), level], 1e-12))
+    came = np.arange(len(grid) - 1) >= level[:, None]
+    rps = ((mass.cumsum(1)[:, :-1] - came) ** 2 @ np.diff(grid))[warm].mean()
+    return mass @ grid, float(nll[warm].mean()), float(rps)
+
+
+def pmf(split: Split, *flags: str) -> tuple[float, float, float, float, float]:
+    """Training seconds, RMSE, MAE, NLL and RPS, by the commands that a person would use."""
 
     def run(*arguments: str | Path) -> dict:
         done = subprocess.run([sys.executable, "-m", "pmfcli", *map(str, arguments), "--json"], capture_output=True, text=True)
@@ -133,7 +147,7 @@ def pmf(split: Split, *flags: str) -> tuple[float, float, float]:
     model = split.folder / "model.pt"
     trained = run("train", "--data", split.folder / "train.csv", "-o", model, *flags)
     scored = run("evaluate", "-m", model, "--test", split.folder / "test.csv")
-    return trained["seconds"], scored["rmse"], scored["mae"]
+    return trained["seconds"], scored["rmse"], scored["mae"], scored["warm"]["nll"], scored["warm"]["crps"]
 
 
 PEERS = {
@@ -143,6 +157,7 @@ PEERS = {
     "cmfrec": ("cmfrec", cmfrec),
     "myfm-ids": ("myfm", lambda split: myfm(split, 20, sides=False)),
     "myfm-sides": ("myfm", lambda split: myfm(split, 10, sides=True)),
+    "myfm-ordinal": ("myfm", lambda split: myfm(split, 10, sides=True, ordinal=True)),
 }
 OURS = {
     "default": [],
@@ -160,20 +175,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         split = read(options.ratings, Path(scratch))
         truth, low, high = split.test.rating.to_numpy(), split.train.rating.min(), split.train.rating.max()
-        print(f"{'system':14s} {'RMSE':>7s} {'MAE':>7s} {'training s':>10s}")
+        print(f"{'system':14s} {'RMSE':>7s} {'MAE':>7s} {'training s':>10s} {'NLL':>7s} {'RPS':>7s}")
         for _ in range(options.runs):
             for name in options.only.split(","):
+                nll = rps = None
                 if name in OURS:
-                    seconds, rmse, mae = pmf(split, *OURS[name])
+                    seconds, rmse, mae, nll, rps = pmf(split, *OURS[name])
                 elif importlib.util.find_spec(PEERS[name][0]) is None:
                     print(f"{name:14s} not installed")
                     continue
                 else:
                     seconds, found = PEERS[name][1](split)
+                    if found.ndim == 2:
+                        found, nll, rps = of_masses(split, found)
                     found = np.where(np.isnan(found), split.train.rating.mean(), found)
                     error = np.clip(found, low, high) - truth
                     rmse, mae = float(np.sqrt((error**2).mean())), float(np.abs(error).mean())
-                print(f"{name:14s} {rmse:7.4f} {mae:7.4f} {seconds:10.1f}", flush=True)
+                more = "" if nll is None else f" {nll:7.4f} {rps:7.4f}"
+                print(f"{name:14s} {rmse:7.4f} {mae:7.4f} {seconds:10.1f}{more}", flush=True)
 
 
 if __name__ == "__main__":

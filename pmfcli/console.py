@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 Format = Literal["table", "tsv", "csv", "jsonl", "json"]
 Row = dict[str, Any]
 _PIPE_WIDTH = 120  # of a table that was asked for where there is no terminal
-_DECIMALS = 2
 _PADDING, _EDGE = 3, 2  # of a column; of a table
 _FOLDED, _IDS = 8, 2  # a text is at least so wide, or whole; columns that say what a row is
 
@@ -33,6 +32,7 @@ class Shape(NamedTuple):
     schema: str
     columns: Sequence[str]
     heading: str | None = None
+    decimals: int = 2  # of numbers in a table
 
 
 def note(text: str) -> None:
@@ -157,7 +157,7 @@ def _table(rows: Iterable[Row], shape: Shape) -> None:
 
     held = list(rows)
     shown = [c for c in shape.columns if not held or any(row.get(c) is not None for row in held)]
-    cells = {column: [_cell(row.get(column)) for row in held] for column in shown}
+    cells = {column: [_cell(row.get(column), shape.decimals) for row in held] for column in shown}
     numeric = {c for c in shown if any(isinstance(row.get(c), int | float) for row in held)}
     console = terminal(sys.stdout)
     heading = None if shape.heading is None else clean(shape.heading)
@@ -172,8 +172,8 @@ def _table(rows: Iterable[Row], shape: Shape) -> None:
         heading = None
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.{_DECIMALS}f}" if isinstance(value, float) else _text(value)
+def _cell(value: Any, decimals: int) -> str:
+    return f"{value:.{decimals}f}" if isinstance(value, float) else _text(value)
 
 
 def _that_fit(shown: Sequence[str], cells: dict[str, list[str]], numeric: set[str], width: int) -> list[list[str]]:

@@ -2,36 +2,61 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
-from pmfcli.core.metrics import fit_biases, predict_baselines, scores
+from pmfcli.core import metrics
 from pmfcli.core.predict import Pairs, chunk_of, predict_pairs
+from pmfcli.core.predictive import Predictive
 from pmfcli.core.sparse import Pattern
-from pmfcli.data.ratings import Array, Ratings
+from pmfcli.data.ratings import STEPS, Array, Ratings, Scale
 from pmfcli.errors import DataError
-from pmfcli.training import held_out, run, train
+from pmfcli.training import choose_device, held_out, run, train
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
+LARGE_ERROR = 1.0  # stars
+BINS = 10  # of the PIT histogram, of the ratings by sd, and of the reliability diagram
+_LIKED = 4.0  # stars
 _EDGES = (0, 1, 3, 10, 30, 100, 300)  # groups by number of training ratings: 0, 1-2, 3-9, …
+_QUADRATURE = 200  # points on the scale, where it has no steps
+_ENDS = (0.025, 0.975)  # of bootstrap intervals
+_SEED = 0  # of the bootstrap
 
 
 class Scored(NamedTuple):
     """Test ratings with all that was predicted for them, in stars; (n,) each."""
 
+    user: Tensor  # a number for each person
     stars: Tensor
     model: Tensor
     mean: Tensor  # always the mean
     bias: Tensor  # biases alone
-    inside: Tensor  # (n, levels) bool: the interval of each level covers the rating
+    sd: Tensor
+    nll: Tensor  # -log of the rating's probability; nan where ratings are no steps of a scale
+    crps: Tensor
+    mean_nll: Tensor  # the same of always answering how often each rating is given
+    mean_crps: Tensor
+    low: Tensor  # (n, levels) the intervals
+    high: Tensor
+    below: Tensor  # the probability of a lower rating
+    up_to: Tensor  # and of that or a lower one
+    liked: Tensor  # the probability of 4 stars or more; nan where the scale has no 4
     user_count: Tensor  # training ratings of the user
     movie_count: Tensor  # training ratings of the movie
     trained_on: Tensor  # bool: the pair was among the training ratings
+
+    def select(self, mask: Tensor) -> "Scored":
+        """The ratings where ``mask`` (n,) holds."""
+        return Scored(*(column[mask] for column in self))
 
 
 def score_model(model: Model, test: Ratings) -> Scored:
@@ -39,70 +64,226 @@ def score_model(model: Model, test: Ratings) -> Scored:
     user, user_known = model.users.rows(test.users.ids)
     movie, movie_known = model.movies.rows(test.movies.ids)
     parts = (user[test.user], movie[test.movie], user_known[test.user], movie_known[test.movie])
-    return _score(model, Pairs(*map(torch.from_numpy, parts)), torch.from_numpy(test.stars))
+    found = _score(model, Pairs(*map(torch.from_numpy, parts)), torch.from_numpy(test.stars))
+    return found._replace(user=torch.from_numpy(test.user.astype(np.int64)))
 
 
-def cross_score(ratings: Ratings, settings: Settings, held: Iterable[Array]) -> Iterator[Scored]:
-    """For each mask (n,) of held-out ratings: train on the rest, score on it."""
+def cross_score(ratings: Ratings, settings: Settings, held: Sequence[Array]) -> Iterator[Scored]:
+    """For each mask (n,) of held-out ratings: train on the rest, score on it. In parallel where cores allow."""
     for mask in held:
         if not 0 < mask.sum() < len(mask):
             raise DataError(f"{ratings.name}: {ratings.n} ratings are too few for this split")
-        model = run(train(ratings.select(~mask), settings))
-        yield _score(model, *held_out(ratings, mask))
+    cores = settings.threads or os.cpu_count() or 1
+    workers = min(len(held), cores) if choose_device(settings.device).type == "cpu" else 1
+    if workers == 1:
+        for mask in held:
+            yield _train_and_score(ratings, settings, mask)
+        return
+    share = settings.model_copy(update={"threads": cores // workers})
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        for running in [pool.submit(_train_and_score, ratings, share, mask) for mask in held]:
+            yield running.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _train_and_score(ratings: Ratings, settings: Settings, mask: Array) -> Scored:
+    model = run(train(ratings.select(~mask), settings))
+    return _score(model, *held_out(ratings, mask))
 
 
 def report(parts: Sequence[Scored]) -> dict[str, Any]:
     """All scores of one or several test sets, as plain numbers; what a model cannot give is None."""
     whole = Scored(*(torch.cat(column) for column in zip(*parts, strict=True)))
     cold = (whole.user_count == 0) | (whole.movie_count == 0)
-    beside = {name: _errors(whole.stars, getattr(whole, name)) for name in ("mean", "bias")}
+    error = whole.model - whole.stars
     return {
         "n": len(whole.stars),
         "n_cold": int(cold.sum()),
         "n_trained_on": int(whole.trained_on.sum()),
-        **_errors(whole.stars, whole.model),
-        "nll": None,
-        "crps": None,
-        "coverage": {
-            f"{level:g}": float(covered) for level, covered in zip(LEVELS, whole.inside.double().mean(0), strict=True)
+        **_scores(whole),
+        "warm": _scores(whole.select(~cold)) if bool((~cold).any()) else None,
+        "intervals": _intervals(whole),
+        "width": dict(zip(_NAMES, (whole.high - whole.low).double().mean(0).tolist(), strict=True)),
+        "pit": metrics.pit_histogram(whole.below, whole.up_to, BINS),
+        "auc_sd": metrics.area_under_roc(whole.sd, error.abs() > LARGE_ERROR),
+        "rmse_by_sd": [{"sd": sd, "rmse": rmse} for sd, rmse in metrics.by_parts(whole.sd, error, BINS)],
+        "risk_coverage": _risk(whole.sd, error),
+        "reliability": _reliability(whole),
+        "baselines": {
+            "mean": {
+                **_errors(whole.stars, whole.mean),
+                "nll": _number(whole.mean_nll.mean()),
+                "crps": _number(whole.mean_crps.mean()),
+            },
+            "bias": _errors(whole.stars, whole.bias),
         },
-        "baselines": beside,
         "by_user_ratings": _groups(whole, whole.user_count),
         "by_movie_ratings": _groups(whole, whole.movie_count),
-        "folds": [_errors(part.stars, part.model) for part in parts] if len(parts) > 1 else None,
+        "folds": [_scores(part) for part in parts] if len(parts) > 1 else None,
     }
 
 
 def _score(model: Model, pairs: Pairs, stars: Tensor) -> Scored:
-    seen = model.seen
+    seen, scale = model.seen, model.scale
     user_counts, movie_counts = seen.start.diff(), seen.movie_counts(len(model.movies))
     of_user = seen.users()
     pattern = Pattern.of(of_user, seen.movie, (len(model.users), len(model.movies)))
-    beside = predict_baselines(fit_biases(pattern, seen.stars), pairs)
+    beside = metrics.predict_baselines(metrics.fit_biases(pattern, seen.stars), pairs)
     both = pairs.user_known & pairs.movie_known
     trained_on = torch.isin(pairs.user * len(model.movies) + pairs.movie, of_user * len(model.movies) + seen.movie) & both
-    model_stars, inside = [], []
+    found: dict[str, list[Tensor]] = {
+        name: [] for name in ("model", "sd", "nll", "crps", "low", "high", "below", "up_to", "liked")
+    }
     size = chunk_of(model.posterior)
+    grid = torch.tensor(model.ratings) if len(model.ratings) <= STEPS else None
     for part, truth in zip(pairs.split(size), stars.split(size), strict=True):
-        found = predict_pairs(model.posterior, model.seen, part)
-        model_stars.append(model.scale.to_stars(found.mean()))
-        ends = [[model.scale.to_stars(end) for end in found.interval(level)] for level in LEVELS]
-        inside.append(torch.stack([(low <= truth) & (truth <= high) for low, high in ends], 1))
+        for name, column in _predicted(predict_pairs(model.posterior, seen, part), scale, grid, truth).items():
+            found[name].append(column)
+    often = torch.bincount(_steps(grid, seen.stars), minlength=len(grid)) / len(seen.stars) if grid is not None else None
     return Scored(
+        user=torch.where(pairs.user_known, pairs.user, -1 - torch.arange(len(stars))),
         stars=stars,
-        model=torch.cat(model_stars),
         mean=beside["mean"],
         bias=beside["bias"],
-        inside=torch.cat(inside),
+        **_of_steps("mean_", grid, None if often is None else often.expand(len(stars), -1), stars),
         user_count=user_counts[pairs.user] * pairs.user_known,
         movie_count=movie_counts[pairs.movie] * pairs.movie_known,
         trained_on=trained_on,
+        **{name: torch.cat(columns) for name, columns in found.items()},
     )
 
 
+def _predicted(said: Predictive, scale: Scale, grid: Tensor | None, stars: Tensor) -> dict[str, Tensor]:
+    """What is predicted for some ratings, in stars."""
+    ends = [said.interval(level) for level in LEVELS]
+    found = {
+        "model": scale.to_stars(said.mean()),
+        "sd": said.sd() * (scale.hi - scale.lo),
+        "low": scale.to_stars(torch.stack([low for low, _ in ends], 1)),
+        "high": scale.to_stars(torch.stack([high for _, high in ends], 1)),
+        "liked": torch.full_like(stars, math.nan),
+    }
+    if grid is None:
+        points = torch.linspace(0, 1, _QUADRATURE + 1)[1:] - 0.5 / _QUADRATURE
+        reached = torch.stack([said.below(float(point)) for point in points], 1)
+        t = scale.to_unit(stars)
+        came = (points >= t[:, None]).to(reached)
+        crps = (reached - came).square().mean(1) * (scale.hi - scale.lo)
+        at = said.below(t)
+        found |= {"below": torch.where(t <= 0, 0.0, at), "up_to": torch.where(t >= 1, 1.0, at)}
+        return found | {"nll": torch.full_like(stars, math.nan), "crps": crps}
+    mass = said.masses(torch.tensor([scale.to_unit(star) for star in grid.tolist()]))
+    level = _steps(grid, stars)
+    up_to = mass.cumsum(1).gather(1, level[:, None])[:, 0]
+    if scale.lo < _LIKED <= scale.hi:
+        found["liked"] = (mass * (grid >= _LIKED)).sum(1)
+    found |= {"up_to": up_to, "below": up_to - mass.gather(1, level[:, None])[:, 0]}
+    return found | _of_steps("", grid, mass, stars)
+
+
+def _of_steps(prefix: str, grid: Tensor | None, mass: Tensor | None, stars: Tensor) -> dict[str, Tensor]:
+    if grid is None or mass is None:
+        return {f"{prefix}{name}": torch.full_like(stars, math.nan) for name in ("nll", "crps")}
+    level = _steps(grid, stars)
+    crps = metrics.ranked_probability_score(mass, grid, level)
+    return {f"{prefix}nll": metrics.log_score(mass, level), f"{prefix}crps": crps}
+
+
+def _steps(grid: Tensor, stars: Tensor) -> Tensor:
+    """The step of the scale of each rating, (n,); of a rating that training never had, the nearest."""
+    return torch.searchsorted(0.5 * (grid[1:] + grid[:-1]), stars)
+
+
+_NAMES = [f"{level:g}" for level in LEVELS]
+_COLUMNS = ("rmse", "mae", "nll", "crps")
+
+
+def _scores(scored: Scored) -> dict[str, Any]:
+    inside = (scored.low <= scored.stars[:, None]) & (scored.stars[:, None] <= scored.high)
+    return {
+        **_errors(scored.stars, scored.model),
+        "nll": _number(scored.nll.double().mean()),
+        "crps": _number(scored.crps.double().mean()),
+        "coverage": dict(zip(_NAMES, inside.double().mean(0).tolist(), strict=True)),
+    }
+
+
 def _errors(stars: Tensor, prediction: Tensor) -> dict[str, float]:
-    found = scores(prediction, stars)
+    found = metrics.scores(prediction, stars)
     return {"rmse": found.rmse, "mae": found.mae}
+
+
+def _number(value: Tensor) -> float | None:
+    return None if bool(value.isnan()) else float(value)
+
+
+def losses(scored: Scored) -> Tensor:
+    """What is averaged for each score, (n, 4): squared error, error, and the two of the distribution."""
+    error = scored.model.double() - scored.stars.double()
+    return torch.stack([error.square(), error.abs(), scored.nll.double(), scored.crps.double()], 1)
+
+
+def averages(sums: Tensor, count: Tensor) -> Tensor:
+    """Scores from sums of ``losses`` (k, 4) over so many ratings (k,)."""
+    found = sums / count[:, None]
+    return torch.cat([found[:, :1].sqrt(), found[:, 1:]], 1)
+
+
+def _intervals(scored: Scored) -> dict[str, Any]:
+    """95 % bootstrap intervals of the scores, over users."""
+    drawn = averages(*metrics.bootstrap(scored.user, losses(scored), _SEED))
+    return {name: ends(drawn[:, place]) for place, name in enumerate(_COLUMNS)}
+
+
+def ends(drawn: Tensor) -> list[float] | None:
+    """The ends of the 95 % interval of bootstrap replicates (k,); None if they are nan."""
+    return None if bool(drawn.isnan().any()) else drawn.quantile(torch.tensor(_ENDS).double()).tolist()
+
+
+def compare(first: Scored, other: Scored) -> list[dict[str, Any]]:
+    """For each score of two models on the same ratings: both, how much higher the other's is, and its 95 % interval.
+
+    The interval is of a bootstrap over users, of both models at once.
+    """
+    k = len(_COLUMNS)
+    both = torch.cat([losses(first), losses(other)], 1)
+    sums, count = metrics.bootstrap(first.user, both, _SEED)
+    drawn = averages(sums[:, k:], count) - averages(sums[:, :k], count)
+    whole, n = both.sum(0, keepdim=True), torch.tensor([len(both)])
+    of_first, of_other = (averages(part, n)[0].tolist() for part in (whole[:, :k], whole[:, k:]))
+    found = []
+    for name, one, two, differences in zip(_COLUMNS, of_first, of_other, drawn.T, strict=True):
+        interval = ends(differences)
+        if interval is not None:
+            lo, hi = interval
+            found.append({"score": name, "first": one, "value": two, "difference": two - one, "lo": lo, "hi": hi})
+    return found
+
+
+def _risk(sd: Tensor, error: Tensor) -> list[dict[str, float]]:
+    """RMSE of the surest part of the ratings, for parts of a tenth and more."""
+    squares = error[torch.sort(sd, stable=True).indices].double().square().cumsum(0)
+    found = []
+    for part in range(1, BINS + 1):
+        count = max(1, round(len(sd) * part / BINS))
+        found.append({"part": part / BINS, "rmse": math.sqrt(float(squares[count - 1]) / count)})
+    return found
+
+
+def _reliability(scored: Scored) -> list[dict[str, float]] | None:
+    """How often a rating is 4 or more where its probability lies in each tenth of [0, 1]."""
+    if bool(scored.liked.isnan().any()):
+        return None
+    place = (scored.liked * BINS).long().clamp(max=BINS - 1)
+    found = []
+    for part in range(BINS):
+        here = place == part
+        if bool(here.any()):
+            observed = (scored.stars[here] >= _LIKED).double().mean()
+            found.append({"p": float(scored.liked[here].double().mean()), "observed": float(observed), "n": int(here.sum())})
+    return found
 
 
 def _groups(scored: Scored, count: Tensor) -> list[dict[str, Any]]:
@@ -112,7 +293,7 @@ def _groups(scored: Scored, count: Tensor) -> list[dict[str, Any]]:
         if not inside.any():
             continue
         name = f"{low}+" if high == math.inf else str(low) if high == low + 1 else f"{low}-{high - 1}"
-        part = Scored(*(column[inside] for column in scored))
+        part = scored.select(inside)
         beside = {f"rmse_{name}": _errors(part.stars, getattr(part, name))["rmse"] for name in ("bias", "mean")}
-        groups.append({"ratings": name, "n": len(part.stars), **_errors(part.stars, part.model), **beside})
+        groups.append({"ratings": name, "n": len(part.stars), **_scores(part), **beside})
     return groups

@@ -22,7 +22,7 @@ from pmfcli.training import run, train
 
 GOOD = "user,movie,rating\n" + "".join(f"{u},{m},{1 + (u * m) % 5}\n" for u in range(1, 9) for m in range(1, 9))
 SIMULATED = "A model of the embedded sample: real films, simulated viewers.\n"
-COMMANDS = ("download", "train", "predict", "recommend", "similar", "evaluate", "info", "demo")
+COMMANDS = ("download", "train", "predict", "recommend", "similar", "evaluate", "compare", "info", "demo")
 TRAIN = ["model", "method", "epochs", "loss", "sigma", "holdout_rmse", "train_rmse", "seconds", "ratings", "users", "movies"]
 PREDICT = ["user", "movie", "title", "rating", "prediction", "sd", "lo", "hi", "p_ge_4", "source"]
 
@@ -166,8 +166,38 @@ def test_a_gate_is_7(answer: Run, tmp_path: Path, sample_file: Path, sample) -> 
     found = json.loads(done.stdout)
     keys = {"schema", "version", "n", "n_cold", "rmse", "mae", "nll", "crps", "coverage", "baselines"}
     assert keys <= found.keys()
-    assert (found["n"], found["n_cold"], found["nll"]) == (500, 0, None)
+    assert (found["n"], found["n_cold"]) == (500, 0)
+    assert found["nll"] < found["baselines"]["mean"]["nll"]
+    assert found["crps"] < found["baselines"]["mean"]["crps"]
     assert found["baselines"].keys() == {"mean", "bias"}
+    low, high = found["intervals"]["rmse"]
+    assert low < found["rmse"] < high
+    assert sum(found["pit"]) == pytest.approx(1)
+    assert sum(part["n"] for part in found["reliability"]) == 500
+    assert found["risk_coverage"][-1] == {"part": 1.0, "rmse": pytest.approx(found["rmse"])}
+    for name, start in (("x.png", b"\x89PNG"), ("x.svg", b"<?xml"), ("x.html", b"<!DOCTYPE html>")):
+        assert answer("evaluate", "-m", sample_file, "--test", "test.csv", "--plot", name).returncode == 0
+        assert (tmp_path / name).read_bytes().startswith(start)
+    assert answer("evaluate", "-m", sample_file, "--test", "test.csv", "--plot", "x.jpg").returncode == 2
+
+
+def test_compare_says_which_is_better_and_by_how_much(answer: Run, tmp_path: Path, sample_file: Path, sample) -> None:
+    rows = list(zip(sample.user[:2000], sample.movie[:2000], sample.stars[:2000], strict=True))
+    lines = [f"{sample.users.ids[u]},{sample.movies.ids[m]},{s}\n" for u, m, s in rows]
+    (tmp_path / "test.csv").write_text("user,movie,rating\n" + "".join(lines))
+    assert answer("train", "--data", "test.csv", "--epochs", "1", "--holdout", "0", "-o", "poor.pt").returncode == 0
+    done = answer("compare", sample_file, sample_file, "poor.pt", "--test", "test.csv", "--json")
+    found = json.loads(done.stdout)["rows"]
+    assert [row["score"] for row in found] == ["rmse", "mae", "nll", "crps"] * 2
+    assert all((row["difference"], row["lo"], row["hi"]) == (0, 0, 0) for row in found[:4])
+    worse = found[4]
+    assert worse["value"] - worse["first"] == worse["difference"] > 0
+    assert 0 < worse["lo"] < worse["difference"] < worse["hi"]
+    assert "2,000 of 2,000 test pairs were in its training data" in done.stderr
+    assert f"poor.pt beside {sample_file}: {sample_file} has the better RMSE, by 0." in done.stderr
+    assert "the RMSE does not tell them apart (+0.0000 to +0.0000)" in done.stderr
+    assert answer("compare", sample_file, "--test", "test.csv").returncode == 2
+    assert answer("compare", sample_file, "no.pt", "--test", "test.csv").returncode == 4
 
 
 def test_train_writes_a_model_a_log_and_json(pmf: Run, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """pmf evaluate: scores on ratings that the model has not seen."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from pmfcli.data.ratings import Array, Ratings
 
 EXAMPLE = "pmf evaluate --model pmf.pt --test held-out.csv"
-_COLUMNS = ("group", "ratings", "n", "rmse", "mae", "rmse_bias", "rmse_mean")
+_COLUMNS = ("group", "ratings", "n", "rmse", "mae", "rmse_bias", "rmse_mean", "nll", "crps", "inside_90")
 
 
 @with_data_and_settings
@@ -33,6 +32,9 @@ def evaluate(
     test_fraction: Annotated[float, typer.Option("--test-fraction", help="What random and time splits hold out.")] = 0.1,
     last_n: Annotated[int, typer.Option("--last-n", min=1, help="What a last split holds out of each user.")] = 1,
     max_rmse: Annotated[float | None, typer.Option("--max-rmse", help="Exit with 7 if the RMSE is above this.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw how well its uncertainty holds: a .png, .svg or .html file.")
+    ] = None,
     config: Config = None,
     output: OutputFormat = None,
     as_json: AsJson = False,
@@ -46,6 +48,10 @@ def evaluate(
         raise UsageError("--test and --model cannot both come from standard input")
     if max_rmse is not None and not max_rmse >= 0:
         raise UsageError(f"--max-rmse: {max_rmse} is no bound")
+    if plot is not None:
+        from pmfcli.plots import check_plot
+
+        check_plot(plot)
     _check_flags(context, test, folds, split, [f"--{name.replace('_', '-')}" for name in given])
     if test is not None:
         found = load_model(model)
@@ -57,19 +63,27 @@ def evaluate(
             raise UsageError(f"--test-fraction: {test_fraction} is not between 0 and 1")
         settings = resolve(given, config, os.environ)
         ratings = read_data(source)
-        parts, masks = _masks(ratings, folds, split or "random", test_fraction, last_n, settings.seed)
+        masks = _masks(ratings, folds, split or "random", test_fraction, last_n, settings.seed)
+        if split in ("last", "time"):
+            _say_if_the_future_is_known(ratings, masks[0])
         from pmfcli.evaluation import cross_score, report
 
         scored = []
         with progress("fold") as bar:
             for part in cross_score(ratings, settings, masks):
                 scored.append(part)
-                bar.show(len(scored), parts, f"{len(scored)}/{parts}")
+                bar.show(len(scored), len(masks), f"{len(scored)}/{len(masks)}")
     result = report(scored)
     if chosen == "json":
         document(result, "evaluate")
     else:
-        emit(_rows(result), Shape("evaluate", _COLUMNS), chosen)
+        emit(_rows(result), Shape("evaluate", _COLUMNS, decimals=3), chosen)
+    if plot is not None:
+        from pmfcli.artifact import write_atomically
+        from pmfcli.plots import draw
+
+        write_atomically(plot, draw(result, plot.suffix.lower()))
+        note(f"wrote {plot}")
     _say(result, max_rmse)
 
 
@@ -91,28 +105,37 @@ def _check_flags(context: typer.Context, test: str | None, folds: int | None, sp
         )
 
 
-def _masks(
-    ratings: "Ratings", folds: int | None, split: str, fraction: float, last_n: int, seed: int
-) -> "tuple[int, Iterator[Array]]":
-    """How many parts are held out in turn, and which ratings each holds."""
+def _masks(ratings: "Ratings", folds: int | None, split: str, fraction: float, last_n: int, seed: int) -> "list[Array]":
+    """Which ratings are held out, one part after the other."""
     from pmfcli.data.split import fold_numbers, last_mask, random_mask, time_mask
 
     if folds is not None:
         if folds > ratings.n:
             raise UsageError(f"--folds {folds}: more than the {ratings.n:,} ratings of {ratings.name}")
         numbers = fold_numbers(ratings.n, folds, seed)
-        return folds, (numbers == fold for fold in range(folds))
+        return [numbers == fold for fold in range(folds)]
     if split == "last":
-        return 1, iter([last_mask(ratings, last_n)])
-    return 1, iter([random_mask(ratings.n, fraction, seed) if split == "random" else time_mask(ratings, fraction)])
+        return [last_mask(ratings, last_n)]
+    return [random_mask(ratings.n, fraction, seed) if split == "random" else time_mask(ratings, fraction)]
+
+
+def _say_if_the_future_is_known(ratings: "Ratings", mask: "Array") -> None:
+    if ratings.time is None or mask.all():
+        return
+    early = int((ratings.time[mask] < ratings.time[~mask].max()).sum())
+    if early:
+        note(
+            f"warning: training holds ratings later than {early:,} of the {int(mask.sum()):,} test ratings, "
+            "which nobody has who predicts; --split time holds out the latest"
+        )
 
 
 def _rows(result: Row) -> list[Row]:
     beside = {f"rmse_{name}": result["baselines"][name]["rmse"] for name in ("bias", "mean")}
-    rows = [{"group": "all", **{key: result[key] for key in ("n", "rmse", "mae")}, **beside}]
+    rows = [{"group": "all", **result, **beside}]
     for group in ("user", "movie"):
         rows += [{"group": f"{group}s with", **part} for part in result[f"by_{group}_ratings"]]
-    return rows
+    return [{name: (row | {"inside_90": row["coverage"]["0.9"]}).get(name) for name in _COLUMNS} for row in rows]
 
 
 def _say(result: Row, max_rmse: float | None) -> None:
@@ -120,6 +143,9 @@ def _say(result: Row, max_rmse: float | None) -> None:
         note(f"{result['n_cold']:,} of {result['n']:,} test ratings are of users or movies that training did not have")
     if result["n_trained_on"]:
         note(f"warning: {result['n_trained_on']:,} of {result['n']:,} test pairs were in the training data; this is no test")
+    inside, width, auc = result["coverage"]["0.9"], result["width"]["0.9"], result["auc_sd"]
+    told = "" if auc is None else f"; sd tells errors over 1 star from others with AUC {auc:.2f}"
+    note(f"the 90 % intervals hold {100 * inside:.1f} % of the ratings, {width:.2f} stars wide{told}")
     if result["n_cold"] == result["n"]:
         note("warning: no test rating has both its user and its movie in training; is it the right file, are the ids the same?")
     elif result["rmse"] > result["baselines"]["mean"]["rmse"]:

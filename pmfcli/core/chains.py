@@ -22,7 +22,7 @@ WARM_UP = 60  # first sweeps, with Gaussian priors: a t prior takes a scale that
 _ROUNDS = 3  # of steps for the cut points, in the first sweeps: habits that are alike at first move apart
 CHECK_EVERY, LEAST, MOST = 25, 150, 1000  # sweeps, where their number is not given
 AGREE = 1.15  # split R-hat of nine predictions in ten
-ENOUGH = 40  # effective draws of half the predictions, for each chain
+ENOUGH = 36  # effective draws of half the predictions, for each chain
 _WATCHED = 200  # pairs whose prediction is watched
 _BUFFER = 3  # times as many draws are held while it runs as are kept in the end
 

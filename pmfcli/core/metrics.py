@@ -1,4 +1,9 @@
-"""Scores: arrays in, numbers out. The bias-only predictor stands beside a model to say what it is worth."""
+"""Scores: arrays in, numbers out. The bias-only predictor stands beside a model to say what it is worth.
+
+Scores of a predictive distribution are those of Gneiting & Raftery, "Strictly proper scoring rules, prediction, and
+estimation" (JASA 2007), lower is better; its calibration is looked at as in Gneiting, Balabdaoui & Raftery, "Probabilistic
+forecasts, calibration and sharpness" (JRSS B 2007).
+"""
 
 from typing import NamedTuple
 
@@ -9,6 +14,8 @@ from pmfcli.core.predict import Pairs
 from pmfcli.core.sparse import Pattern
 
 _DAMPING_USER, _DAMPING_MOVIE, _SWEEPS = 15.0, 10.0, 10
+_LEAST_MASS = 1e-12  # of a rating that came all the same
+_REPLICATES = 2000
 
 
 class Scores(NamedTuple):
@@ -55,3 +62,66 @@ def fit_biases(pattern: Pattern, stars: Tensor) -> BiasOnly:
 def predict_baselines(bias: BiasOnly, pairs: Pairs) -> dict[str, Tensor]:
     """Stars for pairs, (n,), by always answering the mean, and by biases alone."""
     return {"mean": bias.b.new_full((len(pairs.user),), bias.mean), "bias": bias.predict(pairs)}
+
+
+def log_score(mass: Tensor, level: Tensor) -> Tensor:
+    """-log of the probability that each rating had, (n,), in nats.
+
+    Args:
+        mass: (n, K) probabilities of the steps of the scale. level: (n,) the steps that came.
+    """
+    return -mass.gather(1, level[:, None])[:, 0].clamp(min=_LEAST_MASS).log()
+
+
+def ranked_probability_score(mass: Tensor, grid: Tensor, level: Tensor) -> Tensor:
+    """The integral of (F(r) - [r >= rating])^2 over the scale, (n,), in the units of grid (K,): CRPS on its steps."""
+    reached = mass.cumsum(1)[:, :-1]
+    came = torch.arange(len(grid) - 1, device=level.device) >= level[:, None]
+    return ((reached - came.to(reached)).square() * grid.diff()).sum(1)
+
+
+def pit_histogram(low: Tensor, high: Tensor, bins: int) -> list[float]:
+    """The part of ratings whose probability integral transform falls in each of so many equal bins: flat if calibrated.
+
+    A rating on a step of the scale stands for all of the probability between low and high, (n,) each, as if drawn from there
+    at random: Czado, Gneiting & Held, "Predictive model assessment for count data" (Biometrics 2009).
+    """
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    low, width = low.double()[:, None], (high - low).double().clamp(min=1e-9)[:, None]
+    found: list[float] = ((edges - low) / width).clamp(0, 1).diff(dim=1).mean(0).tolist()
+    return found
+
+
+def area_under_roc(score: Tensor, event: Tensor) -> float | None:
+    """The probability that a rating with the event (n,) bool has the higher score (n,); None if all have it, or none."""
+    from torchmetrics.functional.classification import binary_auroc
+
+    if bool(event.all()) or not bool(event.any()):
+        return None
+    place = torch.unique(score, return_inverse=True)[1].double()  # in order, and within [0, 1] below, where it is taken as is
+    return float(binary_auroc(place / place.amax().clamp(min=1), event.long()))
+
+
+def by_parts(score: Tensor, error: Tensor, parts: int) -> list[tuple[float, float]]:
+    """Mean score and RMSE of so many equal parts of the ratings (n,) in order of their score: fewer if n is less."""
+    order = torch.sort(score, stable=True).indices
+    cut = [part for part in torch.tensor_split(order, parts) if len(part)]
+    return [(float(score[part].double().mean()), float(error[part].double().square().mean().sqrt())) for part in cut]
+
+
+def bootstrap(group: Tensor, columns: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Sums of columns over ratings whose groups are drawn with replacement, (replicates, c), and how many, (replicates,).
+
+    Args:
+        group: (n,) what belongs together, such as the user. columns: (n, c).
+    """
+    names, place = group.unique(return_inverse=True)
+    count = len(names)
+    sums = columns.new_zeros(count, columns.shape[1], dtype=torch.float64).index_add_(0, place, columns.double())
+    sizes = torch.bincount(place, minlength=count).double()
+    generator, every = torch.Generator().manual_seed(seed), []
+    for _ in range(_REPLICATES):
+        drawn = torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count).double()
+        every.append(torch.cat([drawn @ sums, (drawn @ sizes)[None]]))
+    found = torch.stack(every)
+    return found[:, :-1], found[:, -1]

@@ -169,7 +169,8 @@ def draw_latent(cuts: Tensor, level: Tensor, kind: Tensor, x: Tensor, root: Tens
     u = one + (other - one) * _uniform(x, x.shape, generator)
     numbers = torch.finfo(x.dtype)
     away = torch.special.ndtri(u.clamp(numbers.tiny, 1 - 0.5 * numbers.eps))
-    return (x + sign * away / root).clamp(low, high)
+    drawn: Tensor = (x + sign * away / root).clamp(low, high)
+    return drawn
 
 
 def masses(cuts: Tensor, share: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
@@ -217,13 +218,15 @@ def _tails(low: Tensor, high: Tensor, x: Tensor, root: Tensor) -> tuple[Tensor, 
 
 def _mass(low: Tensor, high: Tensor, x: Tensor, root: Tensor) -> Tensor:
     one, other, _ = _tails(low, high, x, root)
-    return (other - one).abs_()
+    mass: Tensor = (other - one).abs_()
+    return mass
 
 
 def _log_mass(cuts: Tensor, place: Tensor, x: Tensor, root: Tensor) -> Tensor:
     padded = _padded(cuts)
     low, high = (part.flatten().index_select(0, place) for part in (padded[:, :-1], padded[:, 1:]))
-    return _mass(low, high, x, root).clamp_(min=_LEAST).log_()
+    found: Tensor = _mass(low, high, x, root).clamp_(min=_LEAST).log_()
+    return found
 
 
 def _by_bin(values: Tensor, place: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -84,9 +84,9 @@ class Masses(NamedTuple):
         away = self.grid - self.mean()[:, None]
         return (self.mass * away.square()).sum(1).sqrt()
 
-    def below(self, t: float) -> Tensor:
+    def below(self, t: float | Tensor) -> Tensor:
         """The probability of a rating below t, (n,)."""
-        return (self.mass * (self.grid < t)).sum(1)
+        return (self.mass * (self.grid < torch.as_tensor(t).reshape(-1, 1))).sum(1)
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
         """The interval of steps whose probability is nearest to the level, (n,) each.

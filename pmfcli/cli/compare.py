@@ -1,0 +1,55 @@
+"""pmf compare: which of several saved models predicts better, and whether that is more than chance."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pmfcli.cli.common import load_model, read_data
+from pmfcli.cli.options import AsJson, OutputFormat, Source
+from pmfcli.console import Shape, emit, note, pick_format
+from pmfcli.errors import UsageError
+
+EXAMPLE = "pmf compare pmf.pt bayes.pt --test held-out.csv"
+_COLUMNS = ("model", "score", "first", "value", "difference", "lo", "hi")
+
+
+def compare(
+    models: Annotated[list[Path], typer.Argument(metavar="A.pt B.pt …", help="Model files; each is compared to the first.")],
+    test: Annotated[str, typer.Option("--test", help="Ratings that none of them was trained on; '-' for a pipe.")],
+    output: OutputFormat = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare saved models on the same test ratings: the difference of each score to the first's, with a 95 % interval."""
+    if len(models) < 2:
+        raise UsageError("give two model files or more: each is compared to the first")
+    chosen = pick_format(output, as_json)
+    found = [load_model(model) for model in models]
+    ratings = read_data(Source(data=test))
+    from pmfcli.evaluation import compare as paired
+    from pmfcli.evaluation import score_model
+
+    scored = [score_model(model, ratings) for model in found]
+    for path, one in zip(models, scored, strict=True):
+        if bool(one.trained_on.any()):
+            note(f"warning: {path}: {int(one.trained_on.sum()):,} of {ratings.n:,} test pairs were in its training data")
+    rows = []
+    for path, other in zip(models[1:], scored[1:], strict=True):
+        differences = paired(scored[0], other)
+        rows += [{"model": str(path), **row} for row in differences]
+        note(_sentence(str(models[0]), str(path), {str(row["score"]): row for row in differences}))
+    emit(rows, Shape("compare", _COLUMNS, f"Compared to {models[0]}", decimals=4), chosen)
+
+
+def _sentence(first: str, other: str, by_score: dict[str, dict[str, float]]) -> str:
+    said = []
+    for score, name in (("rmse", "RMSE"), ("nll", "NLL")):
+        if score not in by_score:
+            continue
+        lo, hi = by_score[score]["lo"], by_score[score]["hi"]
+        if lo <= 0 <= hi:
+            said.append(f"the {name} does not tell them apart ({lo:+.4f} to {hi:+.4f})")
+        else:
+            low, high = sorted((abs(lo), abs(hi)))
+            said.append(f"{other if hi < 0 else first} has the better {name}, by {low:.4f} to {high:.4f}")
+    return f"{other} beside {first}: {'; '.join(said)}"

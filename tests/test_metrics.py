@@ -1,0 +1,110 @@
+"""Scores against closed forms, counting and simulation; what a correctly specified model must show."""
+
+import math
+
+import pytest
+import torch
+from test_map import seeded
+
+from pmfcli.core import metrics
+from pmfcli.core.predictive import Masses, Mixture
+from pmfcli.data.ratings import Scale
+from pmfcli.evaluation import LEVELS, _predicted
+
+GRID = torch.tensor([1.0, 2.0, 3.0, 5.0])
+
+
+def some_masses(n: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+    mass = torch.rand(n, 4, generator=seeded(1)).double()
+    return mass / mass.sum(1, keepdim=True), torch.randint(4, (n,), generator=seeded(2))
+
+
+def test_the_log_score_is_that_of_a_categorical() -> None:
+    mass, level = some_masses()
+    torch.testing.assert_close(metrics.log_score(mass, level), -torch.distributions.Categorical(mass).log_prob(level))
+
+
+def test_the_ranked_score_is_what_its_expectations_say() -> None:
+    """CRPS = E|R - r| - E|R - R'| / 2 for independent R, R' of the distribution (Gneiting & Raftery 2007, Eq. 21)."""
+    mass, level = some_masses()
+    found = metrics.ranked_probability_score(mass, GRID, level)
+    to_truth = (mass * (GRID - GRID[level][:, None]).abs()).sum(1)
+    among = torch.einsum("ni,nj,ij->n", mass, mass, (GRID[:, None] - GRID).abs().double())
+    torch.testing.assert_close(found, to_truth - 0.5 * among)
+
+
+def test_without_steps_the_score_of_a_gaussian_is_the_known_one() -> None:
+    """CRPS of N(m, s): s (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)), far from the ends of the scale."""
+    m, s, r = 50.0, 4.0, torch.tensor([43.0, 50.0, 57.5])
+    z = (r - m) / s
+    phi = torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    exact = s * (z * (2 * torch.special.ndtr(z) - 1) + 2 * phi - 1 / math.sqrt(math.pi))
+    said = Mixture(torch.full((1, 3), m / 100), torch.full((1, 3), s / 100))
+    found = _predicted(said, Scale(0.0, 100.0), None, r)
+    torch.testing.assert_close(found["crps"], exact, rtol=0, atol=0.02)
+    torch.testing.assert_close(found["below"], torch.special.ndtr(z))
+    assert bool(found["nll"].isnan().all())
+
+
+def test_the_area_under_roc_counts_pairs() -> None:
+    g = seeded(3)
+    score = torch.randint(30, (200,), generator=g).float() - 4
+    event = torch.rand(200, generator=g) < 0.3
+    above = (score[event][:, None] > score[~event]).double() + 0.5 * (score[event][:, None] == score[~event]).double()
+    assert metrics.area_under_roc(score, event) == pytest.approx(float(above.mean()))
+    assert metrics.area_under_roc(score, torch.zeros(200, dtype=torch.bool)) is None
+
+
+def test_the_pit_histogram_is_that_of_random_draws() -> None:
+    mass, level = some_masses(20)
+    high = mass.cumsum(1).gather(1, level[:, None])[:, 0]
+    low = high - mass.gather(1, level[:, None])[:, 0]
+    drawn = low + (high - low) * torch.rand(20_000, 20, generator=seeded(4)).double()
+    simulated = torch.histc(drawn, 5, 0, 1) / drawn.numel()
+    assert metrics.pit_histogram(low, high, 5) == pytest.approx(simulated.tolist(), abs=0.005)
+
+
+def test_the_bootstrap_of_a_mean_has_its_standard_error() -> None:
+    """Groups of equal size: the mean of group means, whose standard error is known."""
+    values = torch.randn(400, 5, generator=seeded(5)).double() + torch.randn(400, 1, generator=seeded(6)).double()
+    group = torch.arange(400).repeat_interleave(5)
+    sums, count = metrics.bootstrap(group, values.flatten()[:, None], 0)
+    means = sums[:, 0] / count
+    assert float(means.mean()) == pytest.approx(float(values.mean()), abs=0.01)
+    assert float(means.std()) == pytest.approx(float(values.mean(1).std()) / 20, rel=0.1)
+
+
+def test_parts_by_score() -> None:
+    score, error = torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor([3.0, 4.0, 1.0, 0.0])
+    assert metrics.by_parts(score, error, 2) == [(0.5, pytest.approx(8**0.5)), (2.5, pytest.approx(5**0.5))]
+    assert len(metrics.by_parts(score, error, 10)) == 4
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "ordinal"])
+def test_a_planted_model_covers_what_it_says(kind: str) -> None:
+    """Ratings drawn from the predictive distribution itself: coverage is nominal, or the probability inside, but for chance."""
+    n, g = 20_000, seeded(7)
+    if kind == "gaussian":
+        said = Mixture(0.2 + 0.6 * torch.rand(1, n, generator=g).double(), 0.05 + 0.02 * torch.rand(1, n, generator=g).double())
+        stars = 100 * (said.centre[0] + said.spread[0] * torch.randn(n, generator=g).double())
+        grid, expected = None, list(LEVELS)
+    else:
+        mass = torch.softmax(2 * torch.randn(n, 5, generator=g), 1)
+        said = Masses(mass, torch.linspace(0, 1, 5))
+        stars = 25.0 * torch.multinomial(mass, 1, generator=g)[:, 0]
+        grid = torch.tensor([0.0, 25.0, 50.0, 75.0, 100.0])
+        ends = [said.interval(level) for level in LEVELS]
+        inside = [(said.grid >= low[:, None]) & (said.grid <= high[:, None]) for low, high in ends]
+        expected = [float((mass * one).sum(1).mean()) for one in inside]
+    found = _predicted(said, Scale(0.0, 100.0), grid, stars)
+    covered = ((found["low"] <= stars[:, None]) & (stars[:, None] <= found["high"])).double().mean(0)
+    for share, level in zip(covered.tolist(), expected, strict=True):
+        assert abs(share - level) < 4 * math.sqrt(level * (1 - level) / n)
+    pit = metrics.pit_histogram(found["below"], found["up_to"], 10)
+    assert max(abs(part - 0.1) for part in pit) < 4 * math.sqrt(0.09 / n)
+
+
+def test_a_rating_that_training_never_had_is_its_nearest_step() -> None:
+    said = Masses(torch.tensor([[0.25, 0.75]]), torch.tensor([0.0, 1.0]))
+    found = _predicted(said, Scale(1.0, 5.0), torch.tensor([1.0, 5.0]), torch.tensor([4.0]))
+    assert float(found["nll"]) == pytest.approx(-math.log(0.75))
