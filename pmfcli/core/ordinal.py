@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_BLOCK = 2048  # ratings at a time, which a cache holds
 _LEAST = 1e-37  # of a probability
 _IMPOSSIBLE = -1e30  # logarithm of one that is 0
 _LEAST_PRIOR = 1e-3  # of a, and one over its largest
@@ -179,14 +180,21 @@ def masses(cuts: Tensor, share: Tensor, centre: Tensor, spread: Tensor) -> Tenso
     Args:
         cuts: (draws, S, K - 1). share: (draws, 1 or n, S). centre, spread: (draws, n) of z, in the units of the cut points.
     """
-    below = []
+    blocks = [slice(start, start + _BLOCK) for start in range(0, max(1, centre.shape[1]), _BLOCK)]
+    return torch.cat([_masses(cuts, share if share.shape[1] == 1 else share[:, b], centre[:, b], spread[:, b]) for b in blocks])
+
+
+def _masses(cuts: Tensor, share: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
+    by = -math.sqrt(0.5) / spread
+    start, half = -centre * by, 0.5 / len(cuts) * share
+    below = [torch.zeros_like(centre[0])]
     for k in range(cuts.shape[2]):
         total = torch.zeros_like(centre[0])
-        for s in range(cuts.shape[1]):  # one after the other: (draws, n) at a time
-            total = total + (share[..., s] * _below((cuts[:, s, k, None] - centre) / spread)).mean(0)
+        for s in range(cuts.shape[1]):
+            twice = torch.addcmul(start, by, cuts[:, s, k, None]).erfc_()  # 2 Phi((c - centre) / spread)
+            total = total + (half[:, 0, s] @ twice if half.shape[1] == 1 else (half[..., s] * twice).sum(0))
         below.append(total)
-    reached = torch.stack([torch.zeros_like(centre[0]), *below, torch.ones_like(centre[0])], 1)
-    return reached.diff(dim=1).clamp(min=0)
+    return torch.stack([*below, torch.ones_like(centre[0])], 1).diff(dim=1).clamp(min=0)
 
 
 def _below(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from pmfcli.core.posterior import Factors, Link, Parameters, linearise, mean, sl
 from pmfcli.core.predictive import Masses, Mixture, Predictive
 from pmfcli.core.sparse import Pattern
 
-_BLOCK = 8192  # movies ranked at a time
+_BLOCK = 1024  # movies ranked at a time, which a cache holds
 _CHUNK, _CHUNK_NUMBERS = 4096, 8_000_000  # pairs answered at a time: at most so many, nor more numbers of their covariances
 _NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
 
