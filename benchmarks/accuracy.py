@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py data/ml-latest-small/ratings.csv [--seeds 5] [--models default,em,bayes]
 
 The split is ``sample(frac=0.1, random_state=0)`` of pandas on the rows in file order; every test row counts, also those of
-movies without a training rating.
+movies without a training rating. ``bayes-side`` learns from the movies.csv beside the ratings as well.
 """
 
 import argparse
@@ -27,6 +27,8 @@ MODELS = {
     "bayes-gaussian": ["--method", "bayes", "--likelihood", "gaussian"],
     "bayes-none": ["--method", "bayes", "--hierarchical", "none"],
     "bayes-4": ["--method", "bayes", "--chains", "4"],
+    "bayes-side": ["--method", "bayes", "--movie-features", "movies.csv"],
+    "bayes-side-4": ["--method", "bayes", "--movie-features", "movies.csv", "--chains", "4"],
 }
 
 
@@ -56,7 +58,8 @@ def main() -> None:
             seconds, scores = [], []
             for seed in range(options.seeds):
                 model = folder / "model.pt"
-                done = pmf("train", "--data", folder / "train.csv", "-o", model, "--seed", str(seed), *MODELS[name])
+                flags = [str(options.ratings.with_name(flag)) if flag == "movies.csv" else flag for flag in MODELS[name]]
+                done = pmf("train", "--data", folder / "train.csv", "-o", model, "--seed", str(seed), *flags)
                 seconds.append(done["seconds"])
                 scores.append(pmf("evaluate", "-m", model, "--test", folder / "test.csv"))
             keys = ("rmse", "mae", "nll", "crps")

@@ -93,6 +93,7 @@ def _answers(
     model: Model, wanted: Iterable[tuple[str, str]], detail: Detail, visitor: Visitor | None, person: Rows | None
 ) -> Iterator[Row]:
     iterator = iter(wanted)
+    user_counts, movie_counts = model.seen.start.diff(), model.seen.movie_counts(len(model.movies))
     own = {} if visitor is None else dict(zip(visitor.movies, visitor.stars, strict=True))
     while chunk := list(itertools.islice(iterator, chunk_of(model.posterior))):
         user, user_known = model.users.rows([pair[0] for pair in chunk])
@@ -116,7 +117,8 @@ def _answers(
                 rating, source = (own.get(m), "fold-in") if knows_movie else (None, _SOURCES[True, False])
             else:
                 rating = _rating(model, u, m) if knows_user and knows_movie else None
-                source = _SOURCES[knows_user, knows_movie]
+                bare = (knows_user and not user_counts[u]) or (knows_movie and not movie_counts[m])
+                source = "features" if bare else _SOURCES[knows_user, knows_movie]
             yield {
                 "user": user_id or None,
                 "movie": movie_id,

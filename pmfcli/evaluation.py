@@ -286,14 +286,18 @@ def _reliability(scored: Scored) -> list[dict[str, float]] | None:
     return found
 
 
-def _groups(scored: Scored, count: Tensor) -> list[dict[str, Any]]:
-    groups = []
+def groups(count: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The name of each group of ratings by number of training ratings (n,), and who is in it, (n,) bool; none is empty."""
     for low, high in itertools.pairwise((*_EDGES, math.inf)):
         inside = (count >= low) & (count < high)
-        if not inside.any():
-            continue
-        name = f"{low}+" if high == math.inf else str(low) if high == low + 1 else f"{low}-{high - 1}"
+        if bool(inside.any()):
+            yield f"{low}+" if high == math.inf else str(low) if high == low + 1 else f"{low}-{high - 1}", inside
+
+
+def _groups(scored: Scored, count: Tensor) -> list[dict[str, Any]]:
+    found = []
+    for name, inside in groups(count):
         part = scored.select(inside)
         beside = {f"rmse_{name}": _errors(part.stars, getattr(part, name))["rmse"] for name in ("bias", "mean")}
-        groups.append({"ratings": name, "n": len(part.stars), **_scores(part), **beside})
-    return groups
+        found.append({"ratings": name, "n": len(part.stars), **_scores(part), **beside})
+    return found

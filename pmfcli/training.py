@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from pmfcli.config import Settings
 from pmfcli.core import als, chains, gibbs
 from pmfcli.core import map as map_fit
 from pmfcli.core.fold_in import settled
+from pmfcli.core.means import Means
 from pmfcli.core.metrics import fit_biases, predict_baselines, scores
 from pmfcli.core.posterior import Factors, Observations, Parameters, Scales, effective, mean, observe, score
 from pmfcli.core.predict import (
@@ -28,7 +29,7 @@ from pmfcli.core.predict import (
     predict_pairs,
 )
 from pmfcli.core.sparse import Pattern
-from pmfcli.data.ratings import STEPS, Array, Ratings, Scale
+from pmfcli.data.ratings import STEPS, Array, Block, Ratings, Scale
 from pmfcli.data.split import random_mask
 from pmfcli.errors import TrainingError, UsageError
 
@@ -113,6 +114,8 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
         raise UsageError("--device mps: it has no double precision, which this kind of fit needs; use --device cpu")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    if settings.method != "bayes" and (ratings.user_features or ratings.movie_features):
+        raise UsageError("--side and features are for --method bayes; add it, or leave them out")
     settings = _with_likelihood(settings, ratings)
     fit = _sample if settings.method == "bayes" else _climb
     metrics: dict[str, Any] = {}
@@ -175,13 +178,13 @@ def _with_likelihood(settings: Settings, ratings: Ratings) -> Settings:
 
 
 def held_out(ratings: Ratings, held: Array) -> tuple[Pairs, Tensor]:
-    """Held-out ratings as pairs and their stars (n,); a side with no rating left to learn from is unknown.
+    """Held-out ratings as pairs and their stars (n,); a side with no rating and no features left to learn from is unknown.
 
     Args:
         held: (n,) bool over all ratings.
     """
-    left_user = np.bincount(ratings.user[~held], minlength=len(ratings.users)) > 0
-    left_movie = np.bincount(ratings.movie[~held], minlength=len(ratings.movies)) > 0
+    left_user = (np.bincount(ratings.user[~held], minlength=len(ratings.users)) > 0) | bool(ratings.user_features)
+    left_movie = (np.bincount(ratings.movie[~held], minlength=len(ratings.movies)) > 0) | bool(ratings.movie_features)
     user, movie = ratings.user[held].astype(np.int64), ratings.movie[held].astype(np.int64)
     parts = (user, movie, left_user[user], left_movie[movie])
     return Pairs(*map(torch.from_numpy, parts)), torch.from_numpy(ratings.stars[held])
@@ -239,7 +242,11 @@ def _sample(task: _Task) -> Generator[Report, None, _Found]:
         prior_scales=s.prior_scales,
         habits=s.habits if s.likelihood == "ordinal" else 0,
     )
-    sampling = chains.fit(observations.to(device), how, epochs, s.chains, s.keep, s.seed)
+    features = (
+        _features(ratings.user_features, len(ratings.users), device),
+        _features(ratings.movie_features, len(ratings.movies), device),
+    )
+    sampling = chains.fit(observations.to(device), how, epochs, s.chains, s.keep, s.seed, features)
     while True:
         try:
             p = next(sampling)
@@ -256,6 +263,15 @@ def _sample(task: _Task) -> Generator[Report, None, _Found]:
         predicted = torch.cat([predict_pairs(sampled.draws, known, part).mean() for part in parts])
         found["holdout_rmse"] = scores(test.scale.to_stars(predicted), test.stars).rmse
     return sampled.draws, found
+
+
+def _features(blocks: Sequence[Block], rows: int, device: torch.device) -> Means | None:
+    found: Means | None = None
+    for block in blocks:
+        pattern = Pattern.of(torch.from_numpy(block.row), torch.from_numpy(block.col), (rows, len(block.columns))).to(device)
+        means = Means.of_features(torch.from_numpy(block.weight).to(device), pattern)
+        found = means if found is None else found.beside(means)
+    return found
 
 
 def _fit(
@@ -381,6 +397,7 @@ def _model(ratings: Ratings, settings: Settings, posterior: Posterior, metrics: 
             "ratings": ratings.n,
             "users": len(ratings.users),
             "movies": len(ratings.movies),
+            "features": [block.name for block in (*ratings.user_features, *ratings.movie_features)],
         },
         versions={"pmf": __version__, "torch": torch.__version__},
     )

@@ -39,7 +39,7 @@ def test_noise_injected_weights_have_their_moments() -> None:
     A = torch.randn(8, 2, generator=seeded(3), dtype=torch.float64)
     Lambda = torch.tensor([[2.0, 0.6], [0.6, 1.0]], dtype=torch.float64)
     tau = torch.rand(8, generator=seeded(4), dtype=torch.float64) + 0.5
-    lam = torch.tensor(1.5, dtype=torch.float64)
+    lam = torch.tensor([1.5], dtype=torch.float64)
     one = torch.ones(8, dtype=torch.float64)
     side = Side(A, torch.zeros(5, 2).double(), torch.zeros_like(A), torch.ones(2).double(), Lambda, lam, tau, one, lam, lam)
     g = seeded(5)
@@ -58,7 +58,7 @@ def forward(pattern, how: GibbsSettings, g: torch.Generator, o) -> State:
     """A draw of everything from the prior, written down from the model."""
     d = how.latent + 1
 
-    def side(rows: int, columns: int, means: Means, with_means: bool, with_noise: bool) -> Side:
+    def side(rows: int, means: Means | None, with_noise: bool) -> Side:
         Lambda = gibbs.draw_wishart(torch.eye(d).double(), d, g)
         L = torch.linalg.cholesky(torch.linalg.inv(Lambda))
 
@@ -69,18 +69,18 @@ def forward(pattern, how: GibbsSettings, g: torch.Generator, o) -> State:
             return torch._standard_gamma(torch.full((count,), shape).double(), generator=g) / rate
 
         mu = normal(1)[0] / gibbs.BETA0**0.5
-        lam = gamma(1.0, 1.0, 1)[0] if with_means else torch.ones(()).double()
-        W = normal(columns) / lam.sqrt() if with_means else None
-        M = torch.zeros(rows, d).double() if W is None else means.up(W)
+        lam = gamma(1.0, 1.0, 0 if means is None else len(means.sizes))
+        W = None if means is None else normal(means.pattern.shape[1]) / means.each(lam).sqrt()
+        M = torch.zeros(rows, d).double() if means is None else means.up(W)
         one = torch.ones(rows).double()
         nu, eta = gibbs.DOFS[torch.randint(len(gibbs.DOFS), (2,), generator=g)]
         nu, tau = (nu, gamma(float(nu) / 2, float(nu) / 2, rows)) if how.prior_scales else (one[0], one)
         eta, noise = (eta, gamma(float(eta) / 2, float(eta) / 2, rows)) if with_noise else (one[0], one)
         return Side(mu + M + normal(rows) / tau.sqrt()[:, None], W, M, mu, Lambda, lam, tau, noise, nu, eta)
 
-    p = scaled(gibbs.prepare(o))
-    users = side(*pattern.shape, p.user_means, how.user_means, how.user_noise)
-    movies = side(*reversed(pattern.shape), p.movie_means, how.movie_means, how.movie_noise)
+    p = scaled(gibbs.prepare(o, how))
+    users = side(pattern.shape[0], p.user_means, how.user_noise)
+    movies = side(pattern.shape[1], p.movie_means, how.movie_noise)
     alpha = torch._standard_gamma(torch.ones(()).double(), generator=g)
     return State(users, movies, alpha, habits(how.habits, pattern.shape[0], p.levels, g) if how.habits else None)
 
@@ -104,22 +104,22 @@ def scaled(p: Problem, level: torch.Tensor | None = None) -> Problem:
     return p._replace(levels=Levels(none if level is None else level, middle, torch.tensor(0.8).double()))
 
 
-def rated(state: State, o, g: torch.Generator):
+def rated(state: State, o, how: GibbsSettings, g: torch.Generator):
     """Ratings drawn given everything, as a problem whose offset is 0."""
     x = score(gibbs.factors(state.users, state.movies, o, PLAIN.latent), o.pattern)
     precision = state.alpha * state.users.gamma[o.pattern.row] * state.movies.gamma[o.pattern.col]
     z = x + torch.randn(len(x), generator=g, dtype=torch.float64) / precision.sqrt()
     if state.habits is None:
-        return gibbs.prepare(o._replace(t=0.5 + z / 4))
+        return gibbs.prepare(o._replace(t=0.5 + z / 4), how)
     kind = torch.multinomial(state.habits.share[o.pattern.row.long()], 1, generator=g)[:, 0]
-    return scaled(gibbs.prepare(o), (z[:, None] > state.habits.cuts[kind]).sum(1))
+    return scaled(gibbs.prepare(o, how), (z[:, None] > state.habits.cuts[kind]).sum(1))
 
 
 def numbers(state: State) -> torch.Tensor:
     """Functions of a state that a wrong conditional would shift. Logarithms tame the tails."""
     u, v = state.users, state.movies
     parts = [state.alpha.log(), torch.logdet(u.Lambda), torch.logdet(v.Lambda), u.mu.abs().mean().log()]
-    parts += [u.A.abs().mean().log(), v.A.abs().mean().log(), u.lam.log(), u.tau.log().mean(), v.gamma.log().mean()]
+    parts += [u.A.abs().mean().log(), v.A.abs().mean().log(), u.lam.log().sum(), u.tau.log().mean(), v.gamma.log().mean()]
     parts += [u.prior_dof.log(), v.noise_dof.log()]
     if state.habits is not None:
         cuts, share, prior = state.habits
@@ -142,7 +142,7 @@ def geweke(how: GibbsSettings, replicates: int = 400, rounds: int = 6) -> torch.
         state = forward(pattern, how, g, o)
         before = numbers(state)
         for _ in range(rounds):
-            state, _ = gibbs.step(state, rated(state, o, g), how, g)
+            state, _ = gibbs.step(state, rated(state, o, how, g), how, g)
         moved.append(numbers(state) - before)
     change = torch.stack(moved)
     varies = change.std(0) > 1e-9

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -25,7 +25,8 @@ def read_data(source: Source) -> "Ratings":
         DataError: they cannot be read.
         UsageError: columns are named for the sample, which is no file.
     """
-    data, data_dir, *columns, skip_bad = source
+    data, data_dir, side, skip_bad = source.data, source.data_dir, source.side, source.skip_bad
+    columns = source.user_col, source.movie_col, source.rating_col, source.time_col
     from pmfcli.data.fields import Columns
     from pmfcli.data.readers import read_ratings
     from pmfcli.data.sample import NAME, NOTICE, read_sample
@@ -34,8 +35,10 @@ def read_data(source: Source) -> "Ratings":
     if data == NAME or by_default:
         if any(columns):
             raise UsageError("--user-col and its kin name columns of a file; name the file by --data")
+        if side is not None:
+            raise UsageError("--side: it is of MovieLens; of other data give tables by --movie-features and --user-features")
         note(f"Using {NOTICE}." + (f" For MovieLens: pmf download {DEFAULT}" if by_default else ""))
-        return read_sample()
+        return _with_features(read_sample(), None, source)
     path: Path | None
     if data == "-":
         path = None
@@ -51,7 +54,34 @@ def read_data(source: Source) -> "Ratings":
         note(f"{ratings.name}: {duplicates:,} rating(s) of a pair that was rated again; the latest {by} counts")
     if skipped:
         note(f"{ratings.name}: {skipped:,} row(s) that are no ratings passed over")
-    return ratings
+    return _with_features(ratings, path, source)
+
+
+def _with_features(ratings: "Ratings", path: Path | None, source: Source) -> "Ratings":
+    if source.side is None and source.movie_features is None and source.user_features is None:
+        return ratings
+    from pmfcli.data.features import attach, read_side, read_table
+
+    tables: Any = {"movie": [], "user": []}
+    if source.side is not None:
+        if path is None:
+            raise UsageError("--side: the ratings come from a pipe; give tables by --movie-features and --user-features")
+        names = [name.strip() for name in source.side.split(",") if name.strip()]
+        for kind, table in read_side(Path(ratings.name), names).items():
+            tables[kind].append(table)
+    if source.movie_features is not None:
+        tables["movie"].append(read_table(source.movie_features, "movie"))
+    if source.user_features is not None:
+        tables["user"].append(read_table(source.user_features, "user"))
+    found = attach(ratings, tables)
+    for kind, blocks, count in (
+        ("movie", found.movie_features, len(found.movies)),
+        ("user", found.user_features, len(found.users)),
+    ):
+        if tables[kind]:
+            said = ", ".join(f"{block.name} ({len(block.columns)})" for block in blocks) or "nothing that two of them share"
+            note(f"features of {count:,} {kind}s: {said}")
+    return found
 
 
 def load_model(path: Path) -> "Model":

@@ -1,7 +1,7 @@
 """pmf compare: which of several saved models predicts better, and whether that is more than chance."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,12 +11,15 @@ from pmfcli.console import Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
 
 EXAMPLE = "pmf compare pmf.pt bayes.pt --test held-out.csv"
-_COLUMNS = ("model", "score", "first", "value", "difference", "lo", "hi")
+_COLUMNS = ("model", "group", "ratings", "n", "score", "first", "value", "difference", "lo", "hi")
 
 
 def compare(
     models: Annotated[list[Path], typer.Argument(metavar="A.pt B.pt …", help="Model files; each is compared to the first.")],
     test: Annotated[str, typer.Option("--test", help="Ratings that none of them was trained on; '-' for a pipe.")],
+    by: Annotated[
+        Literal["user", "movie"] | None, typer.Option("--by", help="Also by how many training ratings the user or movie had.")
+    ] = None,
     output: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
@@ -27,7 +30,7 @@ def compare(
     found = [load_model(model) for model in models]
     ratings = read_data(Source(data=test))
     from pmfcli.evaluation import compare as paired
-    from pmfcli.evaluation import score_model
+    from pmfcli.evaluation import groups, score_model
 
     scored = [score_model(model, ratings) for model in found]
     for path, one in zip(models, scored, strict=True):
@@ -36,7 +39,10 @@ def compare(
     rows = []
     for path, other in zip(models[1:], scored[1:], strict=True):
         differences = paired(scored[0], other)
-        rows += [{"model": str(path), **row} for row in differences]
+        rows += [{"model": str(path), "group": "all", "n": ratings.n, **row} for row in differences]
+        for name, inside in groups(getattr(scored[0], f"{by}_count")) if by is not None else ():
+            place = {"model": str(path), "group": f"{by}s with", "ratings": name, "n": int(inside.sum())}
+            rows += [place | row for row in paired(scored[0].select(inside), other.select(inside))]
         note(_sentence(str(models[0]), str(path), {str(row["score"]): row for row in differences}))
     emit(rows, Shape("compare", _COLUMNS, f"Compared to {models[0]}", decimals=4), chosen)
 

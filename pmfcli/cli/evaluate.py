@@ -90,7 +90,8 @@ def evaluate(
 def _check_flags(context: typer.Context, test: str | None, folds: int | None, split: str | None, settings: list[str]) -> None:
     """Refuse flags that would be ignored."""
     if test is not None:
-        useless, way = ["data", "folds", "split", "test_fraction", "last_n", "config"], "--test scores a saved model"
+        useless = ["data", "folds", "split", "test_fraction", "last_n", "config", "side", "movie_features", "user_features"]
+        way = "--test scores a saved model"
     elif folds is not None:
         useless, way = ["model", "split", "test_fraction", "last_n"], "--folds trains on random folds"
     else:

@@ -54,6 +54,22 @@ class Source(NamedTuple):
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Pass over rows that cannot be read, and count them.", rich_help_panel=_DATA)
     ] = False
+    side: Annotated[
+        str | None,
+        typer.Option(
+            "--side",
+            metavar="NAME,…",
+            help="What else to learn from, of MovieLens: genres, year, tags, user. With --method bayes.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None
+    movie_features: Annotated[
+        Path | None,
+        typer.Option("--movie-features", help="A table of movies to learn from: an id, then columns.", rich_help_panel=_DATA),
+    ] = None
+    user_features: Annotated[Path | None, typer.Option("--user-features", help="The same of users.", rich_help_panel=_DATA)] = (
+        None
+    )
 
 
 def with_data_and_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -13,6 +13,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined] # is there, b
 from pmfcli.core import gibbs, ordinal
 from pmfcli.core.diagnostics import effective_size, r_hat
 from pmfcli.core.gibbs import GibbsSettings, Problem, State
+from pmfcli.core.means import Means
 from pmfcli.core.posterior import Factors, Observations, mean, score
 from pmfcli.core.predict import Draws, Head
 from pmfcli.errors import TrainingError
@@ -62,20 +63,27 @@ class _Kept(NamedTuple):
 
 
 def fit(
-    observations: Observations, settings: GibbsSettings, sweeps: int | None, chains: int, keep: int, seed: int
+    observations: Observations,
+    settings: GibbsSettings,
+    sweeps: int | None,
+    chains: int,
+    keep: int,
+    seed: int,
+    features: tuple[Means | None, Means | None] = (None, None),
 ) -> Generator[Progress, None, Sampled]:
     """Sample, yielding after every sweep of all chains; the return value of the generator is what was sampled.
 
     Args:
         sweeps: how many; None goes on until the chains agree, at most MOST.
         keep: draws to keep, over all chains, evenly spread after burn-in.
+        features: of users and of movies.
 
     Raises:
         TrainingError: the sampler broke down; names the sweep.
     """
     o = observations
     device = o.t.device
-    problem = gibbs.prepare(o)
+    problem = gibbs.prepare(o, settings, *features)
     seeds = torch.randint(2**62, (chains,), generator=torch.Generator().manual_seed(seed)).tolist()
     generators = [torch.Generator(device).manual_seed(number) for number in seeds]
     states = [gibbs.init(problem, settings, generator) for generator in generators]
@@ -170,7 +178,8 @@ def _verdict(late: Tensor) -> _Verdict:
 def _keep(sweep: int, state: State, problem: Problem) -> _Kept:
     u, v, alpha, habits = state
     rows = {"U": u.A, "V": v.A, "gamma_u": u.gamma, "gamma_v": v.gamma}
-    small = {"mean_u": u.A.mean(0), "mu_u": u.mu, "mu_v": v.mu, "Lambda_u": u.Lambda, "Lambda_v": v.Lambda, "alpha": alpha}
+    mu_v = v.mu if v.W is None or problem.movie_means is None else v.mu + problem.movie_means.usual @ v.W
+    small = {"mean_u": u.A.mean(0), "mu_u": u.mu, "mu_v": mu_v, "Lambda_u": u.Lambda, "Lambda_v": v.Lambda, "alpha": alpha}
     small |= {"prior_dof": torch.stack([u.prior_dof, v.prior_dof]), "noise_dof": torch.stack([u.noise_dof, v.noise_dof])}
     if u.W is not None:
         rows["W"] = u.W
@@ -192,14 +201,18 @@ def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
     found |= {name: torch.stack([draw.rows[name] for draw in kept]) for name in kept[0].rows}
     found |= {name: torch.stack([draw.small[name] for draw in kept]) for name in kept[0].small}
     U, W, mu_u = found["U"], found["W"], found["mu_u"]
-    if W is not None and U is not None and mu_u is not None:
+    if W is not None and U is not None and mu_u is not None and problem.user_means is not None:
         variances = []
         like = problem.z
         for number, draw in enumerate(kept):
             given = (U[number].to(like), mu_u[number].to(like), draw.tau, draw.lam)
             W[number], variance = gibbs.mean_weights(*given, problem.user_means, W[number].to(like))
             variances.append(variance)
-        found["var_w"] = torch.stack(variances).mean(0).cpu()
+        rated = problem.users.pattern.shape[1] if s.user_means else 0  # the rest of W is of features: a visitor's are unknown
+        found["mu_u"] = mu_u + problem.user_means.usual.cpu() @ W.float()
+        found["W"], found["var_w"] = W[:, :rated], torch.stack(variances).mean(0)[:rated].cpu()
+        if not rated:
+            found["W"] = found["var_w"] = None
     if not s.prior_scales:
         found["prior_dof"] = None
     if not s.user_noise and not s.movie_noise:

@@ -56,7 +56,7 @@ class Side(NamedTuple):
     M: Tensor  # (rows, d) F W
     mu: Tensor  # (d,)
     Lambda: Tensor  # (d, d)
-    lam: Tensor  # ()
+    lam: Tensor  # (blocks,) precision of each block of W, relative to that of the rows
     tau: Tensor  # (rows,)
     gamma: Tensor  # (rows,)
     prior_dof: Tensor  # () of tau
@@ -87,16 +87,26 @@ class Problem(NamedTuple):
     z: Tensor  # (n,) ratings on the scale of x, less the offset, in the order of ``users``
     levels: Levels
     grid: Tensor  # (K,) the different ratings, on the unit scale
-    user_means: Means
-    movie_means: Means
+    user_means: Means | None  # None: users have one mean for all
+    movie_means: Means | None
 
 
-def prepare(observations: Observations) -> Problem:
-    """Both views of the observations; their link must be linear."""
-    o = observations
+def prepare(
+    observations: Observations,
+    settings: GibbsSettings,
+    user_features: Means | None = None,
+    movie_features: Means | None = None,
+) -> Problem:
+    """Both views of the observations, whose link must be linear, with what else is known of users and movies."""
+    o, s = observations, settings
     if o.link != "linear":
         raise ValueError("the sampler is for the linear link")
-    means = Means.of(o.F, o.pattern, o.pattern_t), Means.of(o.G, o.pattern_t, o.pattern)
+    rated = [Means.of(o.F, o.pattern, o.pattern_t) if s.user_means else None]
+    rated.append(Means.of(o.G, o.pattern_t, o.pattern) if s.movie_means else None)
+    means = [
+        features if one is None else one if features is None else one.beside(features)
+        for one, features in zip(rated, (user_features, movie_features), strict=True)
+    ]
     z = inverse(o.t, o.link) - o.offset
     return Problem(o, o.flipped(), z, *ordinal.levels(o.t, z), *means)
 
@@ -106,16 +116,16 @@ def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator) 
     s, like = settings, problem.z
     d = s.latent + s.biases
 
-    def side(rows: int, columns: int, with_means: bool, with_noise: bool) -> Side:
+    def side(rows: int, means: Means | None, with_noise: bool) -> Side:
         A = like.new_zeros(rows, d)
         A[:, : s.latent] = _SPREAD * _normal((rows, s.latent), like, generator)
         return Side(
             A=A,
-            W=like.new_zeros(columns, d) if with_means else None,
+            W=None if means is None else like.new_zeros(means.pattern.shape[1], d),
             M=like.new_zeros(rows, d),
             mu=like.new_zeros(d),
             Lambda=torch.eye(d).to(like),
-            lam=like.new_ones(()),
+            lam=like.new_ones(0 if means is None else len(means.sizes)),
             tau=like.new_ones(rows),
             gamma=like.new_ones(rows),
             prior_dof=like.new_full((), _START_DOF),
@@ -123,8 +133,7 @@ def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator) 
         )
 
     n_users, n_movies = problem.users.pattern.shape
-    users = side(n_users, n_movies, s.user_means, s.user_noise)
-    movies = side(n_movies, n_users, s.movie_means, s.movie_noise)
+    users, movies = side(n_users, problem.user_means, s.user_noise), side(n_movies, problem.movie_means, s.movie_noise)
     habits = ordinal.init(problem.levels, s.habits, n_users, generator) if s.habits else None
     return State(users, movies, like.new_ones(()), habits)
 
@@ -180,7 +189,7 @@ def draw_side(
     pattern: Pattern,
     weight: Tensor,
     z: Tensor,
-    means: Means,
+    means: Means | None,
     settings: GibbsSettings,
     generator: torch.Generator,
 ) -> Side:
@@ -190,12 +199,13 @@ def draw_side(
         pattern: the side's rows x the other's. weight: (n,) precision of each rating. z: (n,) ratings less the offset.
     """
     s, g = settings, generator
-    mu, Lambda = draw_hyper(side, g)
+    mu, Lambda = draw_hyper(side, means, g)
     side = side._replace(mu=mu, Lambda=Lambda)
-    if side.W is not None:
+    if side.W is not None and means is not None:
         W = draw_weights(side, side.W, means, g)
-        squares = ((W @ Lambda) * W).sum()
-        lam = _gamma(1 + 0.5 * squares.new_full((), W.numel()), 1 + 0.5 * squares, g)
+        squares = torch.stack([part.sum() for part in ((W @ Lambda) * W).split(means.sizes)])
+        counts = W.shape[1] * torch.tensor(means.sizes).to(squares)
+        lam = _gamma(1 + 0.5 * counts, 1 + 0.5 * squares, g)
         side = side._replace(W=W, M=means.up(W), lam=lam)
     target = z
     if other.A.shape[1] > s.latent:
@@ -208,7 +218,7 @@ def draw_side(
     return side._replace(tau=tau, prior_dof=draw_dof(tau, g))
 
 
-def draw_hyper(side: Side, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_hyper(side: Side, means: Means | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """mu, Lambda given the rows, their means, scales and W: Normal-Wishart. ICML 2008, Eq. 14, rows weighted by tau."""
     off, tau, d = (side.A - side.M).double(), side.tau.double(), side.A.shape[1]
     k = tau.sum()
@@ -216,9 +226,9 @@ def draw_hyper(side: Side, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     scatter = ((off - centre) * tau[:, None]).mT @ (off - centre)
     scatter = scatter + torch.eye(d).to(off) + k * BETA0 / (k + BETA0) * torch.outer(centre, centre)
     freedom = d + len(off)
-    if side.W is not None:
+    if side.W is not None and means is not None:
         W = side.W.double()
-        scatter, freedom = scatter + side.lam * W.mT @ W, freedom + len(W)
+        scatter, freedom = scatter + (means.each(side.lam) * W).mT @ W, freedom + len(W)
     Lambda = draw_wishart(torch.linalg.inv(scatter), freedom, generator)
     root = torch.linalg.cholesky((BETA0 + k) * Lambda)
     away = torch.linalg.solve_triangular(root.mT, _normal((d, 1), Lambda, generator), upper=True)[:, 0]
@@ -245,14 +255,16 @@ def draw_weights(side: Side, start: Tensor, means: Means, generator: torch.Gener
         return drawn
 
     tau = side.tau[:, None]
-    right = means.down(tau * (side.A - side.mu) + tau.sqrt() * noise(len(side.A))) + side.lam.sqrt() * noise(len(start))
-    return ridge(means, right, side.tau, side.lam, start, _TOLERANCE)
+    lam = means.each(side.lam)
+    right = means.down(tau * (side.A - side.mu) + tau.sqrt() * noise(len(side.A))) + lam.sqrt() * noise(len(start))
+    return ridge(means, right, side.tau, lam, start, _TOLERANCE)
 
 
 def mean_weights(A: Tensor, mu: Tensor, tau: Tensor, lam: Tensor, means: Means, start: Tensor) -> tuple[Tensor, Tensor]:
     """W given the rows A and their scales: its mean, (columns, d), and ``Means.variances``, (columns,)."""
-    mean = ridge(means, means.down(tau[:, None] * (A - mu)), tau, lam, start)
-    return mean, means.variances(tau, lam)[:, 0]
+    each = means.each(lam)
+    mean = ridge(means, means.down(tau[:, None] * (A - mu)), tau, each, start)
+    return mean, means.variances(tau, each)[:, 0]
 
 
 def draw_tau(off: Tensor, Lambda: Tensor, dof: Tensor, generator: torch.Generator) -> Tensor:

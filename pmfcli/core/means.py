@@ -25,11 +25,36 @@ class Means(NamedTuple):
     pattern: Pattern  # rows x columns
     weight_t: Tensor  # (n,)
     pattern_t: Pattern
+    sizes: tuple[int, ...]  # columns of each block: what a block is scaled by is its own
+    usual: Tensor  # (columns,) what a row of which nothing is known has: nothing, or the mean of features
 
     @classmethod
     def of(cls, weight: Tensor, pattern: Pattern, pattern_t: Pattern) -> "Means":
-        """From weights (n,) in the order of the pattern."""
-        return cls(weight, pattern, weight.index_select(0, pattern.perm), pattern_t)
+        """One block, from weights (n,) in the order of the pattern."""
+        nothing = weight.new_zeros(pattern.shape[1])
+        return cls(weight, pattern, weight.index_select(0, pattern.perm), pattern_t, (pattern.shape[1],), nothing)
+
+    @classmethod
+    def of_features(cls, weight: Tensor, pattern: Pattern) -> "Means":
+        """One block of features: weights (n,) in the order of the pattern."""
+        found = cls.of(weight, pattern, pattern.T)
+        return found._replace(usual=found.down(weight.new_ones(pattern.shape[0], 1))[:, 0] / pattern.shape[0])
+
+    def beside(self, other: "Means") -> "Means":
+        """The columns of both, of the same rows."""
+        one, two = self.pattern, other.pattern
+        columns = one.shape[1] + two.shape[1]
+        row = torch.cat([one.row.long(), two.row.long()])
+        col = torch.cat([one.col.long(), two.col.long() + one.shape[1]])
+        order = torch.argsort(row * columns + col)
+        pattern = Pattern.of(row[order], col[order], (one.shape[0], columns))
+        found = Means.of(torch.cat([self.weight, other.weight])[order], pattern, pattern.T)
+        return found._replace(sizes=self.sizes + other.sizes, usual=torch.cat([self.usual, other.usual]))
+
+    def each(self, of_block: Tensor) -> Tensor:
+        """What blocks have, (blocks,), for every column, (columns, 1)."""
+        sizes = torch.tensor(self.sizes, device=of_block.device)
+        return of_block.repeat_interleave(sizes, output_size=self.pattern.shape[1])[:, None]
 
     def up(self, W: Tensor) -> Tensor:
         """F W, (rows, d)."""
@@ -44,7 +69,7 @@ class Means(NamedTuple):
         return spmm(self.weight_t.square(), tau[:, None], self.pattern_t)[:, 0]
 
     def variances(self, tau: Tensor, lam: Tensor) -> Tensor:
-        """Var W_k given the rows and all other W, in units of Lambda^-1, (columns, d), or (columns, 1) for one lambda.
+        """Var W_k given the rows and all other W, in units of Lambda^-1, (columns, d), or (columns, 1) where lambda has no d.
 
         Not the diagonal of the inverse, which would take a solution for each column: on MovieLens F_i Var(W) F_i' comes out a
         sixth too small. It is exact where the prior alone decides.
@@ -60,7 +85,8 @@ def ridge(means: Means, right: Tensor, tau: Tensor, lam: Tensor, start: Tensor, 
     """W of the equation above, all columns at once, by conjugate gradients with a diagonal preconditioner.
 
     Args:
-        right: (columns, d). tau: (rows,) weights of the rows. lam: () or (d,) positive. start: (columns, d) first guess.
+        right: (columns, d). tau: (rows,) weights of the rows. lam: (), (d,) or (columns, 1), positive.
+        start: (columns, d) first guess.
     """
     diagonal = means.squares(tau)[:, None] + lam
 

@@ -69,6 +69,16 @@ class Scale(NamedTuple):
         return unit * (self.hi - self.lo) + self.lo
 
 
+class Block(NamedTuple):
+    """One kind of thing that is known of users or movies, as a sparse matrix: rows are theirs."""
+
+    name: str
+    columns: tuple[str, ...]  # what each column stands for
+    row: Array  # (n,) int32, ascending
+    col: Array  # (n,) int32, ascending within a row
+    weight: Array  # (n,) float32
+
+
 @dataclass(frozen=True)
 class Ratings:
     """Who rated what, and how: each pair once, sorted by user row, then movie row."""
@@ -82,6 +92,8 @@ class Ratings:
     titles: tuple[str | None, ...]  # one for each row of ``movies``
     scale: Scale
     name: str  # what the data is called, for people
+    user_features: tuple[Block, ...] = ()
+    movie_features: tuple[Block, ...] = ()
 
     @property
     def n(self) -> int:

@@ -38,13 +38,17 @@ def _from_csv(path: Path) -> dict[str, str]:
 
 
 def _from_dat(path: Path) -> dict[str, str]:
+    return {row[0]: row[1] for row in read_dat(path) if len(row) > 1}
+
+
+def read_dat(path: Path) -> list[list[str]]:
+    """The fields of each line of a file of MovieLens that separates them by ``::``."""
     content = path.read_bytes()
     try:
         text = content.decode("utf-8")  # ml-10m
     except UnicodeDecodeError:
         text = content.decode("latin-1")  # ml-1m
-    rows = [line.split("::") for line in text.splitlines() if line]
-    return {row[0]: row[1] for row in rows if len(row) > 1}
+    return [line.split("::") for line in text.splitlines() if line]
 
 
 def _from_item(path: Path) -> dict[str, str]:
