@@ -21,6 +21,7 @@ ALLOWED = {  # room -> rooms it may import
     "training": {"", "artifact", "config", "core", "data.ratings", "data.split", "errors", "text"},
     "evaluation": {"artifact", "config", "core", "data.ratings", "errors", "text", "training"},
     "plots": {"errors"},
+    "tuning": {"config", "data.ratings", "data.split", "errors", "evaluation", "training"},
     "cli": {
         "",
         "answers",
@@ -35,12 +36,14 @@ ALLOWED = {  # room -> rooms it may import
         "evaluation",
         "plots",
         "training",
+        "tuning",
     },
 }
 ONLY_IN = {
     "torch": {"core", "artifact", "data.ratings", "answers", "training", "evaluation"},
     "torchmetrics": {"core.metrics"},
     "matplotlib": {"plots"},
+    "optuna": {"tuning"},
     "pandas": {"data"},
     "pyarrow": {"data"},
     "typer": {"cli"},

@@ -1,0 +1,99 @@
+"""pmf tune: search for settings that do better on held-out ratings, and write them to a file."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pmfcli.cli.common import read_data
+from pmfcli.cli.options import AsJson, Config, OutputFormat, Source, with_data_and_settings
+from pmfcli.config import resolve
+from pmfcli.console import Row, Shape, emit, note, pick_format, progress
+from pmfcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pmfcli.config import Settings
+    from pmfcli.tuning import Found
+
+EXAMPLE = "pmf tune --trials 20 -o tuned.toml"
+
+
+@with_data_and_settings
+def tune(
+    trials: Annotated[int, typer.Option("--trials", min=1, help="How many settings to try, in all.")] = 20,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file of settings to write, for --config.")] = Path(
+        "tuned.toml"
+    ),
+    journal: Annotated[
+        Path | None,
+        typer.Option("--journal", help="What was tried: a search goes on where it was stopped.", show_default="OUTPUT.journal"),
+    ] = None,
+    config: Config = None,
+    output_format: OutputFormat = None,
+    as_json: AsJson = False,
+    *,
+    source: Source,
+    given: dict[str, Any],
+) -> None:
+    """Search for settings that do better on held-out ratings. Settings that are given stay as they are."""
+    chosen = pick_format(output_format, as_json)
+    start = resolve(given, config, os.environ)
+    if output.is_dir() or not output.resolve().parent.is_dir():
+        raise UsageError(f"--output {output}: give a file in a folder that is there")
+    ratings = read_data(source)
+    from pmfcli.artifact import write_atomically
+    from pmfcli.tuning import tune as search
+
+    searching = search(ratings, start, given, trials, journal or output.with_name(f"{output.name}.journal"))
+    ended: list[Found] = []
+
+    def rows() -> Iterator[Row]:
+        with progress("trial") as bar:
+            best = float("inf")
+            while True:
+                try:
+                    tried = next(searching)
+                except StopIteration as end:
+                    ended.append(end.value)
+                    return
+                best = min(best, tried.rmse or best)
+                bar.show(tried.number + 1, trials, f"best RMSE {best:.4f}")
+                yield {
+                    "trial": tried.number,
+                    "rmse": tried.rmse,
+                    "settings": " ".join(f"{name}={value:.4g}" for name, value in tried.settings.items()),
+                }
+
+    emit(rows(), Shape("tune", ("trial", "rmse", "settings"), decimals=4), chosen)
+    found = ended[0]
+    write_atomically(output, _toml(found, start, given).encode())
+    _say(found, output)
+
+
+def _toml(found: "Found", start: "Settings", given: dict[str, Any]) -> str:
+    kept = {name: getattr(start, name) for name in given} | found.changed
+    lines = [f"# pmf tune: held-out RMSE {found.rmse:.4f}, before {found.start:.4f}"]
+    lines += [
+        f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {_literal(value)}" for name, value in kept.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _literal(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:.6g}"
+
+
+def _say(found: "Found", output: Path) -> None:
+    if not found.check:
+        note(f"nothing did better than the start (held-out RMSE {found.start:.4f})")
+    else:
+        row = next(row for row in found.check if row["score"] == "rmse")
+        low, high = row["lo"], row["hi"]
+        verdict = "better" if high < 0 else "worse" if low > 0 else "not clearly different"
+        note(
+            f"held-out RMSE {found.rmse:.4f}, before {found.start:.4f}; on other held-out ratings {row['value']:.4f}, "
+            f"before {row['first']:.4f}: {verdict} ({low:+.4f} to {high:+.4f})"
+        )
+    note(f"wrote {output}; use it by: pmf train --config {output}")

@@ -1,0 +1,60 @@
+"""The search for settings: what it tries, how it goes on, what it says and writes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+from pmfcli.config import Settings, resolve
+
+
+@pytest.fixture
+def small(tmp_path: Path, sample) -> Path:
+    rows = zip(sample.user[:4000], sample.movie[:4000], sample.stars[:4000], strict=True)
+    lines = [f"{sample.users.ids[u]},{sample.movies.ids[m]},{s}\n" for u, m, s in rows]
+    (tmp_path / "small.csv").write_text("user,movie,rating\n" + "".join(lines))
+    return tmp_path
+
+
+def test_a_search_goes_on_where_it_was_stopped(pmf: Run, small: Path) -> None:
+    common = ("tune", "--data", "small.csv", "--epochs", "30", "--sigma", "0.35", "--json")
+    first = pmf(*common, "--trials", "2")
+    assert first.returncode == 0, first.stderr
+    second = pmf(*common, "--trials", "4")
+    tried, more = (json.loads(done.stdout)["rows"] for done in (first, second))
+    assert [row["trial"] for row in more] == [0, 1, 2, 3]
+    assert more[:2] == tried
+    assert "sigma=" not in more[0]["settings"]
+    assert f"sigma_u={Settings().sigma_u:g}" in more[0]["settings"]
+    best = min(row["rmse"] for row in more if row["rmse"] is not None)
+    content = (small / "tuned.toml").read_text()
+    assert f"# pmf tune: held-out RMSE {best:.4f}, before {more[0]['rmse']:.4f}\n" in content
+    found = resolve({}, small / "tuned.toml", {})
+    assert (found.sigma, found.epochs) == (0.35, 30)
+    assert "on other held-out ratings" in second.stderr or "nothing did better" in second.stderr
+    other = pmf("tune", "--data", "small.csv", "--epochs", "31", "--trials", "4")
+    assert (other.returncode, "another --journal" in other.stderr) == (2, True)
+
+
+def test_the_best_is_what_its_file_gives(pmf: Run, small: Path) -> None:
+    assert pmf("tune", "--data", "small.csv", "--epochs", "20", "--trials", "3").returncode == 0
+    found = resolve({}, small / "tuned.toml", {})
+    line = (small / "tuned.toml").read_text().splitlines()[0]
+    flags = ("train", "--data", "small.csv", "--config", "tuned.toml", "--no-refit", "--json")
+    again = json.loads(pmf(*flags).stdout)
+    assert f"RMSE {again['holdout_rmse']:.3f}" in line
+    assert found.epochs == 20
+
+
+def test_what_cannot_be_searched_is_refused(pmf: Run, small: Path) -> None:
+    few = small / "few.csv"
+    few.write_text("user,movie,rating\na,x,1\na,y,2\nb,x,3\nb,z,4\n")
+    for arguments, said in (
+        (("--data", "few.csv"), "too few"),
+        (("--data", "small.csv", "-o", "nowhere/tuned.toml"), "--output"),
+        (("--data", "small.csv", "--trials", "0"), "--trials"),
+    ):
+        done = pmf("tune", *arguments)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert not (small / "tuned.toml").exists()
