@@ -94,6 +94,7 @@ def _answers(
 ) -> Iterator[Row]:
     iterator = iter(wanted)
     user_counts, movie_counts = model.seen.start.diff(), model.seen.movie_counts(len(model.movies))
+    has_features = bool(model.data.get("features"))
     own = {} if visitor is None else dict(zip(visitor.movies, visitor.stars, strict=True))
     while chunk := list(itertools.islice(iterator, chunk_of(model.posterior))):
         user, user_known = model.users.rows([pair[0] for pair in chunk])
@@ -118,7 +119,7 @@ def _answers(
             else:
                 rating = _rating(model, u, m) if knows_user and knows_movie else None
                 bare = (knows_user and not user_counts[u]) or (knows_movie and not movie_counts[m])
-                source = "features" if bare else _SOURCES[knows_user, knows_movie]
+                source = "features" if bare and has_features else _SOURCES[knows_user, knows_movie]
             yield {
                 "user": user_id or None,
                 "movie": movie_id,
@@ -219,7 +220,9 @@ def _movie(model: Model, row: int) -> Row:
 
 def _folded_in(model: Model, visitor: Visitor) -> Rows:
     t = model.scale.to_unit(torch.tensor(visitor.stars, dtype=torch.float64)).float()
-    return fold_in(model.posterior, model.seen, torch.tensor(visitor.movies), t, float(model.settings["user_power"]))
+    return fold_in(
+        model.posterior, model.seen, torch.tensor(visitor.movies, dtype=torch.int64), t, float(model.settings["user_power"])
+    )
 
 
 def _check_detail(model: Model, detail: Detail) -> None:

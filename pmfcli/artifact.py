@@ -21,12 +21,13 @@ from torch import Tensor
 
 from pmfcli.core.posterior import Factors, Parameters
 from pmfcli.core.predict import Draws, Head, Laplace, Posterior, Seen
-from pmfcli.data.ratings import Scale, Vocabulary
+from pmfcli.data.ratings import STEPS, Scale, Vocabulary
 from pmfcli.errors import ModelError, OutputError
 from pmfcli.text import clean
 
 _Shape = tuple[tuple[int, ...], torch.dtype]
 
+_SHARES_ADD_UP = 1e-2  # but for half precision
 _LARGE = 1e12  # of any number in a file, so that no answer overflows
 _LARGEST = dict.fromkeys(("precision_u", "precision_v", "Lambda_u", "Lambda_v", "alpha"), 1e24)
 
@@ -293,8 +294,15 @@ def _draws(tensors: dict[str, Tensor], head: Head) -> Draws:
     one_sided = (optional["W"] is None) != (optional["var_w"] is None) or len({optional[name] is None for name in scale}) > 1
     if not 0 <= t["U"].shape[2] - head.latent <= 1 or len(t["U"]) == 0 or one_sided:
         raise ValueError("the draws do not fit together")
-    if optional["grid"] is not None and not all(bool((t.diff() >= 0).all()) for t in (optional["cuts"], optional["grid"])):
-        raise ValueError("the steps of the scale are not in order")
+    if optional["grid"] is not None:
+        grid, cuts, share = optional["grid"], optional["cuts"], optional["share"].float()
+        in_order = (
+            bool((grid.diff() > 0).all()) and bool((cuts.diff() >= 0).all()) and 0 <= float(grid[0]) <= float(grid[-1]) <= 1
+        )
+        if not (2 <= len(grid) <= STEPS and cuts.shape[1] >= 1 and in_order):
+            raise ValueError("the steps of the scale are none")
+        if bool((share < 0).any()) or float((share.sum(2) - 1).abs().max()) > _SHARES_ADD_UP:
+            raise ValueError("the shares of habits do not add up")
     least = {"alpha": 1e-24, "gamma_u": 0, "gamma_v": 0, "var_w": 0, "prior_dof": 2, "noise_dof": 2, "habits": 0}
     positive = all(bool((tensors[name] > bound).all()) for name, bound in least.items() if name in tensors)
     if not positive or not all(_is_positive(matrices) for matrices in (t["Lambda_u"], t["Lambda_v"])):

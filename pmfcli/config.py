@@ -73,6 +73,8 @@ class Settings(BaseModel):
             raise ValueError("--noise learned is Adam's; with --solver als it is --noise em")
         if self.noise in (("fixed", "em") if self.method == "bayes" else ("user", "movie", "both")):
             raise ValueError(f"--noise {self.noise} is not for --method {self.method}")
+        if self.likelihood == "gaussian" and "habits" in self.model_fields_set and self.method == "bayes":
+            raise ValueError("--habits are of --likelihood ordinal; leave one of them out")
         if self.method == "map" and self.likelihood == "ordinal":
             raise ValueError("--likelihood ordinal is for --method bayes")
         return self

@@ -53,6 +53,7 @@ class Scored(NamedTuple):
     user_count: Tensor  # training ratings of the user
     movie_count: Tensor  # training ratings of the movie
     trained_on: Tensor  # bool: the pair was among the training ratings
+    off_grid: Tensor  # bool: a rating that training never had, where these are steps of a scale
 
     def select(self, mask: Tensor) -> "Scored":
         """The ratings where ``mask`` (n,) holds."""
@@ -64,8 +65,8 @@ def score_model(model: Model, test: Ratings) -> Scored:
     user, user_known = model.users.rows(test.users.ids)
     movie, movie_known = model.movies.rows(test.movies.ids)
     parts = (user[test.user], movie[test.movie], user_known[test.user], movie_known[test.movie])
-    found = _score(model, Pairs(*map(torch.from_numpy, parts)), torch.from_numpy(test.stars))
-    return found._replace(user=torch.from_numpy(test.user.astype(np.int64)))
+    people = torch.from_numpy(test.user.astype(np.int64))
+    return _score(model, Pairs(*map(torch.from_numpy, parts)), torch.from_numpy(test.stars), people)
 
 
 def cross_score(ratings: Ratings, settings: Settings, held: Sequence[Array]) -> Iterator[Scored]:
@@ -90,7 +91,8 @@ def cross_score(ratings: Ratings, settings: Settings, held: Sequence[Array]) -> 
 
 def _train_and_score(ratings: Ratings, settings: Settings, mask: Array) -> Scored:
     model = run(train(ratings.select(~mask), settings))
-    return _score(model, *held_out(ratings, mask))
+    pairs, stars = held_out(ratings, mask)
+    return _score(model, pairs, stars, torch.from_numpy(ratings.user[mask].astype(np.int64)))
 
 
 def report(parts: Sequence[Scored]) -> dict[str, Any]:
@@ -102,6 +104,7 @@ def report(parts: Sequence[Scored]) -> dict[str, Any]:
         "n": len(whole.stars),
         "n_cold": int(cold.sum()),
         "n_trained_on": int(whole.trained_on.sum()),
+        "n_off_grid": int(whole.off_grid.sum()),
         **_scores(whole),
         "warm": _scores(whole.select(~cold)) if bool((~cold).any()) else None,
         "intervals": _intervals(whole),
@@ -125,7 +128,7 @@ def report(parts: Sequence[Scored]) -> dict[str, Any]:
     }
 
 
-def _score(model: Model, pairs: Pairs, stars: Tensor) -> Scored:
+def _score(model: Model, pairs: Pairs, stars: Tensor, people: Tensor) -> Scored:
     seen, scale = model.seen, model.scale
     user_counts, movie_counts = seen.start.diff(), seen.movie_counts(len(model.movies))
     of_user = seen.users()
@@ -143,7 +146,7 @@ def _score(model: Model, pairs: Pairs, stars: Tensor) -> Scored:
             found[name].append(column)
     often = torch.bincount(_steps(grid, seen.stars), minlength=len(grid)) / len(seen.stars) if grid is not None else None
     return Scored(
-        user=torch.where(pairs.user_known, pairs.user, -1 - torch.arange(len(stars))),
+        user=people,
         stars=stars,
         mean=beside["mean"],
         bias=beside["bias"],
@@ -151,6 +154,7 @@ def _score(model: Model, pairs: Pairs, stars: Tensor) -> Scored:
         user_count=user_counts[pairs.user] * pairs.user_known,
         movie_count=movie_counts[pairs.movie] * pairs.movie_known,
         trained_on=trained_on,
+        off_grid=torch.zeros_like(both) if grid is None else ~torch.isin(stars, grid),
         **{name: torch.cat(columns) for name, columns in found.items()},
     )
 
@@ -238,8 +242,8 @@ def _intervals(scored: Scored) -> dict[str, Any]:
 
 
 def ends(drawn: Tensor) -> list[float] | None:
-    """The ends of the 95 % interval of bootstrap replicates (k,); None if they are nan."""
-    return None if bool(drawn.isnan().any()) else drawn.quantile(torch.tensor(_ENDS).double()).tolist()
+    """The ends of the 95 % interval of bootstrap replicates (k,); None if there are none, or they are nan."""
+    return None if not len(drawn) or bool(drawn.isnan().any()) else drawn.quantile(torch.tensor(_ENDS).double()).tolist()
 
 
 def compare(first: Scored, other: Scored) -> list[dict[str, Any]]:
@@ -255,10 +259,10 @@ def compare(first: Scored, other: Scored) -> list[dict[str, Any]]:
     of_first, of_other = (averages(part, n)[0].tolist() for part in (whole[:, :k], whole[:, k:]))
     found = []
     for name, one, two, differences in zip(_COLUMNS, of_first, of_other, drawn.T, strict=True):
-        interval = ends(differences)
-        if interval is not None:
-            lo, hi = interval
-            found.append({"score": name, "first": one, "value": two, "difference": two - one, "lo": lo, "hi": hi})
+        if math.isnan(one) or math.isnan(two):
+            continue
+        lo, hi = ends(differences) or (None, None)
+        found.append({"score": name, "first": one, "value": two, "difference": two - one, "lo": lo, "hi": hi})
     return found
 
 

@@ -17,6 +17,8 @@ def check_plot(path: Path) -> None:
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"--plot {path}: give a file that ends in {', '.join(FORMATS)}")
+    if not path.resolve().parent.is_dir():
+        raise UsageError(f"--plot {path}: there is no such folder")
     try:
         import matplotlib  # noqa: F401
     except ImportError:

@@ -169,11 +169,10 @@ def choose_device(name: str) -> torch.device:
 
 def _with_likelihood(settings: Settings, ratings: Ratings) -> Settings:
     different = len(np.unique(ratings.stars))
-    if settings.likelihood == "ordinal" and different > STEPS:
-        raise UsageError(
-            f"--likelihood ordinal: {ratings.name} has {different:,} different ratings, more than {STEPS}; leave it out"
-        )
-    usual = "ordinal" if different <= STEPS else "gaussian"
+    steps = 2 <= different <= STEPS
+    if settings.likelihood == "ordinal" and not steps:
+        raise UsageError(f"--likelihood ordinal: {different:,} different ratings are not 2 to {STEPS} steps; leave it out")
+    usual = "ordinal" if steps else "gaussian"
     return settings.model_copy(update={"likelihood": settings.likelihood or usual})
 
 

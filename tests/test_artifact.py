@@ -4,6 +4,7 @@ import os
 import pickle
 import resource
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,16 @@ def test_a_write_goes_through_a_link_and_keeps_the_mode(tmp_path: Path) -> None:
     assert (tmp_path / "link.pt").is_symlink()
     assert real.read_bytes() == b"new"
     assert real.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("broken", ["share", "grid", "cuts"])
+def test_a_scale_that_is_none_is_refused(sample, broken: str) -> None:
+    model = run(train(sample, Settings(method="bayes", epochs=3, latent=2)))
+    p = model.posterior
+    changed = {
+        "share": {"share": -5 * p.share},
+        "grid": {"grid": 1e9 * (1 + p.grid)},
+        "cuts": {"cuts": p.cuts[:, :0], "share": p.share[..., :0], "habits": p.habits[:, :0]},
+    }[broken]
+    with pytest.raises(ModelError, match="damaged"):
+        loads(dumps(replace(model, posterior=p._replace(**changed))), "x")

@@ -11,7 +11,7 @@ import torch
 from conftest import Run, random_pattern, ratings_of
 from test_map import seeded
 
-from pmfcli.answers import Detail, predict
+from pmfcli.answers import Detail, Visitor, predict
 from pmfcli.config import Settings
 from pmfcli.core.means import Means
 from pmfcli.core.sparse import Pattern
@@ -20,6 +20,7 @@ from pmfcli.data.ratings import Block, Vocabulary
 from pmfcli.errors import DataError, UsageError
 from pmfcli.training import run, train
 
+DETAIL = Detail(0.9, stars=False)
 FILMS = (
     "movieId,title,genres\n1,Toy Story (1995),Adventure|Comedy\n2,Heat (1995),Crime|Adventure\n3,Up (2009),(no genres listed)\n"
 )
@@ -60,12 +61,16 @@ def test_tables_find_ids_years_and_typed_columns(tmp_path: Path) -> None:
     assert read_table(tmp_path / "b.item", "movie").to_dict("index") == {"7": {"class": "Comedy|War", "title": "Toy Story"}}
     for text, said in (
         ("x,y\n1,2\n", "no column of movie ids"),
-        ("movie,y\n1,2\n1,3\n", "'1' stands twice"),
+        ("movie,y\n1,2,x\n3,4,x\n", "more fields than the header"),
         ("movie\n1\n", "no columns"),
     ):
         (tmp_path / "bad.csv").write_text(text)
         with pytest.raises(DataError, match=said):
             read_table(tmp_path / "bad.csv", "movie")
+    (tmp_path / "trailing.csv").write_text("movie,y\n1,2,\n3,4,\n")
+    assert read_table(tmp_path / "trailing.csv", "movie").to_dict("index") == {"1": {"y": "2"}, "3": {"y": "4"}}
+    (tmp_path / "quote.tsv").write_text('movie\ty\n1\t"a\n2\tb"\n')
+    assert list(read_table(tmp_path / "quote.tsv", "movie").index) == ["1", "2"]
     with pytest.raises(DataError, match="No such file"):
         read_table(tmp_path / "none.csv", "movie")
 
@@ -133,29 +138,55 @@ def planted() -> tuple:
 def test_an_unseen_movie_is_predicted_by_its_features() -> None:
     ratings, table, good = planted()
     model = run(train(attach(ratings, {"movie": [table]}), Settings(method="bayes", epochs=80, latent=2)))
-    rows = list(predict(model, [("u1", f"{10 * row}") for row in range(60, 80)], Detail(0.9, stars=False)))
+    rows = list(predict(model, [("u1", f"{10 * row}") for row in range(60, 80)], DETAIL))
     assert {row["source"] for row in rows} == {"features"}
     predictions = np.array([row["prediction"] for row in rows])
     assert abs(predictions[good[60:]].mean() - 4.2) < 0.3
     assert abs(predictions[~good[60:]].mean() - 1.8) < 0.3
-    assert next(iter(predict(model, [("u1", "0")], Detail(0.9, stars=False))))["source"] == "model"
-    assert next(iter(predict(model, [("u1", "new")], Detail(0.9, stars=False))))["source"] == "user-only"
+    assert next(iter(predict(model, [("u1", "0")], DETAIL)))["source"] == "model"
+    assert next(iter(predict(model, [("u1", "new")], DETAIL)))["source"] == "user-only"
 
 
 def test_users_have_features_too_and_a_visitor_has_the_usual_ones() -> None:
+    """A third of the people give one star less. Somebody unknown lies between the clubs, by how many are in each."""
     ratings, table, _ = planted()
-    generous = pd.DataFrame({"club": ["in" if row % 3 else "out" for row in range(100)]}, index=ratings.users.ids)
+    club = pd.DataFrame({"club": ["in" if row % 3 else "out" for row in range(100)]}, index=ratings.users.ids)
     stars = np.clip(ratings.stars + np.where(ratings.user % 3, 0.0, -1.0), 1, 5).astype(np.float32)
     ratings = replace(ratings, stars=stars)
+    nobody = Visitor((), ())
     for hierarchical in ("both", "none"):
+        new = pd.DataFrame({"club": ["in", "out"]}, index=["new in", "new out"])
+        people = pd.concat([club, new])
         settings = Settings(method="bayes", epochs=60, latent=2, hierarchical=hierarchical)
-        model = run(train(attach(ratings, {"user": [generous], "movie": [table]}), settings))
+        model = run(train(attach(ratings, {"user": [people], "movie": [table]}), settings))
         assert model.data["features"] == ["club", "kind"]
-        draws = model.posterior
-        assert (draws.W is None) == (hierarchical == "none")
-        assert draws.W is None or draws.W.shape[1] == len(model.movies)
-        known = torch.cat([draws.mu_u, draws.mu_v], 1)
-        assert bool(torch.isfinite(known).all())
+        assert (model.posterior.W is None) == (hierarchical == "none")
+        assert model.posterior.W is None or model.posterior.W.shape[1] == len(model.movies)
+        films = [f"{10 * row}" for row in range(40)]
+
+        def level(user: str, visitor: Visitor | None = None, model=model, films=films) -> float:
+            return float(
+                np.mean([row["prediction"] for row in predict(model, [(user, film) for film in films], DETAIL, visitor)])
+            )
+
+        low, high = level("new out"), level("new in")
+        assert high - low > 0.4
+        for usual in (level("", nobody), level("somebody")):
+            assert low + 0.4 * (high - low) < usual < high
+
+
+def test_what_is_odd_in_a_table() -> None:
+    ratings, table, _ = planted()
+    twice = pd.DataFrame({"x": ["p", "q"]}, index=["0", " 0"])
+    with pytest.raises(DataError, match="movie '0' stands twice"):
+        attach(ratings, {"movie": [twice]})
+    blank = pd.DataFrame({"x": ["p", "p", "p"]}, index=["0", "", ""])
+    assert attach(ratings, {"movie": [blank]}).movies == ratings.movies
+    by_hand = table.assign(kind="same")
+    found = attach(ratings, {"movie": [table, by_hand]})
+    assert [block.columns for block in found.movie_features] == [("same",)]
+    huge = pd.DataFrame({"x": [f"{(-1) ** row}e308" for row in range(80)]}, index=table.index)
+    assert all(np.isfinite(block.weight).all() for block in attach(ratings, {"movie": [huge]}).movie_features)
 
 
 def test_ids_that_are_nobody_are_refused() -> None:

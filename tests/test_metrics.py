@@ -2,14 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from conftest import ratings_of
 from test_map import seeded
 
+from pmfcli.config import Settings
 from pmfcli.core import metrics
 from pmfcli.core.predictive import Masses, Mixture
 from pmfcli.data.ratings import Scale
-from pmfcli.evaluation import LEVELS, _predicted
+from pmfcli.evaluation import LEVELS, _predicted, cross_score
 
 GRID = torch.tensor([1.0, 2.0, 3.0, 5.0])
 
@@ -72,6 +75,20 @@ def test_the_bootstrap_of_a_mean_has_its_standard_error() -> None:
     means = sums[:, 0] / count
     assert float(means.mean()) == pytest.approx(float(values.mean()), abs=0.01)
     assert float(means.std()) == pytest.approx(float(values.mean(1).std()) / 20, rel=0.1)
+
+
+def test_few_groups_have_no_bootstrap() -> None:
+    sums, count = metrics.bootstrap(torch.arange(9), torch.ones(9, 1), 0)
+    assert (len(sums), len(count)) == (0, 0)
+
+
+def test_the_people_of_a_split_are_those_of_the_data() -> None:
+    """Also those whom training does not know: all of a person's ratings are drawn together."""
+    ratings = ratings_of([0, 0, 1, 1, 2, 2, 2], [0, 1, 0, 1, 0, 1, 2], [1, 2, 3, 4, 5, 4, 1])
+    mask = np.array([False] * 4 + [True] * 3)
+    (found,) = cross_score(ratings, Settings(epochs=2, latent=1, holdout=0.0), [mask])
+    assert found.user.tolist() == [2, 2, 2]
+    assert found.user_count.tolist() == [0, 0, 0]
 
 
 def test_parts_by_score() -> None:

@@ -1,7 +1,7 @@
 """pmf compare: which of several saved models predicts better, and whether that is more than chance."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,8 @@ def compare(
     """Compare saved models on the same test ratings: the difference of each score to the first's, with a 95 % interval."""
     if len(models) < 2:
         raise UsageError("give two model files or more: each is compared to the first")
+    if [*map(str, models), test].count("-") > 1:
+        raise UsageError("only one of the models and --test can come from standard input")
     chosen = pick_format(output, as_json)
     found = [load_model(model) for model in models]
     ratings = read_data(Source(data=test))
@@ -36,9 +38,14 @@ def compare(
     for path, one in zip(models, scored, strict=True):
         if bool(one.trained_on.any()):
             note(f"warning: {path}: {int(one.trained_on.sum()):,} of {ratings.n:,} test pairs were in its training data")
+    if bool(scored[0].off_grid.any()):
+        note(f"warning: {int(scored[0].off_grid.sum()):,} of {ratings.n:,} test ratings are none that training had")
+    same_steps = len({model.ratings for model in found}) == 1
+    if not same_steps:
+        note("warning: the models were trained on different ratings of the scale: their NLL and CRPS are left out")
     rows = []
     for path, other in zip(models[1:], scored[1:], strict=True):
-        differences = paired(scored[0], other)
+        differences = [row for row in paired(scored[0], other) if same_steps or row["score"] in ("rmse", "mae")]
         rows += [{"model": str(path), "group": "all", "n": ratings.n, **row} for row in differences]
         for name, inside in groups(getattr(scored[0], f"{by}_count")) if by is not None else ():
             place = {"model": str(path), "group": f"{by}s with", "ratings": name, "n": int(inside.sum())}
@@ -47,12 +54,14 @@ def compare(
     emit(rows, Shape("compare", _COLUMNS, f"Compared to {models[0]}", decimals=4), chosen)
 
 
-def _sentence(first: str, other: str, by_score: dict[str, dict[str, float]]) -> str:
+def _sentence(first: str, other: str, by_score: dict[str, dict[str, Any]]) -> str:
     said = []
     for score, name in (("rmse", "RMSE"), ("nll", "NLL")):
         if score not in by_score:
             continue
         lo, hi = by_score[score]["lo"], by_score[score]["hi"]
+        if lo is None or hi is None:
+            return f"{other} beside {first}: too few users to tell them apart"
         if lo <= 0 <= hi:
             said.append(f"the {name} does not tell them apart ({lo:+.4f} to {hi:+.4f})")
         else:

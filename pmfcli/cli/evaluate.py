@@ -147,9 +147,14 @@ def _say(result: Row, max_rmse: float | None) -> None:
     inside, width, auc = result["coverage"]["0.9"], result["width"]["0.9"], result["auc_sd"]
     told = "" if auc is None else f"; sd tells errors over 1 star from others with AUC {auc:.2f}"
     note(f"the 90 % intervals hold {100 * inside:.1f} % of the ratings, {width:.2f} stars wide{told}")
+    if result["n_off_grid"]:
+        note(
+            f"warning: {result['n_off_grid']:,} of {result['n']:,} test ratings are none that training had: "
+            "for NLL and CRPS they count as the nearest"
+        )
     if result["n_cold"] == result["n"]:
         note("warning: no test rating has both its user and its movie in training; is it the right file, are the ids the same?")
     elif result["rmse"] > result["baselines"]["mean"]["rmse"]:
-        note("warning: worse than always answering the mean; try the default settings, --noise fixed, or a larger --sigma")
+        note("warning: worse than always answering the mean; is the scale the same? Else try the default settings")
     if max_rmse is not None and not result["rmse"] <= max_rmse:
         raise GateError(f"RMSE {result['rmse']:.4f} is above --max-rmse {max_rmse:g}")

@@ -15,7 +15,7 @@ from pmfcli.core.sparse import Pattern
 
 _DAMPING_USER, _DAMPING_MOVIE, _SWEEPS = 15.0, 10.0, 10
 _LEAST_MASS = 1e-12  # of a rating that came all the same
-_REPLICATES = 2000
+_REPLICATES, _LEAST_GROUPS = 2000, 10
 
 
 class Scores(NamedTuple):
@@ -112,6 +112,8 @@ def by_parts(score: Tensor, error: Tensor, parts: int) -> list[tuple[float, floa
 def bootstrap(group: Tensor, columns: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Sums of columns over ratings whose groups are drawn with replacement, (replicates, c), and how many, (replicates,).
 
+    There are no replicates of fewer than ten groups: these do not show how groups differ.
+
     Args:
         group: (n,) what belongs together, such as the user. columns: (n, c).
     """
@@ -120,8 +122,8 @@ def bootstrap(group: Tensor, columns: Tensor, seed: int) -> tuple[Tensor, Tensor
     sums = columns.new_zeros(count, columns.shape[1], dtype=torch.float64).index_add_(0, place, columns.double())
     sizes = torch.bincount(place, minlength=count).double()
     generator, every = torch.Generator().manual_seed(seed), []
-    for _ in range(_REPLICATES):
+    for _ in range(_REPLICATES if count >= _LEAST_GROUPS else 0):
         drawn = torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count).double()
         every.append(torch.cat([drawn @ sums, (drawn @ sizes)[None]]))
-    found = torch.stack(every)
+    found = torch.stack(every) if every else sums.new_zeros(0, sums.shape[1] + 1)
     return found[:, :-1], found[:, -1]

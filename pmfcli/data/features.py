@@ -6,6 +6,7 @@ separated by ``|``, of things of which one effect each is learned.
 
 import csv
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from pmfcli.data.fields import SEPARATORS, Columns, by_role, split
+from pmfcli.data.fields import SEPARATORS, UNQUOTED, Columns, by_role, split
 from pmfcli.data.ratings import Array, Block, Ratings, Vocabulary
 from pmfcli.data.titles import read_dat
 from pmfcli.errors import DataError, UsageError
@@ -25,6 +26,7 @@ SIDES = ("genres", "year", "tags", "user")
 _KNOTS = 8  # quantiles that hats stand on, at most
 _NUMBERS = 10  # different numbers that are a quantity, not names, at least
 _QUANTITY = 0.95  # of the entries of a quantity are numbers, at least; the rest are taken as missing
+_LARGEST = 1e30  # numbers beyond this are taken as missing
 _SHARED = 2  # rows that have a thing, at least: of one row's own thing nothing is to be learned
 _MOST = 100_000  # things of a column
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
@@ -44,6 +46,8 @@ def read_side(ratings_file: Path, names: Sequence[str]) -> dict[Side, pd.DataFra
         UsageError: no such name.
         DataError: the files are not there, or do not say.
     """
+    if not names:
+        raise UsageError(f"--side: give some of {', '.join(SIDES)}")
     unknown = [name for name in names if name not in SIDES]
     if unknown:
         raise UsageError(f"--side: '{short(unknown[0])}' is none of {', '.join(SIDES)}")
@@ -115,7 +119,7 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
     A title is not a feature, but the year at its end is. Columns typed as RecBole does (``class:token_seq``) are known.
 
     Raises:
-        DataError: it cannot be read, has no column of ids, or an id twice.
+        DataError: it cannot be read, or has no column of ids.
     """
     try:
         with path.open(encoding="utf-8-sig") as stream:
@@ -123,7 +127,21 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
         separator = next((mark for mark in SEPARATORS if len(split(line, mark)) > 1), None)
         if separator is None:
             raise DataError(f"{path}:1: no columns in '{short(line)}'; expected {side} ids and what is known of them")
-        raw = pd.read_csv(path, sep=separator, engine="python", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        quoting: Literal[0, 3] = 3 if separator in UNQUOTED else 0  # QUOTE_NONE, QUOTE_MINIMAL
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows with more fields than the header
+            raw = pd.read_csv(
+                path,
+                sep=separator,
+                engine="python",
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                quoting=quoting,
+                index_col=False,
+            )
+    except pd.errors.ParserWarning:
+        raise DataError(f"{path}: rows have more fields than the header has names") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
     except (ValueError, csv.Error) as error:
@@ -133,8 +151,6 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
     if side not in roles:
         raise DataError(f"{path}:1: no column of {side} ids among {', '.join(map(short, names[:12]))}; call one '{side}'")
     table = raw.set_index(names[roles[side]])
-    if table.index.has_duplicates:
-        raise DataError(f"{path}: {side} '{short(table.index[table.index.duplicated()][0])}' stands twice")
     for name in table.columns:
         if str(name).endswith(":token_seq") and name != names[roles.get("title", 0)]:
             table[name] = table[name].str.replace(" ", "|")
@@ -152,14 +168,12 @@ def attach(ratings: Ratings, tables: dict[Side, list[pd.DataFrame]]) -> Ratings:
     """The ratings with features; a movie or user that is only in a table becomes one without ratings.
 
     Raises:
-        DataError: none of the ids of a table is among the ratings.
+        DataError: none of the ids of a table is among the ratings, or one stands twice.
     """
     for side, given in tables.items():
         if not given:
             continue
-        table = pd.concat(given, axis=1).fillna("")
-        table = table.loc[:, ~table.columns.duplicated()]
-        table.index = pd.Index([clean(str(name)) for name in table.index])
+        table = _joined(side, given)
         titles = dict(table.pop("title")) if side == "movie" and "title" in table else {}
         known: Vocabulary = getattr(ratings, f"{side}s")
         if not table.index.isin(known.ids).any():
@@ -176,13 +190,27 @@ def attach(ratings: Ratings, tables: dict[Side, list[pd.DataFrame]]) -> Ratings:
     return ratings
 
 
+def _joined(side: Side, given: list[pd.DataFrame]) -> pd.DataFrame:
+    """The tables of a side beside each other; of two columns of one name the later counts, as it was named by hand."""
+    cleaned = []
+    for table in given:
+        table = table.set_axis(pd.Index([clean(str(name)) for name in table.index]))
+        table = table[table.index != ""]
+        if table.index.has_duplicates:
+            raise DataError(f"{side} '{short(table.index[table.index.duplicated()][0])}' stands twice in a table of features")
+        cleaned.append(table)
+    joined = pd.concat(cleaned, axis=1).fillna("")
+    last: pd.DataFrame = joined.loc[:, ~joined.columns.duplicated(keep="last")]
+    return last
+
+
 def encode(name: str, values: pd.Series, vocabulary: Vocabulary) -> Block:
     """One column as a sparse block, rows those of the vocabulary."""
     row, known = vocabulary.rows([str(label) for label in values.index])
     texts = values.astype(str).to_numpy()
     said = known & (texts != "")
     numbers = pd.to_numeric(pd.Series(texts[said]), errors="coerce").to_numpy(dtype=np.float64)
-    right = np.isfinite(numbers)
+    right = np.abs(numbers) <= _LARGEST  # not where it is NaN
     if right.sum() >= _QUANTITY * max(1, len(right)) and len(np.unique(numbers[right])) >= _NUMBERS:
         return _hats(name, row[said][right], numbers[right])
     things = [list(dict.fromkeys(part.strip() for part in text.split("|") if part.strip())) for text in texts[said]]
