@@ -16,13 +16,12 @@ from pmfcli.core.neighbours import Metric
 from pmfcli.core.neighbours import similar as nearest
 from pmfcli.core.predict import Draws, Pairs, Rank, Rows, chunk_of, movies_of, predict_pairs, predictive, rank, users_of
 from pmfcli.core.predictive import Predictive
-from pmfcli.data.ratings import STEPS, Vocabulary
+from pmfcli.data.ratings import LIKED, STEPS, Vocabulary
 from pmfcli.errors import UnknownIdError, UsageError
 
 Row = dict[str, Any]
 _ARTICLE = re.compile(r"^(.*), (The|A|An|Le|La|Les|L'|Il|El|Das|Der|Die)( \(|$)", re.IGNORECASE)
 _COMMON = 10  # ratings that similar movies or users have at least, where enough have
-_LIKED = 4.0  # stars, of p_ge_4
 _NAMED = 20  # candidates of an ambiguous title that are named
 _SOURCES = {(True, True): "model", (False, True): "movie-only", (True, False): "user-only", (False, False): "prior"}
 
@@ -132,7 +131,7 @@ def _answers(
 
 def star_columns(model: Model, stars: bool) -> list[str]:
     """The columns of ``--stars``: one for every rating that the data has."""
-    return [f"p_{star:g}" for star in _grid(model)] if stars else []
+    return [f"p_{star:g}" for star in model.steps] if stars else []
 
 
 def pairs_of(model: Model, users: Sequence[int], movies: Sequence[int]) -> Iterator[tuple[str, str]]:
@@ -228,25 +227,20 @@ def _folded_in(model: Model, visitor: Visitor) -> Rows:
 def _check_detail(model: Model, detail: Detail) -> None:
     if not 0 < detail.interval < 1:
         raise UsageError(f"--interval {detail.interval:g}: give a probability between 0 and 1, such as 0.9")
-    if detail.stars and not _grid(model):
+    if detail.stars and not model.steps:
         raise UsageError(f"--stars: the ratings have more than {STEPS} different values; there are no stars to tell apart")
-
-
-def _grid(model: Model) -> list[float]:
-    """The ratings that the data has, ascending, if they are few."""
-    return list(model.ratings) if len(model.ratings) <= STEPS else []
 
 
 def _said(model: Model, found: Predictive, detail: Detail) -> Iterator[Row]:
     """The prediction and its uncertainty, in stars, for every rating."""
-    scale, grid = model.scale, _grid(model)
+    scale, grid = model.scale, model.steps
     stars = [scale.to_stars(found.mean()), found.sd() * (scale.hi - scale.lo)]
     stars += [scale.to_stars(end) for end in found.interval(detail.interval)]
     columns = [part.tolist() for part in stars]
-    columns.append((1 - found.below(scale.to_unit(_edge(grid, _LIKED)))).tolist() if scale.lo < _LIKED <= scale.hi else [])
+    columns.append((1 - found.below(scale.to_unit(_edge(grid, LIKED)))).tolist() if scale.lo < LIKED <= scale.hi else [])
     names = ["prediction", "sd", "lo", "hi", "p_ge_4"]
     if not columns[-1]:  # a scale that has no 4 in it: all ratings are above, or none is
-        columns[-1] = [float(scale.lo >= _LIKED)] * found.n
+        columns[-1] = [float(scale.lo >= LIKED)] * found.n
     if detail.stars:
         masses = found.masses(torch.tensor([scale.to_unit(star) for star in grid]))
         columns += [column.tolist() for column in masses.T]
@@ -255,7 +249,7 @@ def _said(model: Model, found: Predictive, detail: Detail) -> Iterator[Row]:
         yield {name: shortest(value) for name, value in zip(names, values, strict=True)}
 
 
-def _edge(grid: list[float], star: float) -> float:
+def _edge(grid: Sequence[float], star: float) -> float:
     """Where ratings of at least this begin: half way down to the rating below, if there is a grid."""
     below, above = [value for value in grid if value < star], [value for value in grid if value >= star]
     return (below[-1] + above[0]) / 2 if below and above else star

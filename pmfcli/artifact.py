@@ -56,6 +56,11 @@ class Model:
         """The different ratings that the data has, ascending."""
         return tuple(self.seen.stars.unique().tolist())
 
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """The same where they are so few that they are the steps of a scale; else none."""
+        return self.ratings if len(self.ratings) <= STEPS else ()
+
 
 def dumps(model: Model) -> bytes:
     """The bytes of a model file. Equal models give equal bytes."""

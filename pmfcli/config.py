@@ -72,7 +72,8 @@ class Settings(BaseModel):
         if self.method == "map" and self.solver == "als" and self.noise == "learned":
             raise ValueError("--noise learned is Adam's; with --solver als it is --noise em")
         if self.noise in (("fixed", "em") if self.method == "bayes" else ("user", "movie", "both")):
-            raise ValueError(f"--noise {self.noise} is not for --method {self.method}")
+            ways = "learned, user, movie or both" if self.method == "bayes" else "fixed, learned or em"
+            raise ValueError(f"--noise {self.noise} is not for --method {self.method}, whose noise is {ways}")
         if self.likelihood == "gaussian" and "habits" in self.model_fields_set and self.method == "bayes":
             raise ValueError("--habits are of --likelihood ordinal; leave one of them out")
         if self.method == "map" and self.likelihood == "ordinal":

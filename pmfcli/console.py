@@ -19,7 +19,7 @@ Format = Literal["table", "tsv", "csv", "jsonl", "json"]
 Row = dict[str, Any]
 _PIPE_WIDTH = 120  # of a table that was asked for where there is no terminal
 _PADDING, _EDGE = 3, 2  # of a column; of a table
-_FOLDED, _IDS = 8, 2  # a text is at least so wide, or whole; columns that say what a row is
+_FOLDED = 8  # a text is at least so wide, or whole
 
 
 class ClosedPipeError(Exception):
@@ -33,6 +33,7 @@ class Shape(NamedTuple):
     columns: Sequence[str]
     heading: str | None = None
     decimals: int = 2  # of numbers in a table
+    ids: int = 2  # first columns, that say what a row is
 
 
 def note(text: str) -> None:
@@ -161,7 +162,7 @@ def _table(rows: Iterable[Row], shape: Shape) -> None:
     numeric = {c for c in shown if any(isinstance(row.get(c), int | float) for row in held)}
     console = terminal(sys.stdout)
     heading = None if shape.heading is None else clean(shape.heading)
-    for group in _that_fit(shown, cells, numeric, console.width):
+    for group in _that_fit(shown, shape.ids, cells, numeric, console.width):
         table = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="bold cyan")
         for column in group:
             justify: Literal["right", "left"] = "right" if column in numeric else "left"
@@ -176,17 +177,17 @@ def _cell(value: Any, decimals: int) -> str:
     return f"{value:.{decimals}f}" if isinstance(value, float) else _text(value)
 
 
-def _that_fit(shown: Sequence[str], cells: dict[str, list[str]], numeric: set[str], width: int) -> list[list[str]]:
+def _that_fit(shown: Sequence[str], first: int, cells: dict[str, list[str]], numeric: set[str], width: int) -> list[list[str]]:
     """The columns in groups as wide as the terminal: no number is cut, text folds, what a row is stands in each of them."""
 
     def needs(column: str) -> int:
         longest = max([len(column), *map(len, cells[column])])
         return _PADDING + (longest if column in numeric else min(longest, _FOLDED))
 
-    ids = list(shown[:_IDS])
+    ids = list(shown[:first])
     groups, room = [list(ids)], width - _EDGE - sum(map(needs, ids))
-    for column in shown[_IDS:]:
-        if needs(column) > room and len(groups[-1]) > _IDS:
+    for column in shown[first:]:
+        if needs(column) > room and len(groups[-1]) > first:
             groups, room = [*groups, list(ids)], width - _EDGE - sum(map(needs, ids))
         groups[-1].append(column)
         room -= needs(column)

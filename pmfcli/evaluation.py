@@ -18,14 +18,13 @@ from pmfcli.core import metrics
 from pmfcli.core.predict import Pairs, chunk_of, predict_pairs
 from pmfcli.core.predictive import Predictive
 from pmfcli.core.sparse import Pattern
-from pmfcli.data.ratings import STEPS, Array, Ratings, Scale
+from pmfcli.data.ratings import LIKED, Array, Ratings, Scale
 from pmfcli.errors import DataError
 from pmfcli.training import choose_device, held_out, run, train
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
 LARGE_ERROR = 1.0  # stars
 BINS = 10  # of the PIT histogram, of the ratings by sd, and of the reliability diagram
-_LIKED = 4.0  # stars
 _EDGES = (0, 1, 3, 10, 30, 100, 300)  # groups by number of training ratings: 0, 1-2, 3-9, …
 _QUADRATURE = 200  # points on the scale, where it has no steps
 _ENDS = (0.025, 0.975)  # of bootstrap intervals
@@ -140,7 +139,7 @@ def _score(model: Model, pairs: Pairs, stars: Tensor, people: Tensor) -> Scored:
         name: [] for name in ("model", "sd", "nll", "crps", "low", "high", "below", "up_to", "liked")
     }
     size = chunk_of(model.posterior)
-    grid = torch.tensor(model.ratings) if len(model.ratings) <= STEPS else None
+    grid = torch.tensor(model.steps) if model.steps else None
     for part, truth in zip(pairs.split(size), stars.split(size), strict=True):
         for name, column in _predicted(predict_pairs(model.posterior, seen, part), scale, grid, truth).items():
             found[name].append(column)
@@ -181,8 +180,8 @@ def _predicted(said: Predictive, scale: Scale, grid: Tensor | None, stars: Tenso
     mass = said.masses(torch.tensor([scale.to_unit(star) for star in grid.tolist()]))
     level = _steps(grid, stars)
     up_to = mass.cumsum(1).gather(1, level[:, None])[:, 0]
-    if scale.lo < _LIKED <= scale.hi:
-        found["liked"] = (mass * (grid >= _LIKED)).sum(1)
+    if scale.lo < LIKED <= scale.hi:
+        found["liked"] = (mass * (grid >= LIKED)).sum(1)
     found |= {"up_to": up_to, "below": up_to - mass.gather(1, level[:, None])[:, 0]}
     return found | _of_steps("", grid, mass, stars)
 
@@ -285,7 +284,7 @@ def _reliability(scored: Scored) -> list[dict[str, float]] | None:
     for part in range(BINS):
         here = place == part
         if bool(here.any()):
-            observed = (scored.stars[here] >= _LIKED).double().mean()
+            observed = (scored.stars[here] >= LIKED).double().mean()
             found.append({"p": float(scored.liked[here].double().mean()), "observed": float(observed), "n": int(here.sum())})
     return found
 

@@ -67,7 +67,8 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
         journal: what was tried, kept as it goes: a search that was stopped is taken up again.
 
     Raises:
-        UsageError: optuna is missing; the journal is of other ratings or settings; nothing is left to search.
+        UsageError: optuna is missing; the journal is none, or of other ratings or settings; nothing is left to search.
+        TrainingError: the fit that it starts from broke down.
     """
     try:
         import optuna
@@ -81,13 +82,18 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
     if not space:
         raise UsageError("every setting that is searched was given; leave some out")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(journal))),
-        study_name="pmf",
-        sampler=optuna.samplers.TPESampler(seed=start.seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=20),
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(journal))),
+            study_name="pmf",
+            sampler=optuna.samplers.TPESampler(seed=start.seed),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=20),
+            load_if_exists=True,
+        )
+    except OSError as error:
+        raise UsageError(f"--journal {journal}: {error.strerror or error}; give a file that you may write") from None
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"--journal {journal}: not the journal of a search; give another file") from None
     mark = {"ratings": ratings.digest(), "start": start.model_dump(mode="json"), "searched": sorted(space)}
     if study.user_attrs.setdefault("mark", mark) != mark:
         raise UsageError(f"{journal}: a search with other ratings or settings; give another --journal, or remove it")
@@ -101,7 +107,12 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
     for _ in range(trials - len(done)):
         trial = study.ask()
         settings = start.model_copy(update=_suggest(trial, space) | {"refit": False, "holdout": start.holdout or 0.1})
-        rmse = _held_out_error(ratings, settings, trial)
+        try:
+            rmse = _held_out_error(ratings, settings, trial)
+        except TrainingError:
+            if not study.get_trials(deepcopy=False, states=ended):
+                raise
+            rmse = None
         study.tell(trial, rmse, state=ended[0] if rmse is not None else ended[1])
         yield Tried(trial.number, rmse, trial.params)
     first = next(old for old in study.trials if old.state == ended[0])
@@ -129,7 +140,7 @@ def _suggest(trial: Any, space: dict[str, _Range]) -> dict[str, Any]:
 
 
 def _held_out_error(ratings: Ratings, settings: Settings, trial: Any) -> float | None:
-    """The held-out RMSE of a fit; None if it fell behind the others, or broke down."""
+    """The held-out RMSE of a fit; None if it fell behind the others."""
     fit = train(ratings, settings)
     try:
         while True:
@@ -143,5 +154,3 @@ def _held_out_error(ratings: Ratings, settings: Settings, trial: Any) -> float |
         if rmse is None:
             raise UsageError(f"{ratings.name}: {ratings.n:,} ratings are too few to hold out a part of them") from None
         return rmse
-    except TrainingError:
-        return None

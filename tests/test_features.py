@@ -14,7 +14,6 @@ from test_map import seeded
 from pmfcli.answers import Detail, Visitor, predict
 from pmfcli.config import Settings
 from pmfcli.core.means import Means
-from pmfcli.core.sparse import Pattern
 from pmfcli.data.features import attach, encode, read_side, read_table
 from pmfcli.data.ratings import Block, Vocabulary
 from pmfcli.errors import DataError, UsageError
@@ -71,6 +70,9 @@ def test_tables_find_ids_years_and_typed_columns(tmp_path: Path) -> None:
     assert read_table(tmp_path / "trailing.csv", "movie").to_dict("index") == {"1": {"y": "2"}, "3": {"y": "4"}}
     (tmp_path / "quote.tsv").write_text('movie\ty\n1\t"a\n2\tb"\n')
     assert list(read_table(tmp_path / "quote.tsv", "movie").index) == ["1", "2"]
+    (tmp_path / "latin.csv").write_bytes("movie,kind\n1,café\n".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8 text; convert it"):
+        read_table(tmp_path / "latin.csv", "movie")
     with pytest.raises(DataError, match="No such file"):
         read_table(tmp_path / "none.csv", "movie")
 
@@ -115,12 +117,6 @@ def test_columns_beside_each_other_are_one_matrix() -> None:
     torch.testing.assert_close(means.down(means.up(W)), both.T @ both @ W)
     torch.testing.assert_close(means.usual, torch.cat([torch.zeros(4).double(), both[:, 4:].mean(0)]))
     torch.testing.assert_close(means.each(torch.tensor([2.0, 3.0]))[:, 0], torch.tensor([2.0] * 4 + [3.0] * 3))
-
-
-def test_a_row_without_ratings_is_only_what_its_features_say() -> None:
-    pattern = Pattern.of(torch.tensor([0, 2]), torch.tensor([0, 0]), (3, 1))
-    means = Means.of_features(torch.ones(2), pattern)
-    assert means.up(torch.tensor([[5.0]]))[:, 0].tolist() == [5, 0, 5]
 
 
 def planted() -> tuple:

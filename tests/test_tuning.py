@@ -54,6 +54,8 @@ def test_what_cannot_be_searched_is_refused(pmf: Run, small: Path) -> None:
         (("--data", "few.csv"), "too few"),
         (("--data", "small.csv", "-o", "nowhere/tuned.toml"), "--output"),
         (("--data", "small.csv", "--trials", "0"), "--trials"),
+        (("--data", "small.csv", "--journal", "few.csv"), "not the journal of a search"),
+        (("--data", "small.csv", "--journal", "."), "--journal"),
     ):
         done = pmf("tune", *arguments)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr

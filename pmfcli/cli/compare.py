@@ -11,7 +11,7 @@ from pmfcli.console import Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
 
 EXAMPLE = "pmf compare pmf.pt bayes.pt --test held-out.csv"
-_COLUMNS = ("model", "group", "ratings", "n", "score", "first", "value", "difference", "lo", "hi")
+_COLUMNS = ("model", "group", "score", "n", "first", "value", "difference", "lo", "hi")
 
 
 def compare(
@@ -43,15 +43,18 @@ def compare(
     same_steps = len({model.ratings for model in found}) == 1
     if not same_steps:
         note("warning: the models were trained on different ratings of the scale: their NLL and CRPS are left out")
+    parts = [("all", scored[0].user_count >= 0)]
+    if by is not None:
+        parts += [(f"{by}s with {name} ratings", one) for name, one in groups(getattr(scored[0], f"{by}_count"))]
     rows = []
     for path, other in zip(models[1:], scored[1:], strict=True):
-        differences = [row for row in paired(scored[0], other) if same_steps or row["score"] in ("rmse", "mae")]
-        rows += [{"model": str(path), "group": "all", "n": ratings.n, **row} for row in differences]
-        for name, inside in groups(getattr(scored[0], f"{by}_count")) if by is not None else ():
-            place = {"model": str(path), "group": f"{by}s with", "ratings": name, "n": int(inside.sum())}
-            rows += [place | row for row in paired(scored[0].select(inside), other.select(inside))]
-        note(_sentence(str(models[0]), str(path), {str(row["score"]): row for row in differences}))
-    emit(rows, Shape("compare", _COLUMNS, f"Compared to {models[0]}", decimals=4), chosen)
+        for group, inside in parts:
+            found_here = paired(scored[0].select(inside), other.select(inside))
+            place = {"model": str(path), "group": group, "n": int(inside.sum())}
+            rows += [place | row for row in found_here if same_steps or row["score"] in ("rmse", "mae")]
+        whole = {str(row["score"]): row for row in rows if (row["model"], row["group"]) == (str(path), "all")}
+        note(_sentence(str(models[0]), str(path), whole))
+    emit(rows, Shape("compare", _COLUMNS, f"Compared to {models[0]}", decimals=4, ids=3), chosen)
 
 
 def _sentence(first: str, other: str, by_score: dict[str, dict[str, Any]]) -> str:

@@ -144,6 +144,8 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
         raise DataError(f"{path}: rows have more fields than the header has names") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; convert it, for instance by iconv -f latin1 -t utf8") from None
     except (ValueError, csv.Error) as error:
         raise DataError(f"{path}: not a table ({short(str(error))})") from None
     names = [str(name) for name in raw.columns]
