@@ -28,7 +28,10 @@ MODELS = {
     "bayes-none": ["--method", "bayes", "--hierarchical", "none"],
     "bayes-4": ["--method", "bayes", "--chains", "4"],
     "bayes-side": ["--method", "bayes", "--movie-features", "movies.csv"],
+    "bayes-time": ["--method", "bayes", "--time", "both"],
+    "bayes-time-4": ["--method", "bayes", "--time", "both", "--chains", "4"],
     "bayes-side-4": ["--method", "bayes", "--movie-features", "movies.csv", "--chains", "4"],
+    "bayes-side-time-4": ["--method", "bayes", "--movie-features", "movies.csv", "--time", "both", "--chains", "4"],
 }
 
 

@@ -26,6 +26,14 @@ _NAMED = 20  # candidates of an ambiguous title that are named
 _SOURCES = {(True, True): "model", (False, True): "movie-only", (True, False): "user-only", (False, False): "prior"}
 
 
+class Asked(NamedTuple):
+    """A pair to predict."""
+
+    user: str
+    movie: str
+    time: int | None = None  # seconds since 1970; of all pairs or none
+
+
 class Detail(NamedTuple):
     """What is said of the uncertainty of an answer."""
 
@@ -79,7 +87,7 @@ def find_movie(model: Model, name: str, by_row: bool = False, flag: str = "--mov
     return _find(model.movies, name, by_row, "movie", flag)
 
 
-def predict(model: Model, wanted: Iterable[tuple[str, str]], detail: Detail, visitor: Visitor | None = None) -> Iterator[Row]:
+def predict(model: Model, wanted: Iterable[Asked], detail: Detail, visitor: Visitor | None = None) -> Iterator[Row]:
     """Answers for pairs of ids, known or not, in chunks: the rating if it is known, the prediction, how sure, the source.
 
     With a visitor the users are not looked at: it is they who are asked for.
@@ -89,22 +97,24 @@ def predict(model: Model, wanted: Iterable[tuple[str, str]], detail: Detail, vis
 
 
 def _answers(
-    model: Model, wanted: Iterable[tuple[str, str]], detail: Detail, visitor: Visitor | None, person: Rows | None
+    model: Model, wanted: Iterable[Asked], detail: Detail, visitor: Visitor | None, person: Rows | None
 ) -> Iterator[Row]:
     iterator = iter(wanted)
     user_counts, movie_counts = model.seen.start.diff(), model.seen.movie_counts(len(model.movies))
     has_features = bool(model.data.get("features"))
     own = {} if visitor is None else dict(zip(visitor.movies, visitor.stars, strict=True))
     while chunk := list(itertools.islice(iterator, chunk_of(model.posterior))):
-        user, user_known = model.users.rows([pair[0] for pair in chunk])
-        movie, movie_known = model.movies.rows([pair[1] for pair in chunk])
+        user, user_known = model.users.rows([pair.user for pair in chunk])
+        movie, movie_known = model.movies.rows([pair.movie for pair in chunk])
         if person is None:
+            times = [pair.time for pair in chunk if pair.time is not None]
             pairs = Pairs(*map(torch.from_numpy, (user, movie, user_known, movie_known)))
+            pairs = pairs._replace(time=torch.tensor(times) if times else None)
             found = predict_pairs(model.posterior, model.seen, pairs)
         else:
             rows, at = torch.where(torch.from_numpy(movie_known), torch.from_numpy(movie), -1).unique(return_inverse=True)
             found = predictive(model.posterior, person, movies_of(model.posterior, model.seen, rows).at(at))
-        for (user_id, movie_id), u, m, knows_user, knows_movie, said in zip(
+        for (user_id, movie_id, _), u, m, knows_user, knows_movie, said in zip(
             chunk,
             user.tolist(),
             movie.tolist(),
@@ -134,11 +144,11 @@ def star_columns(model: Model, stars: bool) -> list[str]:
     return [f"p_{star:g}" for star in model.steps] if stars else []
 
 
-def pairs_of(model: Model, users: Sequence[int], movies: Sequence[int]) -> Iterator[tuple[str, str]]:
+def pairs_of(model: Model, users: Sequence[int], movies: Sequence[int]) -> Iterator[Asked]:
     """Ids of each user with each of the movies, or with all that the user rated if none are given."""
     for user in users:
         for movie in movies or model.seen.of(user)[0].tolist():
-            yield model.users.ids[user], model.movies.ids[movie]
+            yield Asked(model.users.ids[user], model.movies.ids[movie])
 
 
 def recommend(
@@ -169,7 +179,7 @@ def recommend(
     person = users_of(p, seen, torch.tensor([who])) if isinstance(who, int) else _folded_in(model, who)
     order = torch.sort(rank(p, seen, person, movies, by, detail.interval), descending=True, stable=True).indices[:n]
     name = model.users.ids[who] if isinstance(who, int) else ""
-    pairs = [(name, model.movies.ids[movie]) for movie in movies[order].tolist()]
+    pairs = [Asked(name, model.movies.ids[movie]) for movie in movies[order].tolist()]
     answers = _answers(model, pairs, detail, visitor, None if visitor is None else person)
     return [{"rank": place, **answer} for place, answer in enumerate(answers, 1)]
 

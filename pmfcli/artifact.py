@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pmfcli.core.drift import LARGEST_KEY, Drift, Stretches
 from pmfcli.core.posterior import Factors, Parameters
 from pmfcli.core.predict import Draws, Head, Laplace, Posterior, Seen
 from pmfcli.data.ratings import STEPS, Scale, Vocabulary
@@ -29,10 +30,11 @@ _Shape = tuple[tuple[int, ...], torch.dtype]
 
 _SHARES_ADD_UP = 1e-2  # but for half precision
 _LARGE = 1e12  # of any number in a file, so that no answer overflows
+_DRIFT = (*Stretches._fields, *Drift._fields[1:])
 _LARGEST = dict.fromkeys(("precision_u", "precision_v", "Lambda_u", "Lambda_v", "alpha"), 1e24)
 
 FORMAT = "pmf-model"
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ def tensors_of(posterior: Posterior) -> tuple[dict[str, Tensor], Head]:
     """What of a posterior is tensors, and how its factors become a rating."""
     if isinstance(posterior, Draws):
         fields = posterior._asdict()
-        head = fields.pop("head")
+        head, drift = fields.pop("head"), fields.pop("drift")
+        if drift is not None:
+            fields |= {f"drift_{name}": tensor for name, tensor in _flat(drift).items()}
         return {name: tensor for name, tensor in fields.items() if tensor is not None}, head
     f, p = posterior.factors, posterior.parameters
     found = {"U": f.U, "V": f.V, "sigma": p.sigma, "noise": posterior.noise}
@@ -107,6 +111,11 @@ def tensors_of(posterior: Posterior) -> tuple[dict[str, Tensor], Head]:
     if p.X is not None:
         found |= {"Z": p.Z, "X": p.X}
     return found, posterior.head
+
+
+def _flat(drift: Drift) -> dict[str, Tensor]:
+    parts = drift._asdict() | drift.stretches._asdict()
+    return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
 
 
 def loads(content: bytes, name: str) -> Model:
@@ -239,12 +248,16 @@ def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
         raise ValueError("the titles do not fit the ids")
     if len(set(users.ids)) != n_users or len(set(movies.ids)) != n_movies:
         raise ValueError("an id stands twice")
+    if not isinstance(meta["data"]["latest"], int | None):
+        raise ValueError("the latest time is none")
     scale = Scale(float(meta["scale"][0]), float(meta["scale"][1]))
     if not all(abs(number) <= _LARGE for number in (*scale, head.offset)) or scale.lo >= scale.hi:
         raise ValueError("the scale is none")
     return Model(
         method=method,
-        posterior=_draws(tensors, head) if method == "bayes" else _mode(tensors, head, bool(meta["mean_field"])),
+        posterior=_draws(tensors, head, n_users, n_movies)
+        if method == "bayes"
+        else _mode(tensors, head, bool(meta["mean_field"])),
         users=users,
         movies=movies,
         titles=tuple(title if title is None else clean(str(title)) for title in meta["titles"]),
@@ -274,9 +287,18 @@ def _shapes_of_draws(tensors: dict[str, Tensor], n_users: int, n_movies: int) ->
     small = {"mean_u": one, "mu_u": one, "mu_v": one, "Lambda_u": prior, "Lambda_v": prior, "alpha": (draws,)}
     small |= {"var_w": (n_movies,), "prior_dof": (draws, 2), "noise_dof": (draws, 2)}
     small |= {"cuts": (draws, habits, steps - 1), "habits": (draws, habits), "grid": (steps,)}
-    return {name: (shape, torch.float16) for name, shape in rows.items()} | {
-        name: (shape, torch.float32) for name, shape in small.items()
-    }
+    stretches, kinds = (len(tensors[f"drift_{name}"]) if "drift_row" in tensors else 0 for name in ("row", "length"))
+    small |= {"drift_precision": (draws, kinds)}
+    rows |= {"drift_value": (draws, stretches)}
+    rows |= {"drift_usual_u": user, "drift_usual_v": movie}
+    of_time = {f"drift_{name}": ((kinds,), torch.int64) for name in ("length", "reach")}
+    of_time |= {f"drift_{name}": ((stretches,), torch.int64) for name in ("row", "start", "end")}
+    of_time |= {"drift_of_movies": ((kinds,), torch.bool)}
+    return (
+        of_time
+        | {name: (shape, torch.float16) for name, shape in rows.items()}
+        | {name: (shape, torch.float32) for name, shape in small.items()}
+    )
 
 
 def _mode(tensors: dict[str, Tensor], head: Head, mean_field: bool) -> Laplace:
@@ -290,10 +312,11 @@ def _mode(tensors: dict[str, Tensor], head: Head, mean_field: bool) -> Laplace:
     return Laplace(Factors(U, V, b, c, head.offset, head.link), p, *precisions, tensors["noise"], mean_field)
 
 
-def _draws(tensors: dict[str, Tensor], head: Head) -> Draws:
+def _draws(tensors: dict[str, Tensor], head: Head, n_users: int, n_movies: int) -> Draws:
     t = dict(tensors)
     for name in ("seen_start", "seen_movie", "seen_stars"):
         del t[name]
+    drift = _drift({name: t.pop(f"drift_{name}", None) for name in _DRIFT}, n_users, n_movies)
     scale = ("share", "cuts", "habits", "grid")
     optional: dict[str, Any] = {name: t.pop(name, None) for name in ("W", "var_w", "prior_dof", "noise_dof", *scale)}
     one_sided = (optional["W"] is None) != (optional["var_w"] is None) or len({optional[name] is None for name in scale}) > 1
@@ -312,7 +335,26 @@ def _draws(tensors: dict[str, Tensor], head: Head) -> Draws:
     positive = all(bool((tensors[name] > bound).all()) for name, bound in least.items() if name in tensors)
     if not positive or not all(_is_positive(matrices) for matrices in (t["Lambda_u"], t["Lambda_v"])):
         raise ValueError("a variance is not positive")
-    return Draws(**t, **optional, head=head)
+    return Draws(**t, **optional, drift=drift, head=head)
+
+
+def _drift(parts: dict[str, Any], n_users: int, n_movies: int) -> Drift | None:
+    if all(part is None for part in parts.values()):
+        return None
+    drift = {name: parts.pop(name) for name in Drift._fields[1:]}
+    s, precision = Stretches(**parts), drift["precision"]
+    whose = torch.repeat_interleave(torch.where(s.of_movies, n_movies, n_users), s.length)
+    whole = len(s.length) > 0 and bool((s.length > 0).all()) and len(whose) == len(s.row) and drift["value"] is not None
+    if not whole or bool((s.reach < 0).any()) or bool((precision <= 0).any()):
+        raise ValueError("the effects of time do not fit together")
+    span = int(s.end.max()) - int(s.start.min()) + 3
+    far = max(n_users, n_movies) * span > LARGEST_KEY or int(s.end.abs().max()) > _LARGE or int(s.start.abs().max()) > _LARGE
+    if far or bool((s.end < s.start).any()) or bool(((s.row < 0) | (s.row >= whose)).any()):
+        raise ValueError("the stretches of time are none")
+    for row, start in zip(s.row.split(s.length.tolist()), s.start.split(s.length.tolist()), strict=True):
+        if not bool(((row.diff() > 0) | ((row.diff() == 0) & (start.diff() >= 0))).all()):
+            raise ValueError("the stretches of time are not in order")
+    return Drift(s, **drift)
 
 
 def _is_positive(matrices: Tensor) -> bool:

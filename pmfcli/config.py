@@ -76,6 +76,8 @@ class Settings(BaseModel):
             raise ValueError(f"--noise {self.noise} is not for --method {self.method}, whose noise is {ways}")
         if self.likelihood == "gaussian" and "habits" in self.model_fields_set and self.method == "bayes":
             raise ValueError("--habits are of --likelihood ordinal; leave one of them out")
+        if self.time != "none" and not self.biases:
+            raise ValueError("--time moves the biases; leave --no-biases out")
         if self.method == "map" and self.likelihood == "ordinal":
             raise ValueError("--likelihood ordinal is for --method bayes")
         return self
@@ -86,6 +88,12 @@ class Settings(BaseModel):
     latent: int = _field(30, "Latent features of a user or movie.", _MODEL, "-k", shown="30; bayes: 12", ge=1, le=10_000)
     hierarchical: Literal["none", "users", "both"] = _field(
         "both", "Which side's prior means come from who rated what.", _MODEL
+    )
+    time: Literal["none", "user", "movie", "both"] = _field(
+        "none",
+        "Whose means move in time: a user's from sitting to sitting, a movie's as it ages. Needs timestamps.",
+        _BAYES,
+        only="bayes",
     )
     biases: bool = _field(True, "A bias for each user and movie.", _MODEL)
     offset: bool = _field(True, "Start from the mean rating instead of the middle of the scale.", _MODEL)

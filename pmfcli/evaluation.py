@@ -15,7 +15,7 @@ from torch import Tensor
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
 from pmfcli.core import metrics
-from pmfcli.core.predict import Pairs, chunk_of, predict_pairs
+from pmfcli.core.predict import Pairs, chunk_of, predict_pairs, rank, users_of
 from pmfcli.core.predictive import Predictive
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import LIKED, Array, Ratings, Scale
@@ -28,7 +28,8 @@ BINS = 10  # of the PIT histogram, of the ratings by sd, and of the reliability 
 _EDGES = (0, 1, 3, 10, 30, 100, 300)  # groups by number of training ratings: 0, 1-2, 3-9, …
 _QUADRATURE = 200  # points on the scale, where it has no steps
 _ENDS = (0.025, 0.975)  # of bootstrap intervals
-_SEED = 0  # of the bootstrap
+_SEED = 0  # of the bootstrap, and of the users whose movies are ranked
+_RANKED_USERS = 1000  # at most
 
 
 class Scored(NamedTuple):
@@ -59,17 +60,50 @@ class Scored(NamedTuple):
         return Scored(*(column[mask] for column in self))
 
 
+class Ranked(NamedTuple):
+    """How users who liked a test movie would have found it among all that they had not rated in training; (users,) each."""
+
+    user: Tensor
+    ndcg: Tensor
+    recall: Tensor
+    ndcg_popular: Tensor  # the same where everybody is shown what most rated
+    recall_popular: Tensor
+
+
+class Tested(NamedTuple):
+    """What a test says."""
+
+    scored: Scored
+    ranked: Ranked | None
+
+
 def score_model(model: Model, test: Ratings) -> Scored:
-    """A saved model on a test set, whose ids are matched to the model's."""
+    """A saved model on a test set, whose ids are matched to the model's, and whose times are told to a model that asks."""
+    return _score(model, _matched(model, test), torch.from_numpy(test.stars), torch.from_numpy(test.user.astype(np.int64)))
+
+
+def rank_model(model: Model, test: Ratings, k: int) -> Ranked:
+    """How well the k best of the movies that a user has not rated in training are those that they like in the test.
+
+    Of users with such a movie, at most a thousand of them, drawn at random.
+    """
+    return _rank(model, _matched(model, test), torch.from_numpy(test.stars), k)
+
+
+def _matched(model: Model, test: Ratings) -> Pairs:
     user, user_known = model.users.rows(test.users.ids)
     movie, movie_known = model.movies.rows(test.movies.ids)
     parts = (user[test.user], movie[test.movie], user_known[test.user], movie_known[test.movie])
-    people = torch.from_numpy(test.user.astype(np.int64))
-    return _score(model, Pairs(*map(torch.from_numpy, parts)), torch.from_numpy(test.stars), people)
+    time = None if test.time is None else torch.from_numpy(test.time)
+    return Pairs(*map(torch.from_numpy, parts))._replace(time=time)
 
 
-def cross_score(ratings: Ratings, settings: Settings, held: Sequence[Array]) -> Iterator[Scored]:
-    """For each mask (n,) of held-out ratings: train on the rest, score on it. In parallel where cores allow."""
+def cross_score(ratings: Ratings, settings: Settings, held: Sequence[Array], k: int | None = None) -> Iterator[Tested]:
+    """For each mask (n,) of held-out ratings: train on the rest, score on it. In parallel where cores allow.
+
+    Args:
+        k: also rank movies, and look at so many.
+    """
     for mask in held:
         if not 0 < mask.sum() < len(mask):
             raise DataError(f"{ratings.name}: {ratings.n} ratings are too few for this split")
@@ -77,21 +111,22 @@ def cross_score(ratings: Ratings, settings: Settings, held: Sequence[Array]) -> 
     workers = min(len(held), cores) if choose_device(settings.device).type == "cpu" else 1
     if workers == 1:
         for mask in held:
-            yield _train_and_score(ratings, settings, mask)
+            yield _train_and_score(ratings, settings, mask, k)
         return
     share = settings.model_copy(update={"threads": cores // workers})
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
-        for running in [pool.submit(_train_and_score, ratings, share, mask) for mask in held]:
+        for running in [pool.submit(_train_and_score, ratings, share, mask, k) for mask in held]:
             yield running.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _train_and_score(ratings: Ratings, settings: Settings, mask: Array) -> Scored:
+def _train_and_score(ratings: Ratings, settings: Settings, mask: Array, k: int | None) -> Tested:
     model = run(train(ratings.select(~mask), settings))
     pairs, stars = held_out(ratings, mask)
-    return _score(model, pairs, stars, torch.from_numpy(ratings.user[mask].astype(np.int64)))
+    scored = _score(model, pairs, stars, torch.from_numpy(ratings.user[mask].astype(np.int64)))
+    return Tested(scored, None if k is None else _rank(model, pairs, stars, k))
 
 
 def report(parts: Sequence[Scored]) -> dict[str, Any]:
@@ -156,6 +191,44 @@ def _score(model: Model, pairs: Pairs, stars: Tensor, people: Tensor) -> Scored:
         off_grid=torch.zeros_like(both) if grid is None else ~torch.isin(stars, grid),
         **{name: torch.cat(columns) for name, columns in found.items()},
     )
+
+
+def _rank(model: Model, pairs: Pairs, stars: Tensor, k: int) -> Ranked:
+    posterior, seen, n_movies = model.posterior, model.seen, len(model.movies)
+    wanted = (stars >= LIKED) & pairs.user_known & pairs.movie_known
+    users = pairs.user[wanted].unique()
+    users = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(_SEED))[:_RANKED_USERS]]
+    popular = seen.movie_counts(n_movies).float()
+    found = []
+    for user in users.tolist():
+        unseen = torch.ones(n_movies, dtype=torch.bool)
+        unseen[seen.of(user)[0]] = False
+        movies = torch.nonzero(unseen)[:, 0]
+        liked = torch.isin(movies, pairs.movie[wanted & (pairs.user == user)])
+        if not bool(liked.any()):
+            continue
+        score = rank(posterior, seen, users_of(posterior, seen, torch.tensor([user])), movies, "mean", LEVELS[0])
+        found.append([user, *metrics.ranking(score, liked, k), *metrics.ranking(popular[movies], liked, k)])
+    columns = torch.tensor(found, dtype=torch.float64).reshape(-1, len(Ranked._fields)).T
+    return Ranked(*columns)
+
+
+def report_ranking(parts: Sequence[Ranked], k: int) -> dict[str, Any]:
+    """Means over users of one or several test sets, with 95 % bootstrap intervals, and those of what most rated."""
+    whole = Ranked(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    means = torch.stack([whole.ndcg, whole.recall], 1)
+    sums, count = metrics.bootstrap(whole.user, means, _SEED)
+    drawn = sums / count[:, None]
+    return {
+        "k": k,
+        "candidates": "all movies of the model that the user had not rated in training",
+        "relevant": f"test ratings of {LIKED:g} or more",
+        "users": len(whole.user),
+        "ndcg": _number(whole.ndcg.mean()),
+        "recall": _number(whole.recall.mean()),
+        "intervals": {"ndcg": ends(drawn[:, 0]), "recall": ends(drawn[:, 1])},
+        "popular": {"ndcg": _number(whole.ndcg_popular.mean()), "recall": _number(whole.recall_popular.mean())},
+    }
 
 
 def _predicted(said: Predictive, scale: Scale, grid: Tensor | None, stars: Tensor) -> dict[str, Tensor]:

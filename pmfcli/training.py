@@ -12,7 +12,7 @@ from torch import Tensor
 from pmfcli import __version__
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
-from pmfcli.core import als, chains, gibbs
+from pmfcli.core import als, chains, drift, gibbs
 from pmfcli.core import map as map_fit
 from pmfcli.core.fold_in import settled
 from pmfcli.core.means import Means
@@ -106,7 +106,7 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
     Raises:
         DataError: ratings that no model can be fitted to.
         TrainingError: the loss stopped being finite.
-        UsageError: no such device, or an ordinal likelihood for ratings that are no steps of a scale.
+        UsageError: no such device, or an ordinal likelihood for ratings that are no steps of a scale, no times.
     """
     ratings.check_trainable()
     device = choose_device(settings.device)
@@ -116,6 +116,8 @@ def train(ratings: Ratings, settings: Settings) -> Generator[Report, None, Model
         torch.set_num_threads(settings.threads)
     if settings.method != "bayes" and (ratings.user_features or ratings.movie_features):
         raise UsageError("--side and features are for --method bayes; add it, or leave them out")
+    if settings.time != "none" and ratings.time is None:
+        raise UsageError(f"--time {settings.time}: {ratings.name} has no timestamps; name them by --time-col, or leave it out")
     settings = _with_likelihood(settings, ratings)
     fit = _sample if settings.method == "bayes" else _climb
     metrics: dict[str, Any] = {}
@@ -186,7 +188,8 @@ def held_out(ratings: Ratings, held: Array) -> tuple[Pairs, Tensor]:
     left_movie = (np.bincount(ratings.movie[~held], minlength=len(ratings.movies)) > 0) | bool(ratings.movie_features)
     user, movie = ratings.user[held].astype(np.int64), ratings.movie[held].astype(np.int64)
     parts = (user, movie, left_user[user], left_movie[movie])
-    return Pairs(*map(torch.from_numpy, parts)), torch.from_numpy(ratings.stars[held])
+    time = None if ratings.time is None else torch.from_numpy(ratings.time[held])
+    return Pairs(*map(torch.from_numpy, parts))._replace(time=time), torch.from_numpy(ratings.stars[held])
 
 
 def _observe(ratings: Ratings, settings: Settings) -> Observations:
@@ -245,7 +248,7 @@ def _sample(task: _Task) -> Generator[Report, None, _Found]:
         _features(ratings.user_features, len(ratings.users), device),
         _features(ratings.movie_features, len(ratings.movies), device),
     )
-    sampling = chains.fit(observations.to(device), how, epochs, s.chains, s.keep, s.seed, features)
+    sampling = chains.fit(observations.to(device), how, epochs, s.chains, s.keep, s.seed, features, _groups(ratings, s.time))
     while True:
         try:
             p = next(sampling)
@@ -262,6 +265,14 @@ def _sample(task: _Task) -> Generator[Report, None, _Found]:
         predicted = torch.cat([predict_pairs(sampled.draws, known, part).mean() for part in parts])
         found["holdout_rmse"] = scores(test.scale.to_stars(predicted), test.stars).rmse
     return sampled.draws, found
+
+
+def _groups(ratings: Ratings, whose: str) -> tuple[drift.Group, ...]:
+    if whose == "none" or ratings.time is None:
+        return ()
+    user, movie, _ = ratings.tensors()
+    users, movies = whose in ("user", "both"), whose in ("movie", "both")
+    return tuple(drift.groups(user, movie, torch.from_numpy(ratings.time), users, movies))
 
 
 def _features(blocks: Sequence[Block], rows: int, device: torch.device) -> Means | None:
@@ -396,6 +407,7 @@ def _model(ratings: Ratings, settings: Settings, posterior: Posterior, metrics: 
             "ratings": ratings.n,
             "users": len(ratings.users),
             "movies": len(ratings.movies),
+            "latest": None if ratings.time is None else int(ratings.time.max()),
             "features": [block.name for block in (*ratings.user_features, *ratings.movie_features)],
         },
         versions={"pmf": __version__, "torch": torch.__version__},

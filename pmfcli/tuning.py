@@ -121,7 +121,7 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
     check: list[dict[str, Any]] = []
     if changed:
         mask = random_mask(ratings.n, _CHECK, start.seed + 1)
-        scored = [next(cross_score(ratings, settings, [mask])) for settings in (start, best)]
+        scored = [next(cross_score(ratings, settings, [mask])).scored for settings in (start, best)]
         check = compare(*scored)
     return Found(best, changed, float(study.best_value), float(first.value or np.nan), check)
 

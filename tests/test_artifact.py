@@ -142,6 +142,8 @@ def test_tensors_that_do_not_fit_are_refused(sample_model: Model, name: str, ten
         {"movies": 3},
         {"settings": None},
         {"settings": {}},
+        {"data": {"latest": "soon"}},
+        {"data": {}},
         {"settings": {"user_power": -1e6}},
         {"link": "probit"},
         {"offset": 1e300},

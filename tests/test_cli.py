@@ -175,10 +175,30 @@ def test_a_gate_is_7(answer: Run, tmp_path: Path, sample_file: Path, sample) -> 
     assert sum(found["pit"]) == pytest.approx(1)
     assert sum(part["n"] for part in found["reliability"]) == 500
     assert found["risk_coverage"][-1] == {"part": 1.0, "rmse": pytest.approx(found["rmse"])}
+    assert found["ranking"] is None
+    done = answer("evaluate", "-m", sample_file, "--test", "test.csv", "--ranking", "5", "--json")
+    assert json.loads(done.stdout)["ranking"]["users"] == 0  # all that they liked was in training
+    assert "ranking: no test rating of 4 or more" in done.stderr
+    done = answer("evaluate", "--ranking", "5", "--epochs", "20", "--folds", "2", "--json")
+    found = json.loads(done.stdout)["ranking"]
+    assert (found["k"], found["users"] > 1000) == (5, True)
+    assert f"ranking, {found['users']:,} users, all movies they had not rated in training: the best 5 hold" in done.stderr
     for name, start in (("x.png", b"\x89PNG"), ("x.svg", b"<?xml"), ("x.html", b"<!DOCTYPE html>")):
         assert answer("evaluate", "-m", sample_file, "--test", "test.csv", "--plot", name).returncode == 0
         assert (tmp_path / name).read_bytes().startswith(start)
     assert answer("evaluate", "-m", sample_file, "--test", "test.csv", "--plot", "x.jpg").returncode == 2
+
+
+def test_a_test_from_before_the_end_of_training_is_told(answer: Run, tmp_path: Path) -> None:
+    rows = "".join(f"u{n // 11},m{n % 11},{1 + n % 5},{1000 * n}\n" for n in range(77))
+    (tmp_path / "all.csv").write_text("user,movie,rating,time\n" + rows)
+    common = ["--data", "all.csv", "--epochs", "2"]
+    last = answer("evaluate", *common, "--split", "last")
+    assert "warning: training holds ratings later than 6 of the 7 test ratings" in last.stderr
+    assert "training holds ratings later" not in answer("evaluate", *common, "--split", "time").stderr
+    assert answer("train", *common).returncode == 0
+    (tmp_path / "late.csv").write_text("user,movie,rating,time\nu1,m2,3,76000\nu1,m3,3,75999\n")
+    assert "later than 1 of the 2 test ratings" in answer("evaluate", "--test", "late.csv").stderr
 
 
 def test_compare_says_which_is_better_and_by_how_much(answer: Run, tmp_path: Path, sample_file: Path, sample) -> None:

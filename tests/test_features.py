@@ -11,7 +11,7 @@ import torch
 from conftest import Run, random_pattern, ratings_of
 from test_map import seeded
 
-from pmfcli.answers import Detail, Visitor, predict
+from pmfcli.answers import Asked, Detail, Visitor, predict
 from pmfcli.config import Settings
 from pmfcli.core.means import Means
 from pmfcli.data.features import attach, encode, read_side, read_table
@@ -134,13 +134,13 @@ def planted() -> tuple:
 def test_an_unseen_movie_is_predicted_by_its_features() -> None:
     ratings, table, good = planted()
     model = run(train(attach(ratings, {"movie": [table]}), Settings(method="bayes", epochs=80, latent=2)))
-    rows = list(predict(model, [("u1", f"{10 * row}") for row in range(60, 80)], DETAIL))
+    rows = list(predict(model, [Asked("u1", f"{10 * row}") for row in range(60, 80)], DETAIL))
     assert {row["source"] for row in rows} == {"features"}
     predictions = np.array([row["prediction"] for row in rows])
     assert abs(predictions[good[60:]].mean() - 4.2) < 0.3
     assert abs(predictions[~good[60:]].mean() - 1.8) < 0.3
-    assert next(iter(predict(model, [("u1", "0")], DETAIL)))["source"] == "model"
-    assert next(iter(predict(model, [("u1", "new")], DETAIL)))["source"] == "user-only"
+    assert next(iter(predict(model, [Asked("u1", "0")], DETAIL)))["source"] == "model"
+    assert next(iter(predict(model, [Asked("u1", "new")], DETAIL)))["source"] == "user-only"
 
 
 def test_users_have_features_too_and_a_visitor_has_the_usual_ones() -> None:
@@ -162,7 +162,7 @@ def test_users_have_features_too_and_a_visitor_has_the_usual_ones() -> None:
 
         def level(user: str, visitor: Visitor | None = None, model=model, films=films) -> float:
             return float(
-                np.mean([row["prediction"] for row in predict(model, [(user, film) for film in films], DETAIL, visitor)])
+                np.mean([row["prediction"] for row in predict(model, [Asked(user, film) for film in films], DETAIL, visitor)])
             )
 
         low, high = level("new out"), level("new in")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import Run
 
-from pmfcli.answers import Detail, Visitor, predict, recommend
+from pmfcli.answers import Asked, Detail, Visitor, predict, recommend
 from pmfcli.artifact import Model, dumps
 from pmfcli.config import Settings
 from pmfcli.core.fold_in import fold_in
@@ -20,7 +20,7 @@ def beside(model: Model, user: int) -> tuple[list[dict], list[dict]]:
     """Answers for all movies: of a training user, and of a visitor with that user's ratings."""
     movies, stars = model.seen.of(user)
     visitor = Visitor(tuple(movies.tolist()), tuple(stars.tolist()))
-    pairs = [(model.users.ids[user], movie) for movie in model.movies.ids]
+    pairs = [Asked(model.users.ids[user], movie) for movie in model.movies.ids]
     return list(predict(model, pairs, DETAIL)), list(predict(model, pairs, DETAIL, visitor))
 
 
@@ -84,6 +84,7 @@ def copies(count: int, dof: float | None) -> Draws:
         cuts=None,
         habits=None,
         grid=None,
+        drift=None,
         head=Head(1, 0.0, "linear"),
     )
 
@@ -133,7 +134,7 @@ def test_the_noise_is_that_of_the_user_and_the_movie_and_unknown_ones_have_their
 
 def test_few_ratings_leave_it_unsure_and_many_do_not(draws: Model) -> None:
     movies, stars = (part.tolist() for part in draws.seen.of(5))
-    pairs = [("", movie) for movie in draws.movies.ids]
+    pairs = [Asked("", movie) for movie in draws.movies.ids]
     few, many = (Visitor(tuple(movies[:count]), tuple(stars[:count])) for count in (1, len(movies)))
     few, many = (sum(row["sd"] for row in predict(draws, pairs, DETAIL, visitor)) for visitor in (few, many))
     assert few > many

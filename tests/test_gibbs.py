@@ -7,7 +7,7 @@ import torch
 from conftest import random_pattern
 from test_map import seeded
 
-from pmfcli.core import chains, gibbs, ordinal
+from pmfcli.core import chains, drift, gibbs, ordinal
 from pmfcli.core.diagnostics import effective_size, r_hat
 from pmfcli.core.gibbs import GibbsSettings, Problem, Side, State
 from pmfcli.core.means import Means
@@ -54,7 +54,7 @@ def test_noise_injected_weights_have_their_moments() -> None:
     torch.testing.assert_close(variance, 1 / (torch.linalg.inv(K).diagonal()))
 
 
-def forward(pattern, how: GibbsSettings, g: torch.Generator, o) -> State:
+def forward(pattern, how: GibbsSettings, g: torch.Generator, o, groups: tuple[drift.Group, ...]) -> State:
     """A draw of everything from the prior, written down from the model."""
     d = how.latent + 1
 
@@ -78,11 +78,17 @@ def forward(pattern, how: GibbsSettings, g: torch.Generator, o) -> State:
         eta, noise = (eta, gamma(float(eta) / 2, float(eta) / 2, rows)) if with_noise else (one[0], one)
         return Side(mu + M + normal(rows) / tau.sqrt()[:, None], W, M, mu, Lambda, lam, tau, noise, nu, eta)
 
-    p = scaled(gibbs.prepare(o, how))
+    p = scaled(gibbs.prepare(o, how, groups=groups))
     users = side(pattern.shape[0], p.user_means, how.user_noise)
     movies = side(pattern.shape[1], p.movie_means, how.movie_noise)
     alpha = torch._standard_gamma(torch.ones(()).double(), generator=g)
-    return State(users, movies, alpha, habits(how.habits, pattern.shape[0], p.levels, g) if how.habits else None)
+    moved = []
+    for group in groups:
+        precision = torch._standard_gamma(torch.ones(()).double(), generator=g)
+        value = torch.randn(len(group.row), generator=g, dtype=torch.float64) / precision.sqrt()
+        moved.append(drift.Effects(value, precision))
+    ways = habits(how.habits, pattern.shape[0], p.levels, g) if how.habits else None
+    return State(users, movies, alpha, ways, tuple(moved))
 
 
 def habits(count: int, rows: int, levels: Levels, g: torch.Generator) -> Habits:
@@ -104,15 +110,17 @@ def scaled(p: Problem, level: torch.Tensor | None = None) -> Problem:
     return p._replace(levels=Levels(none if level is None else level, middle, torch.tensor(0.8).double()))
 
 
-def rated(state: State, o, how: GibbsSettings, g: torch.Generator):
+def rated(state: State, o, how: GibbsSettings, g: torch.Generator, groups: tuple[drift.Group, ...]):
     """Ratings drawn given everything, as a problem whose offset is 0."""
     x = score(gibbs.factors(state.users, state.movies, o, PLAIN.latent), o.pattern)
+    for one, group in zip(state.effects, groups, strict=True):
+        x = x + one.value[group.stretch.long()]
     precision = state.alpha * state.users.gamma[o.pattern.row] * state.movies.gamma[o.pattern.col]
     z = x + torch.randn(len(x), generator=g, dtype=torch.float64) / precision.sqrt()
     if state.habits is None:
-        return gibbs.prepare(o._replace(t=0.5 + z / 4), how)
+        return gibbs.prepare(o._replace(t=0.5 + z / 4), how, groups=groups)
     kind = torch.multinomial(state.habits.share[o.pattern.row.long()], 1, generator=g)[:, 0]
-    return scaled(gibbs.prepare(o, how), (z[:, None] > state.habits.cuts[kind]).sum(1))
+    return scaled(gibbs.prepare(o, how, groups=groups), (z[:, None] > state.habits.cuts[kind]).sum(1))
 
 
 def numbers(state: State) -> torch.Tensor:
@@ -121,6 +129,8 @@ def numbers(state: State) -> torch.Tensor:
     parts = [state.alpha.log(), torch.logdet(u.Lambda), torch.logdet(v.Lambda), u.mu.abs().mean().log()]
     parts += [u.A.abs().mean().log(), v.A.abs().mean().log(), u.lam.log().sum(), u.tau.log().mean(), v.gamma.log().mean()]
     parts += [u.prior_dof.log(), v.noise_dof.log()]
+    for one in state.effects:
+        parts += [one.precision.log(), one.value.abs().mean().log(), one.value.mean().tanh()]
     if state.habits is not None:
         cuts, share, prior = state.habits
         parts += [*cuts.mean(0), cuts.diff(dim=1).log().mean(), (cuts[0] - cuts[1]).abs().mean(), share.square().mean()]
@@ -128,7 +138,7 @@ def numbers(state: State) -> torch.Tensor:
     return torch.stack(parts)
 
 
-def geweke(how: GibbsSettings, replicates: int = 400, rounds: int = 6) -> torch.Tensor:
+def geweke(how: GibbsSettings, in_time: bool = False, replicates: int = 400, rounds: int = 6) -> torch.Tensor:
     """z-scores of what changes between a draw from the prior and the same after sweeps that alternate with fresh ratings.
 
     It should be nothing: each is a draw from the prior. Geweke, "Getting it right" (JASA 2004), with independent short chains
@@ -137,12 +147,15 @@ def geweke(how: GibbsSettings, replicates: int = 400, rounds: int = 6) -> torch.
     pattern = random_pattern(5, 4, 0.5, seed=1)
     o = observe(pattern, torch.full((pattern.n,), 0.5).double(), with_offset=False, link="linear")
     g = seeded(7)
+    times = torch.arange(pattern.n) * 47 % 300
+    kinds = drift.groups(pattern.row, pattern.col, times, in_time, in_time)
+    groups = (kinds[0], kinds[-1]) if in_time else ()
     moved = []
     for _ in range(replicates):
-        state = forward(pattern, how, g, o)
+        state = forward(pattern, how, g, o, groups)
         before = numbers(state)
         for _ in range(rounds):
-            state, _ = gibbs.step(state, rated(state, o, how, g), how, g)
+            state, _ = gibbs.step(state, rated(state, o, how, g, groups), how, g)
         moved.append(numbers(state) - before)
     change = torch.stack(moved)
     varies = change.std(0) > 1e-9
@@ -152,6 +165,21 @@ def geweke(how: GibbsSettings, replicates: int = 400, rounds: int = 6) -> torch.
 @pytest.mark.parametrize("how", [PLAIN, FULL, ORDINAL], ids=["plain", "everything", "ordinal"])
 def test_the_joint_distribution_test_passes(how: GibbsSettings) -> None:
     assert geweke(how).abs().max() < 4
+
+
+@pytest.mark.parametrize("how", [PLAIN, ORDINAL], ids=["plain", "ordinal"])
+def test_it_passes_with_effects_of_time(how: GibbsSettings) -> None:
+    assert geweke(how, in_time=True).abs().max() < 4
+
+
+def test_it_fails_when_the_effects_of_time_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = drift.draw
+
+    def wrong(effects, stretch, weight, error, g):
+        return right(effects, stretch, 2 * weight, error, g)
+
+    monkeypatch.setattr(drift, "draw", wrong)
+    assert geweke(PLAIN, in_time=True).abs().max() > 6
 
 
 def test_it_fails_when_a_conditional_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

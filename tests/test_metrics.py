@@ -8,11 +8,14 @@ import torch
 from conftest import ratings_of
 from test_map import seeded
 
+from pmfcli.answers import Detail, recommend
 from pmfcli.config import Settings
 from pmfcli.core import metrics
 from pmfcli.core.predictive import Masses, Mixture
-from pmfcli.data.ratings import Scale
-from pmfcli.evaluation import LEVELS, _predicted, cross_score
+from pmfcli.data.ratings import Ratings, Scale
+from pmfcli.data.split import random_mask
+from pmfcli.evaluation import LEVELS, _predicted, cross_score, rank_model, report_ranking
+from pmfcli.training import run, train
 
 GRID = torch.tensor([1.0, 2.0, 3.0, 5.0])
 
@@ -86,9 +89,39 @@ def test_the_people_of_a_split_are_those_of_the_data() -> None:
     """Also those whom training does not know: all of a person's ratings are drawn together."""
     ratings = ratings_of([0, 0, 1, 1, 2, 2, 2], [0, 1, 0, 1, 0, 1, 2], [1, 2, 3, 4, 5, 4, 1])
     mask = np.array([False] * 4 + [True] * 3)
-    (found,) = cross_score(ratings, Settings(epochs=2, latent=1, holdout=0.0), [mask])
+    ((found, _),) = cross_score(ratings, Settings(epochs=2, latent=1, holdout=0.0), [mask])
     assert found.user.tolist() == [2, 2, 2]
     assert found.user_count.tolist() == [0, 0, 0]
+
+
+def test_ranking_by_hand() -> None:
+    score = torch.tensor([0.1, 0.9, 0.5, 0.8, 0.2])
+    liked = torch.tensor([True, False, True, True, False])  # places 5, 3 and 2
+    ndcg, recall = metrics.ranking(score, liked, 3)
+    best = 1 + 1 / math.log2(3) + 1 / math.log2(4)
+    assert ndcg == pytest.approx((1 / math.log2(3) + 1 / math.log2(4)) / best)
+    assert recall == pytest.approx(2 / 3)
+
+
+def test_the_candidates_are_all_that_the_user_has_not_rated(sample: Ratings) -> None:
+    """Against the places of liked films in the recommendations of each user."""
+    mask = random_mask(sample.n, 0.1, 3)
+    model = run(train(sample.select(~mask), Settings(epochs=30, holdout=0.0)))
+    test = sample.select(mask)
+    k = 10
+    found = rank_model(model, test, k)
+    users = {int(user) for user, stars in zip(test.user, test.stars, strict=True) if stars >= 4}
+    assert set(found.user.tolist()) <= users
+    assert len(found.user) == min(len(users), 1000)
+    for user, ndcg, recall in zip(found.user[:20].long().tolist(), found.ndcg[:20], found.recall[:20], strict=True):
+        liked = {sample.movies.ids[m] for m in test.movie[(test.user == user) & (test.stars >= 4)]}
+        best = [row["movie"] for row in recommend(model, user, k, [], [], False, "mean", Detail(0.9, stars=False))]
+        gains = [1 / math.log2(2 + place) for place, movie in enumerate(best) if movie in liked]
+        assert float(recall) == pytest.approx(len(gains) / len(liked))
+        assert float(ndcg) == pytest.approx(sum(gains) / sum(1 / math.log2(2 + place) for place in range(min(k, len(liked)))))
+    said = report_ranking([found], k)
+    assert said["intervals"]["recall"][0] < said["recall"] < said["intervals"]["recall"][1]
+    assert said["popular"]["ndcg"] > 0
 
 
 def test_parts_by_score() -> None:

@@ -116,7 +116,7 @@ def test_evaluation_of_a_saved_model_is_that_of_the_split(sample: Ratings) -> No
     mask = np.zeros(sample.n, dtype=bool)
     mask[::10] = True
     settings = Settings(epochs=100, latent=4)
-    (split,) = cross_score(sample, settings, [mask])
+    ((split, _),) = cross_score(sample, settings, [mask])
     model = run(train(sample.select(~mask), settings))
     scored = score_model(model, sample.select(mask))
     for a, b in zip(split, scored, strict=True):

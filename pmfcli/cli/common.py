@@ -84,6 +84,19 @@ def _with_features(ratings: "Ratings", path: Path | None, source: Source) -> "Ra
     return found
 
 
+def say_if_dates_are_told(time: str, test: "Ratings") -> None:
+    """What a test of a model with effects of time is a test of."""
+    if time == "none":
+        return
+    if test.time is None:
+        note(f"{test.name} has no dates: a model by --time {time} takes them for unknown")
+    else:
+        note(
+            f"the test's own dates are told to the model (--time {time}): it knows which of a person's ratings "
+            "were given in one sitting; to score it without, give a file of user, movie and rating alone"
+        )
+
+
 def load_model(path: Path) -> "Model":
     """The model that ``--model`` names; ``-`` reads standard input."""
     from pmfcli.artifact import load, loads

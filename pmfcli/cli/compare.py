@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pmfcli.cli.common import load_model, read_data
+from pmfcli.cli.common import load_model, read_data, say_if_dates_are_told
 from pmfcli.cli.options import AsJson, OutputFormat, Source
 from pmfcli.console import Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
@@ -31,6 +31,8 @@ def compare(
     chosen = pick_format(output, as_json)
     found = [load_model(model) for model in models]
     ratings = read_data(Source(data=test))
+    for time in {str(model.settings["time"]) for model in found} - {"none"}:
+        say_if_dates_are_told(time, ratings)
     from pmfcli.evaluation import compare as paired
     from pmfcli.evaluation import groups, score_model
 

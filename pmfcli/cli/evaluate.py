@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pmfcli.cli.common import by_hand, load_model, read_data
+from pmfcli.cli.common import by_hand, load_model, read_data, say_if_dates_are_told
 from pmfcli.cli.options import AsJson, Config, ModelFile, OutputFormat, Source, with_data_and_settings
 from pmfcli.config import resolve
 from pmfcli.console import Row, Shape, document, emit, note, pick_format, progress
@@ -35,6 +35,12 @@ def evaluate(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw how well its uncertainty holds: a .png, .svg or .html file.")
     ] = None,
+    ranking: Annotated[
+        int | None,
+        typer.Option(
+            "--ranking", metavar="K", min=1, help="Also rank each user's unseen movies: NDCG and recall of the best K."
+        ),
+    ] = None,
     config: Config = None,
     output: OutputFormat = None,
     as_json: AsJson = False,
@@ -55,25 +61,31 @@ def evaluate(
     _check_flags(context, test, folds, split, [f"--{name.replace('_', '-')}" for name in given])
     if test is not None:
         found = load_model(model)
-        from pmfcli.evaluation import report, score_model
+        from pmfcli.evaluation import Tested, rank_model, report, report_ranking, score_model
 
-        scored = [score_model(found, read_data(source._replace(data=test)))]
+        ratings = read_data(source._replace(data=test))
+        say_if_dates_are_told(str(found.settings["time"]), ratings)
+        _say_if_the_future_is_known(ratings, found.data["latest"])
+        tests = [Tested(score_model(found, ratings), rank_model(found, ratings, ranking) if ranking else None)]
     else:
         if not 0 < test_fraction < 1:
             raise UsageError(f"--test-fraction: {test_fraction} is not between 0 and 1")
         settings = resolve(given, config, os.environ)
         ratings = read_data(source)
         masks = _masks(ratings, folds, split or "random", test_fraction, last_n, settings.seed)
+        say_if_dates_are_told(settings.time, ratings)
         if split in ("last", "time"):
-            _say_if_the_future_is_known(ratings, masks[0])
-        from pmfcli.evaluation import cross_score, report
+            held, rest = ratings.select(masks[0]), ratings.select(~masks[0])
+            _say_if_the_future_is_known(held, None if rest.time is None or not rest.n else int(rest.time.max()))
+        from pmfcli.evaluation import cross_score, report, report_ranking
 
-        scored = []
+        tests = []
         with progress("fold") as bar:
-            for part in cross_score(ratings, settings, masks):
-                scored.append(part)
-                bar.show(len(scored), len(masks), f"{len(scored)}/{len(masks)}")
-    result = report(scored)
+            for part in cross_score(ratings, settings, masks, ranking):
+                tests.append(part)
+                bar.show(len(tests), len(masks), f"{len(tests)}/{len(masks)}")
+    result = report([test.scored for test in tests])
+    result["ranking"] = report_ranking([test.ranked for test in tests if test.ranked], ranking) if ranking else None
     if chosen == "json":
         document(result, "evaluate")
     else:
@@ -120,13 +132,13 @@ def _masks(ratings: "Ratings", folds: int | None, split: str, fraction: float, l
     return [random_mask(ratings.n, fraction, seed) if split == "random" else time_mask(ratings, fraction)]
 
 
-def _say_if_the_future_is_known(ratings: "Ratings", mask: "Array") -> None:
-    if ratings.time is None or mask.all():
+def _say_if_the_future_is_known(test: "Ratings", latest: int | None) -> None:
+    if test.time is None or latest is None:
         return
-    early = int((ratings.time[mask] < ratings.time[~mask].max()).sum())
+    early = int((test.time < latest).sum())
     if early:
         note(
-            f"warning: training holds ratings later than {early:,} of the {int(mask.sum()):,} test ratings, "
+            f"warning: training holds ratings later than {early:,} of the {test.n:,} test ratings, "
             "which nobody has who predicts; --split time holds out the latest"
         )
 
@@ -147,6 +159,8 @@ def _say(result: Row, max_rmse: float | None) -> None:
     inside, width, auc = result["coverage"]["0.9"], result["width"]["0.9"], result["auc_sd"]
     told = "" if auc is None else f"; sd tells errors over 1 star from others with AUC {auc:.2f}"
     note(f"the 90 % intervals hold {100 * inside:.1f} % of the ratings, {width:.2f} stars wide{told}")
+    if result["ranking"]:
+        _say_ranking(result["ranking"])
     if result["n_off_grid"]:
         note(
             f"warning: {result['n_off_grid']:,} of {result['n']:,} test ratings are none that training had: "
@@ -158,3 +172,15 @@ def _say(result: Row, max_rmse: float | None) -> None:
         note("warning: worse than always answering the mean; is the scale the same? Else try the default settings")
     if max_rmse is not None and not result["rmse"] <= max_rmse:
         raise GateError(f"RMSE {result['rmse']:.4f} is above --max-rmse {max_rmse:g}")
+
+
+def _say_ranking(found: Row) -> None:
+    if not found["users"]:
+        note("ranking: no test rating of 4 or more is of a known user and a movie new to them")
+        return
+    popular = found["popular"]
+    note(
+        f"ranking, {found['users']:,} users, all movies they had not rated in training: the best {found['k']} hold "
+        f"{100 * found['recall']:.1f} % of those they liked in the test, NDCG {found['ndcg']:.3f}; "
+        f"the most rated hold {100 * popular['recall']:.1f} %, NDCG {popular['ndcg']:.3f}"
+    )

@@ -2,15 +2,20 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pmfcli.cli.common import load_model, read_visitor
 from pmfcli.cli.options import AsJson, ByRow, Interval, ModelFile, OutputFormat, VisitorRatings
 from pmfcli.console import Row, Shape, emit, note, pick_format
+from pmfcli.data.fields import seconds
 from pmfcli.data.lines import read_records
-from pmfcli.errors import UsageError
+from pmfcli.errors import DataError, UsageError
+from pmfcli.text import short
+
+if TYPE_CHECKING:
+    from pmfcli.answers import Asked
 
 EXAMPLE = "pmf predict --user 4 --movie 1 --movie 260"
 _COLUMNS = ("user", "movie", "title", "rating", "prediction", "sd", "lo", "hi", "p_ge_4", "source")
@@ -36,21 +41,20 @@ def predict(
     if "-" in (pairs, ratings) and str(model) == "-":
         raise UsageError("the ratings or pairs, and --model, cannot both come from standard input")
     found = load_model(model)
-    from pmfcli.answers import Detail, find_movie, find_user, pairs_of, star_columns
+    from pmfcli.answers import Asked, Detail, find_movie, find_user, pairs_of, star_columns
     from pmfcli.answers import predict as answers
 
     detail = Detail(interval, stars)
     shape = Shape("predict", (*_COLUMNS, *star_columns(found, stars)))
     chosen = pick_format(output, as_json)
     if pairs is not None:
-        wanted = ((record.fields["user"], record.fields["movie"]) for record in read_records(pairs, ("user", "movie")))
-        emit(_counted(answers(found, wanted, detail)), shape, chosen)
+        emit(_counted(answers(found, _read_pairs(pairs), detail)), shape, chosen)
         return
     movies = [find_movie(found, name, by_row) for name in movie or []]
     if ratings is not None:
         visitor = read_visitor(ratings, found)
         asked = movies or visitor.movies
-        rows = list(answers(found, [("", found.movies.ids[row]) for row in asked], detail, visitor))
+        rows = list(answers(found, [Asked("", found.movies.ids[row]) for row in asked], detail, visitor))
     else:
         users = [find_user(found, name, by_row) for name in user or []]
         rows = list(answers(found, pairs_of(found, users, movies), detail))
@@ -58,6 +62,16 @@ def predict(
     if not movies and rows:
         error = (sum((row["rating"] - row["prediction"]) ** 2 for row in rows) / len(rows)) ** 0.5
         note(f"{len(rows)} known ratings beside their reconstruction: RMSE {error:.3f}")
+
+
+def _read_pairs(source: str) -> "Iterator[Asked]":
+    from pmfcli.answers import Asked
+
+    for place, fields in read_records(source, ("user", "movie"), also=("time",)):
+        time = seconds(fields["time"]) if "time" in fields else None
+        if time is None and "time" in fields:
+            raise DataError(f"{place}: time '{short(fields['time'])}' is neither seconds since 1970 nor a date")
+        yield Asked(fields["user"], fields["movie"], time)
 
 
 def _counted(rows: Iterator[Row]) -> Iterator[Row]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined] # is there, but not exported to type checkers
 
-from pmfcli.core import gibbs, ordinal
+from pmfcli.core import drift, gibbs, ordinal
 from pmfcli.core.diagnostics import effective_size, r_hat
+from pmfcli.core.drift import Drift, Group
 from pmfcli.core.gibbs import GibbsSettings, Problem, State
 from pmfcli.core.means import Means
 from pmfcli.core.posterior import Factors, Observations, mean, score
@@ -70,20 +71,21 @@ def fit(
     keep: int,
     seed: int,
     features: tuple[Means | None, Means | None] = (None, None),
+    groups: tuple[Group, ...] = (),
 ) -> Generator[Progress, None, Sampled]:
     """Sample, yielding after every sweep of all chains; the return value of the generator is what was sampled.
 
     Args:
         sweeps: how many; None goes on until the chains agree, at most MOST.
         keep: draws to keep, over all chains, evenly spread after burn-in.
-        features: of users and of movies.
+        features: of users and of movies. groups: stretches of time, whose effects are sampled too.
 
     Raises:
         TrainingError: the sampler broke down; names the sweep.
     """
     o = observations
     device = o.t.device
-    problem = gibbs.prepare(o, settings, *features)
+    problem = gibbs.prepare(o, settings, *features, groups)
     seeds = torch.randint(2**62, (chains,), generator=torch.Generator().manual_seed(seed)).tolist()
     generators = [torch.Generator(device).manual_seed(number) for number in seeds]
     states = [gibbs.init(problem, settings, generator) for generator in generators]
@@ -125,7 +127,7 @@ def fit(
     kept = [draw for chain in held for draw in _spread_out([d for d in chain if d.sweep >= burn_in], -(-keep // chains))]
     draws = _stack(_spread_out(kept, keep), problem, settings)
     loss, sigma = (sum(part) / len(late) for part in zip(*late, strict=True))
-    return Sampled(draws, _fitted(draws, o), done, burn_in, loss, sigma, *verdict)
+    return Sampled(draws, _fitted(draws, problem), done, burn_in, loss, sigma, *verdict)
 
 
 @contextlib.contextmanager
@@ -151,7 +153,7 @@ def _pairs_to_watch(o: Observations, seed: int) -> tuple[Tensor, Tensor]:
 
 def _watch(state: State, problem: Problem, pairs: tuple[Tensor, Tensor], latent: int) -> Tensor:
     """What a draw predicts for the watched pairs: x, or the mean rating where the scale of x is for the prior to say."""
-    users, movies, alpha, habits = state
+    users, movies, alpha, habits, _ = state
     u, v = users.A[pairs[0]], movies.A[pairs[1]]
     x = (u[:, :latent] * v[:, :latent]).sum(1)
     x = x + u[:, latent:].sum(1) + v[:, latent:].sum(1)
@@ -176,7 +178,7 @@ def _verdict(late: Tensor) -> _Verdict:
 
 
 def _keep(sweep: int, state: State, problem: Problem) -> _Kept:
-    u, v, alpha, habits = state
+    u, v, alpha, habits, effects = state
     rows = {"U": u.A, "V": v.A, "gamma_u": u.gamma, "gamma_v": v.gamma}
     mu_v = v.mu if v.W is None or problem.movie_means is None else v.mu + problem.movie_means.usual @ v.W
     small = {"mean_u": u.A.mean(0), "mu_u": u.mu, "mu_v": mu_v, "Lambda_u": u.Lambda, "Lambda_v": v.Lambda, "alpha": alpha}
@@ -186,6 +188,9 @@ def _keep(sweep: int, state: State, problem: Problem) -> _Kept:
     if habits is not None:
         rows["share"] = habits.share
         small |= {"cuts": mean(habits.cuts + problem.users.offset, problem.users.link), "habits": habits.prior}
+    if effects:
+        rows["drift"] = torch.cat([one.value for one in effects])
+        small["drift"] = torch.stack([one.precision for one in effects])
     half = {name: part.half().cpu() for name, part in rows.items()}
     return _Kept(sweep, half, {name: part.cpu() for name, part in small.items()}, u.tau, u.lam)
 
@@ -199,7 +204,17 @@ def _spread_out(draws: list[_Kept], count: int) -> list[_Kept]:
 def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
     found: dict[str, Tensor | None] = dict.fromkeys(("W", "var_w", "share", "cuts", "habits"))
     found |= {name: torch.stack([draw.rows[name] for draw in kept]) for name in kept[0].rows}
-    found |= {name: torch.stack([draw.small[name] for draw in kept]) for name in kept[0].small}
+    found |= {name: torch.stack([draw.small[name] for draw in kept]) for name in kept[0].small if name != "drift"}
+    moved = None
+    if problem.groups:
+        precision = torch.stack([draw.small["drift"] for draw in kept])
+        value = found.pop("drift")
+        assert value is not None
+        parts = value.split([len(group.row) for group in problem.groups], 1)
+        sides = ((False, problem.users.pattern.shape[0]), (True, problem.users.pattern.shape[1]))
+        means = [drift.usual(parts, problem.groups, *side) for side in sides]
+        usual = [None if one is None else one.half() for one in means]
+        moved = Drift(drift.stacked(problem.groups), value, precision, *usual)
     U, W, mu_u = found["U"], found["W"], found["mu_u"]
     if W is not None and U is not None and mu_u is not None and problem.user_means is not None:
         variances = []
@@ -218,15 +233,20 @@ def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
     if not s.user_noise and not s.movie_noise:
         found["noise_dof"] = None
     grid = problem.grid.cpu() if s.habits else None
-    return Draws(**found, grid=grid, head=Head(s.latent, problem.users.offset, problem.users.link))  # type: ignore[arg-type]
+    return Draws(**found, grid=grid, drift=moved, head=Head(s.latent, problem.users.offset, problem.users.link))  # type: ignore[arg-type]
 
 
 @torch.no_grad()
-def _fitted(draws: Draws, o: Observations) -> Tensor:
+def _fitted(draws: Draws, problem: Problem) -> Tensor:
+    o = problem.users
+    sizes = [len(group.row) for group in problem.groups]
     total = torch.zeros_like(o.t)
     for number in range(len(draws.U)):
         U, V = draws.U[number].to(o.t), draws.V[number].to(o.t)
-        t = mean(score(Factors.of(U, V, draws.head.latent, o.offset, o.link), o.pattern), o.link)
+        x = score(Factors.of(U, V, draws.head.latent, o.offset, o.link), o.pattern)
+        if draws.drift is not None:
+            x = x + drift.total(draws.drift.value[number].to(o.t).split(sizes), problem.groups, x)
+        t = mean(x, o.link)
         if draws.cuts is None or draws.share is None or draws.grid is None:
             total += t.clamp(0, 1)
             continue

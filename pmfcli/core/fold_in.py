@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pmfcli.core.als import settle
 from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pack
+from pmfcli.core.drift import at_no_time
 from pmfcli.core.gibbs import draw_scales, draw_tau
 from pmfcli.core.ordinal import count_kinds, draw_kind, draw_latent, draw_share
 from pmfcli.core.posterior import Observations, inverse
@@ -88,13 +89,20 @@ def _fold_in_draws(p: Draws, movies: Tensor, t: Tensor, weight: float) -> Rows:
     row = torch.arange(draws).repeat_interleave(n)
     pattern = Pattern.of(row, torch.arange(draws * n), (draws, draws * n))
     bias = V[:, k] if d > k else V.new_zeros(())
-    z = (inverse(t, link) - offset).repeat(draws) - bias
     f = features(V, k)
     noise = p.alpha[row] * p.gamma_v[:, movies].float().flatten()
+    Lambda = p.Lambda_u
+    if p.drift is not None:  # all is said in one sitting, of films at any time
+        mean, variance = (part.flatten() for part in at_no_time(p.drift, movies, of_movies=True))
+        bias, noise = bias + mean, 1 / (1 / noise + variance)
+        mood = torch.zeros_like(Lambda)
+        mood[:, -1, -1] = at_no_time(p.drift, movies[:1], of_movies=False)[1][:, 0]
+        Lambda = torch.linalg.inv(torch.linalg.inv(Lambda) + mood)
+    z = (inverse(t, link) - offset).repeat(draws) - bias
     centre, doubt = p.mu_u, p.alpha.new_zeros(())  # of the hierarchical mean: N(centre, doubt Lambda^-1)
     if p.W is not None and p.var_w is not None:
         centre, doubt = centre + weight * p.W[:, movies].float().sum(1), weight**2 * p.var_w[movies].sum()
-    white = Gaussians(torch.zeros_like(centre), torch.linalg.cholesky(p.Lambda_u))
+    white = Gaussians(torch.zeros_like(centre), torch.linalg.cholesky(Lambda))
     tau, gamma = p.alpha.new_ones(draws), p.alpha.new_ones(draws)
     A, share = centre, None
     if p.cuts is not None and p.habits is not None and p.grid is not None:
@@ -107,7 +115,7 @@ def _fold_in_draws(p: Draws, movies: Tensor, t: Tensor, weight: float) -> Rows:
             kind, _, _ = draw_kind(cuts, share, level, row, first, x, root, generator)
             share = draw_share(p.habits, count_kinds(kind, row, share.shape), generator)
             z = draw_latent(cuts, level, first + kind, x, root, generator) - bias
-        prior = Prior(centre, p.Lambda_u / (doubt + 1 / tau)[:, None, None])
+        prior = Prior(centre, Lambda / (doubt + 1 / tau)[:, None, None])
         found = conditional(pattern, f, noise * gamma[row], z, prior)
         if sweep + 1 == _MINI_SWEEPS or (p.noise_dof is None and p.prior_dof is None and share is None):
             break
@@ -115,7 +123,7 @@ def _fold_in_draws(p: Draws, movies: Tensor, t: Tensor, weight: float) -> Rows:
         if p.prior_dof is not None:
             part = 1 / (1 + tau * doubt)  # of A - centre, what is not due to the mean
             own = part[:, None] * (A - centre) + (doubt * part).sqrt()[:, None] * white.draw(generator)
-            tau = draw_tau(own, p.Lambda_u, p.prior_dof[:, 0], generator)
+            tau = draw_tau(own, Lambda, p.prior_dof[:, 0], generator)
         if p.noise_dof is not None:
             error = z - (f * A[row]).sum(1)
             gamma = draw_scales(noise * error.square(), pattern, p.noise_dof[:, 0], generator)

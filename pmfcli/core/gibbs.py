@@ -1,14 +1,15 @@
 """Bayesian PMF by Gibbs sampling: ``init`` and ``step``, and the draws that answer.
 
-    z_ij = m + b_i + c_j + U_i . V_j + e_ij          e_ij ~ N(0, 1 / (alpha gamma_i gamma_j))
+    z_ij = m + b_i + c_j + U_i . V_j [+ f_ij] + e_ij          e_ij ~ N(0, 1 / (alpha gamma_i gamma_j))
     [U_i, b_i] ~ N(mu + (F W)_i, (tau_i Lambda)^-1)          W_k ~ N(0, (lambda Lambda)^-1)          movies alike, by G
     mu, Lambda ~ Normal-Wishart(0, 2, d, I)          lambda, alpha ~ Gamma(1, 1)
     tau_i ~ Gamma(nu / 2, nu / 2)          gamma_i ~ Gamma(eta / 2, eta / 2)          nu, eta ~ uniform on a grid of logarithms
 
-z are ratings on the scale of the linear link, or latent, with ratings as steps between cut points (``ordinal.py``). With tau =
-gamma = 1 and no W this is Salakhutdinov & Mnih, "Bayesian PMF" (ICML 2008), with W it is Simm et al., "Macau" (2017). tau makes
-the rows' prior a multivariate t with nu degrees of freedom, gamma the noise a matter of the person and the film, as in Houlsby
-et al., "Cold-start active learning with robust ordinal matrix factorization" (ICML 2014).
+z are ratings on the scale of the linear link, or latent, with ratings as steps between cut points (``ordinal.py``); f are
+effects of time, where they are asked for (``drift.py``). With tau = gamma = 1 and no W this is Salakhutdinov & Mnih,
+"Bayesian PMF" (ICML 2008), with W it is Simm et al., "Macau" (2017). tau makes the rows' prior a multivariate t with nu degrees
+of freedom, gamma the noise a matter of the person and the film, as in Houlsby et al., "Cold-start active learning with robust
+ordinal matrix factorization" (ICML 2014).
 """
 
 import math
@@ -17,8 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pmfcli.core import ordinal
+from pmfcli.core import drift, ordinal
 from pmfcli.core.conditional import Prior, conditional, features
+from pmfcli.core.drift import Effects, Group
 from pmfcli.core.means import Means, ridge
 from pmfcli.core.ordinal import Habits, Levels
 from pmfcli.core.posterior import Factors, Observations, inverse, score
@@ -70,6 +72,7 @@ class State(NamedTuple):
     movies: Side
     alpha: Tensor  # () precision of the noise, on the scale of x
     habits: Habits | None
+    effects: tuple[Effects, ...] = ()  # of time
 
 
 class Info(NamedTuple):
@@ -89,6 +92,7 @@ class Problem(NamedTuple):
     grid: Tensor  # (K,) the different ratings, on the unit scale
     user_means: Means | None  # None: users have one mean for all
     movie_means: Means | None
+    groups: tuple[Group, ...] = ()  # stretches of time
 
 
 def prepare(
@@ -96,19 +100,21 @@ def prepare(
     settings: GibbsSettings,
     user_features: Means | None = None,
     movie_features: Means | None = None,
+    groups: tuple[Group, ...] = (),
 ) -> Problem:
-    """Both views of the observations, whose link must be linear, with what else is known of users and movies."""
+    """Both views of the observations, whose link must be linear, with what else is known of users, movies and times."""
     o, s = observations, settings
     if o.link != "linear":
         raise ValueError("the sampler is for the linear link")
     rated = [Means.of(o.F, o.pattern, o.pattern_t) if s.user_means else None]
     rated.append(Means.of(o.G, o.pattern_t, o.pattern) if s.movie_means else None)
-    means = [
+    user_means, movie_means = (
         features if one is None else one if features is None else one.beside(features)
         for one, features in zip(rated, (user_features, movie_features), strict=True)
-    ]
+    )
     z = inverse(o.t, o.link) - o.offset
-    return Problem(o, o.flipped(), z, *ordinal.levels(o.t, z), *means)
+    moved = [group._replace(stretch=group.stretch.to(z.device)) for group in groups]
+    return Problem(o, o.flipped(), z, *ordinal.levels(o.t, z), user_means, movie_means, tuple(moved))
 
 
 def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator) -> State:
@@ -135,29 +141,34 @@ def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator) 
     n_users, n_movies = problem.users.pattern.shape
     users, movies = side(n_users, problem.user_means, s.user_noise), side(n_movies, problem.movie_means, s.movie_noise)
     habits = ordinal.init(problem.levels, s.habits, n_users, generator) if s.habits else None
-    return State(users, movies, like.new_ones(()), habits)
+    return State(users, movies, like.new_ones(()), habits, tuple(drift.init(group, like) for group in problem.groups))
 
 
 @torch.no_grad()
 def step(state: State, problem: Problem, settings: GibbsSettings, generator: torch.Generator) -> tuple[State, Info]:
-    """One sweep over all conditionals: cut points; each side's hyper-parameters, weights, rows and row scales; the noise.
+    """One sweep over all conditionals: cut points; each side's hyper-parameters, weights, rows and row scales; time; the noise.
 
     Raises:
         TrainingError: the loss is not finite, or a precision not positive definite.
     """
     s, p, g = settings, problem, generator
-    users, movies, alpha, habits = state
+    users, movies, alpha, habits, effects = state
     row, col, perm = p.users.pattern.row, p.users.pattern.col, p.users.pattern.perm
     weight = alpha * users.gamma.index_select(0, row) * movies.gamma.index_select(0, col)
-    z = p.z
+    z, f = p.z, drift.total([one.value for one in effects], p.groups, p.z)
     if habits is not None:
-        x = score(factors(users, movies, p.users, s.latent), p.users.pattern) - p.users.offset
+        x = score(factors(users, movies, p.users, s.latent), p.users.pattern) - p.users.offset + f
         habits, z, loss = ordinal.step(habits, p.levels, row, x, weight, s.cut_rounds, g)
+    z = z - f
     users = draw_side(users, movies, p.users.pattern, weight, z, p.user_means, s, g)
     movies = draw_side(
         movies, users, p.movies.pattern, weight.index_select(0, perm), z.index_select(0, perm), p.movie_means, s, g
     )
     error = z - score(factors(users, movies, p.users, s.latent), p.users.pattern) + p.users.offset
+    drawn = []
+    for one, group in zip(effects, p.groups, strict=True):
+        one, error = drift.draw(one, group.stretch, weight, error, g)
+        drawn.append(one)
     square = error.square()
     if s.user_noise:
         gamma = draw_scales(alpha * square * movies.gamma.index_select(0, col), p.users.pattern, users.noise_dof, g)
@@ -175,7 +186,7 @@ def step(state: State, problem: Problem, settings: GibbsSettings, generator: tor
         loss = 0.5 * alpha * total - 0.5 * log_gamma + n * (spread.log() + 0.5 * math.log(2 * math.pi))
     if not math.isfinite(float(loss)):
         raise TrainingError(f"the loss is {float(loss)}")
-    return State(users, movies, alpha, habits), Info(float(loss), float(spread))
+    return State(users, movies, alpha, habits, tuple(drawn)), Info(float(loss), float(spread))
 
 
 def factors(users: Side, movies: Side, o: Observations, latent: int) -> Factors:

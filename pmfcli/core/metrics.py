@@ -102,6 +102,16 @@ def area_under_roc(score: Tensor, event: Tensor) -> float | None:
     return float(binary_auroc(place / place.amax().clamp(min=1), event.long()))
 
 
+def ranking(score: Tensor, liked: Tensor, k: int) -> tuple[float, float]:
+    """NDCG and recall of the k candidates with the highest score, (n,), where some are liked, (n,) bool.
+
+    NDCG: Jarvelin & Kekalainen, "Cumulated gain-based evaluation of IR techniques" (TOIS 2002), gain 1 for what is liked.
+    """
+    from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_recall
+
+    return float(retrieval_normalized_dcg(score, liked.long(), k)), float(retrieval_recall(score, liked, k))
+
+
 def by_parts(score: Tensor, error: Tensor, parts: int) -> list[tuple[float, float]]:
     """Mean score and RMSE of so many equal parts of the ratings (n,) in order of their score: fewer if n is less."""
     order = torch.sort(score, stable=True).indices

@@ -10,7 +10,7 @@ training rated are not average ones.)
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pmfcli.core import ordinal
 from pmfcli.core.conditional import Gaussians, Prior, conditional, features
+from pmfcli.core.drift import Drift, at_no_time, at_times
 from pmfcli.core.posterior import Factors, Link, Parameters, linearise, mean, slope
 from pmfcli.core.predictive import Masses, Mixture, Predictive
 from pmfcli.core.sparse import Pattern
@@ -34,14 +35,23 @@ class Pairs(NamedTuple):
     movie: Tensor  # (n,) int64
     user_known: Tensor  # (n,) bool
     movie_known: Tensor  # (n,) bool
+    time: Tensor | None = None  # (n,) int64 seconds since 1970, where it is known when the ratings are given
 
     def to(self, device: torch.device) -> "Pairs":
         """The same pairs on another device."""
-        return Pairs(*(part.to(device) for part in self))
+        return self._each(lambda part: part.to(device))
 
     def split(self, size: int) -> Iterator["Pairs"]:
         """Parts of at most so many pairs."""
-        return (Pairs(*parts) for parts in zip(*(part.split(size) for part in self), strict=True))
+        return (self.at(torch.arange(start, min(start + size, len(self.user)))) for start in range(0, len(self.user), size))
+
+    def at(self, index: Tensor) -> "Pairs":
+        """The pairs of an index (k,)."""
+        return self._each(lambda part: part[index])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Pairs":
+        time = None if self.time is None else change(self.time)
+        return Pairs(*map(change, (self.user, self.movie, self.user_known, self.movie_known)))._replace(time=time)
 
 
 class Seen(NamedTuple):
@@ -110,6 +120,7 @@ class Draws(NamedTuple):
     cuts: Tensor | None  # (draws, S, K - 1) cut points of each habit, on the unit scale
     habits: Tensor | None  # (draws, S) parameters of the Dirichlet prior of shares
     grid: Tensor | None  # (K,) the different ratings, on the unit scale
+    drift: Drift | None  # effects of time
     head: Head
 
 
@@ -125,13 +136,15 @@ class Rows(NamedTuple):
     covariance: Tensor | None = None  # (draws, 1 or n, d, d) of a row given the draw
     open: Tensor | None = None  # (n,) bool: the rows that have it; None for all
     share: Tensor | None = None  # (draws, n, S) of users, in an ordinal model
+    drift: tuple[Tensor, Tensor] | None = None  # (draws, n) mean and variance of the effects of time, on the scale of x
 
     def at(self, index: Tensor) -> "Rows":
         """The rows of an index (k,)."""
-        C, share = self.covariance, self.share
+        C, share, drift = self.covariance, self.share, self.drift
         C = C[:, index] if C is not None and C.shape[1] > 1 else C
         share = None if share is None else share[:, index]
-        return Rows(self.A[:, index], self.gamma[:, index], C, None if self.open is None else self.open[index], share)
+        drift = None if drift is None else (drift[0][:, index], drift[1][:, index])
+        return Rows(self.A[:, index], self.gamma[:, index], C, None if self.open is None else self.open[index], share, drift)
 
 
 def chunk_of(posterior: Posterior) -> int:
@@ -162,13 +175,21 @@ def mixture(posterior: Posterior, users: Rows, movies: Rows) -> Mixture:
         noise = posterior.noise.square()
     else:
         noise = 0.0625 / (posterior.alpha[:, None] * users.gamma * movies.gamma)  # dt = dx / 4
+    for rows in (users, movies):
+        if rows.drift is not None:
+            x, noise = x + rows.drift[0], noise + 0.0625 * rows.drift[1]
     return Mixture(mean(x, link), (noise + slope(x, link).square() * _variance(users, movies, k)).sqrt().expand_as(x))
 
 
 @torch.no_grad()
 def predict_pairs(posterior: Posterior, seen: Seen, pairs: Pairs) -> Predictive:
     """The predictive distributions of pairs, known or not, given which ratings the posterior saw."""
-    return predictive(posterior, *_rows_of(posterior, seen, pairs))
+    users, movies = _rows_of(posterior, seen, pairs)
+    if isinstance(posterior, Draws) and posterior.drift is not None and pairs.time is not None:
+        user, movie = torch.where(pairs.user_known, pairs.user, -1), torch.where(pairs.movie_known, pairs.movie, -1)
+        users = users._replace(drift=at_times(posterior.drift, user, movie, pairs.time))
+        movies = movies._replace(drift=None)
+    return predictive(posterior, users, movies)
 
 
 def _rows_of(posterior: Posterior, seen: Seen, pairs: Pairs) -> tuple[Rows, Rows]:
@@ -201,7 +222,7 @@ def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted
     """
     most = min(_NOISE_SAMPLE, chunk_of(laplace))
     some = torch.randperm(len(t), generator=torch.Generator().manual_seed(seed))[:most]
-    pairs, t = Pairs(*(part[some] for part in pairs)), t[some]
+    pairs, t = pairs.at(some), t[some]
     noise = laplace.noise
     for _ in range(_NOISE_STEPS):
         laplace = laplace._replace(noise=noise)
@@ -234,6 +255,8 @@ def users_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
     p, known = posterior, rows >= 0
     if isinstance(p, Draws):
         found = _drawn(p.U, p.gamma_u, p.mean_u, p.Lambda_u, _of(p.prior_dof, 0), _of(p.noise_dof, 0), rows)
+        if p.drift is not None:
+            found = found._replace(drift=at_no_time(p.drift, rows, of_movies=False))
         if p.share is None or p.habits is None:
             return found
         usual = (p.habits / p.habits.sum(1, keepdim=True))[:, None]
@@ -251,7 +274,8 @@ def movies_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
     """Movies by row, (n,) ascending; -1 is an unknown one."""
     p, known = posterior, rows >= 0
     if isinstance(p, Draws):
-        return _drawn(p.V, p.gamma_v, p.mu_v, p.Lambda_v, _of(p.prior_dof, 1), _of(p.noise_dof, 1), rows)
+        found = _drawn(p.V, p.gamma_v, p.mu_v, p.Lambda_v, _of(p.prior_dof, 1), _of(p.noise_dof, 1), rows)
+        return found if p.drift is None else found._replace(drift=at_no_time(p.drift, rows, of_movies=True))
     U, V = stacked(p.factors.U, p.factors.b), stacked(p.factors.V, p.factors.c)
     place = torch.full((len(V),), -1)
     place[rows[known]] = torch.arange(len(rows))[known]

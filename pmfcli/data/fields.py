@@ -2,6 +2,7 @@
 
 import csv
 import re
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 NAMES = {
@@ -17,6 +18,9 @@ LONGEST_LINE = 1 << 20
 csv.field_size_limit(LONGEST_LINE)
 
 
+LATEST = 10**15  # times beyond this, in seconds, are not numbers that can be kept
+
+
 class Columns(NamedTuple):
     """Names of columns given by hand; None: found by name."""
 
@@ -24,6 +28,19 @@ class Columns(NamedTuple):
     movie: str | None = None
     rating: str | None = None
     time: str | None = None
+
+
+def seconds(text: str) -> int | None:
+    """Seconds since 1970 from a number or an ISO 8601 date (in UTC, if it does not say); None if it is neither."""
+    try:
+        number = float(text)
+    except ValueError:
+        try:
+            date = datetime.fromisoformat(text)
+        except ValueError:
+            return None
+        number = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    return int(number) if abs(number) <= LATEST else None
 
 
 def split(line: str, separator: str) -> list[str]:

@@ -44,7 +44,7 @@ def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...] = ()
                     raise DataError(f"{name}:{number}: a header without {missing}; needed are a {wanted}")
                 if columns:
                     continue
-                if also and len(parts) > len(roles):  # one of them may be the first, as in the files of MovieLens
+                if "user" in also and len(parts) > len(roles):  # one of them may be the first, as in the files of MovieLens
                     raise DataError(f"{name}:{number}: {len(parts)} fields and no header; name a {wanted}, or give just these")
                 columns = {role: at for at, role in enumerate(roles)}
             if len(parts) <= max(columns.values()) or line.lstrip()[0] in "{[":

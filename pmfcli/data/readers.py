@@ -14,7 +14,6 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -24,7 +23,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, UNQUOTED, Columns, by_role, split
+from pmfcli.data.fields import LATEST, LONGEST_LINE, SEPARATORS, UNQUOTED, Columns, by_role, seconds, split
 from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary
 from pmfcli.data.titles import read_titles
 from pmfcli.errors import DataError
@@ -34,7 +33,6 @@ _LAYOUTS = ("ratings.csv", "ratings.dat", "u.data")  # the ratings file of a Mov
 _NEEDED = ("user", "movie", "rating")
 _HEAD = 1 << 16  # bytes looked at to recognise a layout
 _LARGEST = 1e30  # ratings beyond this are not numbers a model can use
-_LATEST = 1e15  # times beyond this, in seconds, are not numbers that can be kept
 _GZIP_RATIO, _GZIP_SMALL = 100, 1 << 30  # beyond both, a gzip file is refused as a bomb
 _PARQUET_ROW = 32  # bytes of memory that one row takes at least
 
@@ -251,7 +249,7 @@ def _assemble(
     time = _times(table.column("time")) if "time" in table.column_names else None
     good = np.isfinite(stars) & (user >= 0) & (movie >= 0)
     if time is not None:
-        good &= np.abs(time) <= _LATEST  # not where it is NaN
+        good &= np.abs(time) <= LATEST  # not where it is NaN
     skipped = broken + int((~good).sum())
     if skipped and not skip_bad:
         where = _first_bad_line(*text) if text else f"{name}: row {int(np.argmin(good)) + 1} is not a rating"
@@ -338,17 +336,17 @@ def _number(text: str) -> float | None:
 
 def _times(column: pa.ChunkedArray) -> Array:
     """Seconds since 1970 as float64, from numbers or ISO 8601 dates; NaN where there are none."""
-    seconds: Array
+    found: Array
     if not pa.types.is_temporal(column.type):
         with contextlib.suppress(pa.ArrowInvalid):
-            seconds = column.cast(pa.int64()).to_numpy().astype(np.float64)
-            return seconds
-        seconds = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
-        if not np.isnan(seconds).all():
-            return seconds
+            found = column.cast(pa.int64()).to_numpy().astype(np.float64)
+            return found
+        found = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
+        if not np.isnan(found).all():
+            return found
     dates = pd.to_datetime(column.to_pandas(), errors="coerce", utc=True, format="ISO8601")
-    seconds = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy(dtype=np.float64)
-    return seconds
+    found = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy(dtype=np.float64)
+    return found
 
 
 def _first_bad_line(text: _Text, layout: _Layout) -> str:
@@ -383,17 +381,6 @@ def _complaint(parts: list[str], layout: _Layout) -> str | None:
         return f"no {'user' if not value['user'] else 'movie'} id"
     if _number(value["rating"]) is None:
         return f"rating '{short(value['rating'])}' is not a number"
-    if "time" in value and not _is_time(value["time"]):
+    if "time" in value and seconds(value["time"]) is None:
         return f"time '{short(value['time'])}' is neither seconds since 1970 nor a date"
     return None
-
-
-def _is_time(text: str) -> bool:
-    seconds = _number(text)
-    if seconds is not None:
-        return abs(seconds) <= _LATEST
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        return False
-    return True

@@ -1,0 +1,196 @@
+"""Effects of time: which ratings belong together, what is recovered of what was planted, and what answers make of it."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, random_pattern, ratings_of
+from test_artifact import saved
+from test_map import seeded
+
+from pmfcli.answers import Asked, Detail, Visitor, predict
+from pmfcli.artifact import dumps, loads
+from pmfcli.config import Settings
+from pmfcli.core import drift
+from pmfcli.data.ratings import Ratings, Scale
+from pmfcli.errors import ModelError, TrainingError, UsageError
+from pmfcli.evaluation import report, score_model
+from pmfcli.training import run, train
+
+DAY = 86_400
+MOOD = 0.7  # stars
+
+
+def test_stretches_end_where_a_person_pauses() -> None:
+    user = torch.tensor([0, 0, 0, 0, 1, 1])
+    movie = torch.tensor([0, 1, 2, 3, 0, 1])
+    time = torch.tensor([5000, 0, 50, 111, 111, 171])
+    kinds = drift.groups(user, movie, time, users=True, movies=False)
+    assert [kind.stretch.tolist() for kind in kinds] == [
+        [2, 0, 0, 1, 3, 3],  # a minute
+        [1, 0, 0, 0, 2, 2],  # ten
+        [1, 0, 0, 0, 2, 2],  # an hour
+        [0, 0, 0, 0, 1, 1],  # a day
+    ]
+    first = kinds[0]
+    assert (first.row.tolist(), first.start.tolist(), first.end.tolist()) == (
+        [0, 0, 0, 1],
+        [0, 111, 5000, 111],
+        [50, 111, 5000, 171],
+    )
+
+
+def test_stretches_of_a_movie_have_twenty_ratings() -> None:
+    n = 50
+    order = torch.randperm(n, generator=seeded())
+    (kind,) = drift.groups(torch.arange(n), torch.zeros(n, dtype=torch.int64), order * DAY, users=False, movies=True)
+    assert torch.equal(kind.stretch, (order // 20).int())
+
+
+def test_the_nearest_stretch_is_found() -> None:
+    """Against a search through all of them."""
+    g = seeded(3)
+    user, movie, time = (torch.randint(most, (300,), generator=g) for most in (12, 9, 40_000))
+    kinds = drift.groups(user, movie, time, users=True, movies=True)
+    s = drift.stacked(kinds)
+    asked = [torch.randint(-1, most, (400,), generator=g) for most in (14, 11)]
+    when = torch.randint(-5000, 50_000, (400,), generator=g)
+    found = s.find(*asked, when)
+    first = 0
+    for kind, near in zip(kinds, found, strict=True):
+        rows = asked[kind.of_movies]
+        for place in range(400):
+            far = torch.maximum(kind.start - when[place], when[place] - kind.end).clamp(min=0)
+            far = torch.where((kind.row == rows[place]) & (far <= kind.reach), far, 10**9)
+            if int(far.min()) == 10**9:
+                assert near[place] == -1
+            else:
+                assert far[int(near[place]) - first] == far.min()
+        first += len(kind.row)
+    own = s.find(user, movie, time)
+    assert all(torch.equal(near - near.min(), kind.stretch.long()) for near, kind in zip(own, kinds, strict=True))
+
+
+def test_times_that_are_no_seconds_are_refused() -> None:
+    rows = torch.tensor([0, 999_999])
+    with pytest.raises(TrainingError, match="span too far"):
+        drift.groups(rows, rows, torch.tensor([0, 10**14]), users=True, movies=False)
+
+
+def moody(seed: int = 1) -> tuple[Ratings, Ratings, np.ndarray]:
+    """Ratings of people who are in a mood of their own on each day, as training and test; and the moods of the test's."""
+    g = np.random.default_rng(seed)
+    pattern = random_pattern(80, 60, 0.5, seed=seed)
+    user, movie = pattern.row.numpy(), pattern.col.numpy()
+    day = g.integers(0, 5, len(user))
+    mood = MOOD * g.normal(size=(80, 5))
+    stars = 3 + 0.5 * g.normal(size=80)[user] + mood[user, day] + 0.3 * g.normal(size=len(user))
+    ratings = ratings_of(
+        user.tolist(), movie.tolist(), stars.tolist(), (day * 30 * DAY + g.integers(0, 600, len(user))).tolist()
+    )
+    ratings = replace(ratings, scale=Scale(0.0, 6.0))
+    held = g.random(len(user)) < 0.2
+    own = mood - mood.mean(1, keepdims=True)
+    return ratings.select(~held), ratings.select(held), own[user, day][held]
+
+
+def test_moods_are_found_where_the_time_is_told() -> None:
+    training, test, mood = moody()
+    settings = {"method": "bayes", "latent": 2, "epochs": 200, "hierarchical": "none"}
+    plain, model = (run(train(training, Settings(**settings, time=time))) for time in ("none", "user"))
+    told, untold, without = (
+        score_model(one, data) for one, data in ((model, test), (model, replace(test, time=None)), (plain, test))
+    )
+    rmse = [report([one])["rmse"] for one in (told, untold, without)]
+    assert rmse[0] < 0.5 * rmse[2]
+    assert rmse[1] == pytest.approx(rmse[2], abs=0.05)
+    shift = (told.model - untold.model).numpy()
+    assert np.corrcoef(shift, mood)[0, 1] > 0.9
+    assert (told.sd < untold.sd).all()
+    inside, inside_untold = (report([one])["coverage"]["0.9"] for one in (told, untold))
+    assert abs(inside - 0.9) < 3 * (0.9 * 0.1 / test.n) ** 0.5
+    assert inside_untold > 0.87  # it may be the time of a sitting that training has not seen
+
+
+def test_a_time_of_no_stretch_has_the_prior() -> None:
+    training, _, _ = moody()
+    model = run(train(training, Settings(method="bayes", latent=2, epochs=60, time="both")))
+    movies = model.movies.ids[:5]
+    late = [Asked("u1", movie, 10**9) for movie in movies]
+    known = [Asked("u1", movie, int(training.time[training.user == 1].min())) for movie in movies]
+    rows = [list(predict(model, pairs, Detail(0.9, stars=False))) for pairs in (late, known)]
+    assert all(one["sd"] > other["sd"] for one, other in zip(*rows, strict=True))
+    seen, stars = model.seen.of(1)
+    visitor = Visitor(tuple(seen.tolist()), tuple(stars.tolist()))
+    folded = list(predict(model, [Asked("", movie) for movie in movies], Detail(0.9, stars=False), visitor))
+    beside = list(predict(model, [Asked("u1", movie) for movie in movies], Detail(0.9, stars=False)))
+    assert [row["prediction"] for row in folded] == pytest.approx([row["prediction"] for row in beside], abs=0.3)
+
+
+def test_a_model_of_time_is_the_same_from_a_file_and_a_damaged_one_is_refused() -> None:
+    training, test, _ = moody()
+    model = run(train(training, Settings(method="bayes", latent=2, epochs=12, time="both")))
+    content = dumps(model)
+    assert dumps(loads(content, "x")) == content
+    assert torch.equal(score_model(loads(content, "x"), test).model, score_model(model, test).model)
+    raw = torch.load(io.BytesIO(content), weights_only=True)
+    for name, change in {
+        "drift_length": lambda t: t + 1,
+        "drift_row": lambda t: t + 80,
+        "drift_start": lambda t: t.flip(0),
+        "drift_end": lambda t: t - 10**9,
+        "drift_reach": lambda t: -t,
+        "drift_precision": lambda t: -t,
+        "drift_value": lambda t: t[:, 1:],
+        "drift_usual_u": lambda t: t[:, 1:],
+    }.items():
+        damaged = {**raw, "tensors": {**raw["tensors"], name: change(raw["tensors"][name]).contiguous()}}
+        with pytest.raises(ModelError, match="damaged model file"):
+            loads(saved(damaged), "x")
+        without = {**raw, "tensors": {key: part for key, part in raw["tensors"].items() if key != name}}
+        if not name.startswith("drift_usual"):
+            with pytest.raises(ModelError, match="damaged model file"):
+                loads(saved(without), "x")
+
+
+def test_time_on_the_command_line(answer: Run, tmp_path: Path) -> None:
+    training, test, _ = moody()
+    files = {}
+    for name, part in (("train", training), ("test", test)):
+        files[name] = tmp_path / f"{name}.csv"
+        rows = zip(part.user.tolist(), part.movie.tolist(), part.stars.tolist(), part.time.tolist(), strict=True)
+        files[name].write_text("user,movie,rating,time\n" + "".join(f"{u},{m},{r:.3f},{t}\n" for u, m, r, t in rows))
+    bare = tmp_path / "bare.csv"
+    bare.write_text("".join(",".join(line.split(",")[:3]) + "\n" for line in files["test"].read_text().splitlines()))
+    model = tmp_path / "m.pt"
+    fit = ["train", "--method", "bayes", "-k", "2", "--epochs", "60", "--time", "user", "-o", str(model)]
+    done = answer(*fit, "--data", bare)
+    assert (done.returncode, model.exists()) == (2, False)
+    assert "no timestamps; name them by --time-col" in done.stderr
+    done = answer("train", "--time", "user", "--data", files["train"], "-o", model)
+    assert done.returncode == 2
+    assert "it is for --method bayes" in done.stderr
+    assert "leave --no-biases out" in answer(*fit, "--no-biases", "--data", files["train"]).stderr
+    assert answer(*fit, "--data", files["train"]).returncode == 0
+    told, untold = (answer("evaluate", "-m", model, "--test", file, "--json") for file in (files["test"], bare))
+    assert "the test's own dates are told to the model (--time user)" in told.stderr
+    assert "has no dates: a model by --time user takes them for unknown" in untold.stderr
+    assert json.loads(told.stdout)["rmse"] < 0.8 * json.loads(untold.stdout)["rmse"]
+    day = int(training.time[training.user == 1].max())
+    pairs = f"user,movie,time\n1,3,{day}\n1,4,1970-01-01\n"
+    rows = answer("predict", "-", "-m", model, "--format", "csv", stdin=pairs).stdout.splitlines()
+    plain = answer("predict", "-", "-m", model, "--format", "csv", stdin="user,movie\n1,3\n1,4\n").stdout.splitlines()
+    assert len(rows) == len(plain) == 3
+    assert rows[1] != plain[1]
+    odd = answer("predict", "-", "-m", model, stdin="user,movie,time\n1,3,soon\n")
+    assert odd.returncode == 3
+    assert "standard input:2: time 'soon' is neither seconds since 1970 nor a date" in odd.stderr
+
+
+def test_settings_of_time() -> None:
+    with pytest.raises(UsageError, match="no timestamps"):
+        run(train(ratings_of([0, 0, 1, 1], [0, 1, 0, 1], [1, 2, 3, 4]), Settings(method="bayes", time="movie")))
