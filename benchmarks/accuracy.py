@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py data/ml-latest-small/ratings.csv [--seeds 5] [--models default,em,bayes]
 
 The split is ``sample(frac=0.1, random_state=0)`` of pandas on the rows in file order; every test row counts, also those of
-movies without a training rating. ``bayes-side`` learns from the movies.csv beside the ratings as well.
+movies without a training rating.
 """
 
 import argparse
@@ -27,11 +27,6 @@ MODELS = {
     "bayes-gaussian": ["--method", "bayes", "--likelihood", "gaussian"],
     "bayes-none": ["--method", "bayes", "--hierarchical", "none"],
     "bayes-4": ["--method", "bayes", "--chains", "4"],
-    "bayes-side": ["--method", "bayes", "--movie-features", "movies.csv"],
-    "bayes-time": ["--method", "bayes", "--time", "both"],
-    "bayes-time-4": ["--method", "bayes", "--time", "both", "--chains", "4"],
-    "bayes-side-4": ["--method", "bayes", "--movie-features", "movies.csv", "--chains", "4"],
-    "bayes-side-time-4": ["--method", "bayes", "--movie-features", "movies.csv", "--time", "both", "--chains", "4"],
 }
 
 
@@ -61,8 +56,7 @@ def main() -> None:
             seconds, scores = [], []
             for seed in range(options.seeds):
                 model = folder / "model.pt"
-                flags = [str(options.ratings.with_name(flag)) if flag == "movies.csv" else flag for flag in MODELS[name]]
-                done = pmf("train", "--data", folder / "train.csv", "-o", model, "--seed", str(seed), *flags)
+                done = pmf("train", "--data", folder / "train.csv", "-o", model, "--seed", str(seed), *MODELS[name])
                 seconds.append(done["seconds"])
                 scores.append(pmf("evaluate", "-m", model, "--test", folder / "test.csv"))
             keys = ("rmse", "mae", "nll", "crps")

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from pmfcli.artifact import Model
-from pmfcli.core.fold_in import fold_in
+from pmfcli.core import blend
+from pmfcli.core.blend import Person
 from pmfcli.core.neighbours import Metric
 from pmfcli.core.neighbours import similar as nearest
-from pmfcli.core.predict import Draws, Pairs, Rank, Rows, chunk_of, movies_of, predict_pairs, predictive, rank, users_of
+from pmfcli.core.predict import Pairs, Rank
 from pmfcli.core.predictive import Predictive
 from pmfcli.data.ratings import LIKED, STEPS, Vocabulary
 from pmfcli.errors import UnknownIdError, UsageError
@@ -97,23 +98,23 @@ def predict(model: Model, wanted: Iterable[Asked], detail: Detail, visitor: Visi
 
 
 def _answers(
-    model: Model, wanted: Iterable[Asked], detail: Detail, visitor: Visitor | None, person: Rows | None
+    model: Model, wanted: Iterable[Asked], detail: Detail, visitor: Visitor | None, person: Person | None
 ) -> Iterator[Row]:
     iterator = iter(wanted)
     user_counts, movie_counts = model.seen.start.diff(), model.seen.movie_counts(len(model.movies))
     has_features = bool(model.data.get("features"))
     own = {} if visitor is None else dict(zip(visitor.movies, visitor.stars, strict=True))
-    while chunk := list(itertools.islice(iterator, chunk_of(model.posterior))):
+    while chunk := list(itertools.islice(iterator, blend.chunk_of(model.posterior))):
         user, user_known = model.users.rows([pair.user for pair in chunk])
         movie, movie_known = model.movies.rows([pair.movie for pair in chunk])
         if person is None:
             times = [pair.time for pair in chunk if pair.time is not None]
             pairs = Pairs(*map(torch.from_numpy, (user, movie, user_known, movie_known)))
             pairs = pairs._replace(time=torch.tensor(times) if times else None)
-            found = predict_pairs(model.posterior, model.seen, pairs)
+            found = blend.predict_pairs(model.posterior, model.seen, pairs)
         else:
-            rows, at = torch.where(torch.from_numpy(movie_known), torch.from_numpy(movie), -1).unique(return_inverse=True)
-            found = predictive(model.posterior, person, movies_of(model.posterior, model.seen, rows).at(at))
+            asked = torch.where(torch.from_numpy(movie_known), torch.from_numpy(movie), -1)
+            found = blend.predict_movies(model.posterior, model.seen, person, asked)
         for (user_id, movie_id, _), u, m, knows_user, knows_movie, said in zip(
             chunk,
             user.tolist(),
@@ -176,8 +177,8 @@ def recommend(
         allowed[model.seen.of(who)[0] if isinstance(who, int) else list(who.movies)] = False
     movies = torch.nonzero(allowed)[:, 0]
     p, seen = model.posterior, model.seen
-    person = users_of(p, seen, torch.tensor([who])) if isinstance(who, int) else _folded_in(model, who)
-    order = torch.sort(rank(p, seen, person, movies, by, detail.interval), descending=True, stable=True).indices[:n]
+    person = blend.person(p, seen, who) if isinstance(who, int) else _folded_in(model, who)
+    order = torch.sort(blend.rank(p, seen, person, movies, by, detail.interval), descending=True, stable=True).indices[:n]
     name = model.users.ids[who] if isinstance(who, int) else ""
     pairs = [Asked(name, model.movies.ids[movie]) for movie in movies[order].tolist()]
     answers = _answers(model, pairs, detail, visitor, None if visitor is None else person)
@@ -191,12 +192,8 @@ def similar(
 
     Without a number: 10, or as many as leaves ``n`` to choose from.
     """
-    p = model.posterior
     movies = side == "movie"
-    if isinstance(p, Draws):
-        vectors = (p.V if movies else p.U)[..., : p.head.latent].float()
-    else:
-        vectors = (p.factors.V if movies else p.factors.U)[None]
+    vectors = blend.vectors(model.posterior, movies)
     counts = model.seen.movie_counts(len(model.movies)) if movies else model.seen.start.diff()
     if min_ratings is None:
         others = torch.cat([counts[:row], counts[row + 1 :]]).sort(descending=True).values
@@ -227,11 +224,10 @@ def _movie(model: Model, row: int) -> Row:
     return {"movie": model.movies.ids[row], "title": model.titles[row]}
 
 
-def _folded_in(model: Model, visitor: Visitor) -> Rows:
+def _folded_in(model: Model, visitor: Visitor) -> Person:
     t = model.scale.to_unit(torch.tensor(visitor.stars, dtype=torch.float64)).float()
-    return fold_in(
-        model.posterior, model.seen, torch.tensor(visitor.movies, dtype=torch.int64), t, float(model.settings["user_power"])
-    )
+    movies, power = torch.tensor(visitor.movies, dtype=torch.int64), float(model.settings.get("user_power", 0))
+    return blend.visitor(model.posterior, model.seen, movies, t, power)
 
 
 def _check_detail(model: Model, detail: Detail) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
-from pmfcli.core import metrics
-from pmfcli.core.predict import Pairs, chunk_of, predict_pairs, rank, users_of
+from pmfcli.core import blend, metrics
+from pmfcli.core.predict import Pairs
 from pmfcli.core.predictive import Predictive
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import LIKED, Array, Ratings, Scale
@@ -79,7 +79,7 @@ class Tested(NamedTuple):
 
 def score_model(model: Model, test: Ratings) -> Scored:
     """A saved model on a test set, whose ids are matched to the model's, and whose times are told to a model that asks."""
-    return _score(model, _matched(model, test), torch.from_numpy(test.stars), torch.from_numpy(test.user.astype(np.int64)))
+    return _score(model, matched(model, test), torch.from_numpy(test.stars), torch.from_numpy(test.user.astype(np.int64)))
 
 
 def rank_model(model: Model, test: Ratings, k: int) -> Ranked:
@@ -87,15 +87,23 @@ def rank_model(model: Model, test: Ratings, k: int) -> Ranked:
 
     Of users with such a movie, at most a thousand of them, drawn at random.
     """
-    return _rank(model, _matched(model, test), torch.from_numpy(test.stars), k)
+    return _rank(model, matched(model, test), torch.from_numpy(test.stars), k)
 
 
-def _matched(model: Model, test: Ratings) -> Pairs:
+def matched(model: Model, test: Ratings) -> Pairs:
+    """Test ratings as pairs of a model, by ids."""
     user, user_known = model.users.rows(test.users.ids)
     movie, movie_known = model.movies.rows(test.movies.ids)
     parts = (user[test.user], movie[test.movie], user_known[test.user], movie_known[test.movie])
     time = None if test.time is None else torch.from_numpy(test.time)
     return Pairs(*map(torch.from_numpy, parts))._replace(time=time)
+
+
+def trained_on(model: Model, pairs: Pairs) -> Tensor:
+    """Which pairs were among the training ratings, (n,) bool."""
+    seen, n_movies = model.seen, len(model.movies)
+    both = pairs.user_known & pairs.movie_known
+    return torch.isin(pairs.user * n_movies + pairs.movie, seen.users() * n_movies + seen.movie) & both
 
 
 def cross_score(ratings: Ratings, settings: Settings, held: Sequence[Array], k: int | None = None) -> Iterator[Tested]:
@@ -139,8 +147,8 @@ def report(parts: Sequence[Scored]) -> dict[str, Any]:
         "n_cold": int(cold.sum()),
         "n_trained_on": int(whole.trained_on.sum()),
         "n_off_grid": int(whole.off_grid.sum()),
-        **_scores(whole),
-        "warm": _scores(whole.select(~cold)) if bool((~cold).any()) else None,
+        **summary(whole),
+        "warm": summary(whole.select(~cold)) if bool((~cold).any()) else None,
         "intervals": _intervals(whole),
         "width": dict(zip(_NAMES, (whole.high - whole.low).double().mean(0).tolist(), strict=True)),
         "pit": metrics.pit_histogram(whole.below, whole.up_to, BINS),
@@ -158,7 +166,7 @@ def report(parts: Sequence[Scored]) -> dict[str, Any]:
         },
         "by_user_ratings": _groups(whole, whole.user_count),
         "by_movie_ratings": _groups(whole, whole.movie_count),
-        "folds": [_scores(part) for part in parts] if len(parts) > 1 else None,
+        "folds": [summary(part) for part in parts] if len(parts) > 1 else None,
     }
 
 
@@ -168,15 +176,13 @@ def _score(model: Model, pairs: Pairs, stars: Tensor, people: Tensor) -> Scored:
     of_user = seen.users()
     pattern = Pattern.of(of_user, seen.movie, (len(model.users), len(model.movies)))
     beside = metrics.predict_baselines(metrics.fit_biases(pattern, seen.stars), pairs)
-    both = pairs.user_known & pairs.movie_known
-    trained_on = torch.isin(pairs.user * len(model.movies) + pairs.movie, of_user * len(model.movies) + seen.movie) & both
     found: dict[str, list[Tensor]] = {
         name: [] for name in ("model", "sd", "nll", "crps", "low", "high", "below", "up_to", "liked")
     }
-    size = chunk_of(model.posterior)
+    size = blend.chunk_of(model.posterior)
     grid = torch.tensor(model.steps) if model.steps else None
     for part, truth in zip(pairs.split(size), stars.split(size), strict=True):
-        for name, column in _predicted(predict_pairs(model.posterior, seen, part), scale, grid, truth).items():
+        for name, column in _predicted(blend.predict_pairs(model.posterior, seen, part), scale, grid, truth).items():
             found[name].append(column)
     often = torch.bincount(_steps(grid, seen.stars), minlength=len(grid)) / len(seen.stars) if grid is not None else None
     return Scored(
@@ -187,8 +193,8 @@ def _score(model: Model, pairs: Pairs, stars: Tensor, people: Tensor) -> Scored:
         **_of_steps("mean_", grid, None if often is None else often.expand(len(stars), -1), stars),
         user_count=user_counts[pairs.user] * pairs.user_known,
         movie_count=movie_counts[pairs.movie] * pairs.movie_known,
-        trained_on=trained_on,
-        off_grid=torch.zeros_like(both) if grid is None else ~torch.isin(stars, grid),
+        trained_on=trained_on(model, pairs),
+        off_grid=torch.zeros_like(pairs.user_known) if grid is None else ~torch.isin(stars, grid),
         **{name: torch.cat(columns) for name, columns in found.items()},
     )
 
@@ -207,7 +213,7 @@ def _rank(model: Model, pairs: Pairs, stars: Tensor, k: int) -> Ranked:
         liked = torch.isin(movies, pairs.movie[wanted & (pairs.user == user)])
         if not bool(liked.any()):
             continue
-        score = rank(posterior, seen, users_of(posterior, seen, torch.tensor([user])), movies, "mean", LEVELS[0])
+        score = blend.rank(posterior, seen, blend.person(posterior, seen, user), movies, "mean", LEVELS[0])
         found.append([user, *metrics.ranking(score, liked, k), *metrics.ranking(popular[movies], liked, k)])
     columns = torch.tensor(found, dtype=torch.float64).reshape(-1, len(Ranked._fields)).T
     return Ranked(*columns)
@@ -276,7 +282,8 @@ _NAMES = [f"{level:g}" for level in LEVELS]
 _COLUMNS = ("rmse", "mae", "nll", "crps")
 
 
-def _scores(scored: Scored) -> dict[str, Any]:
+def summary(scored: Scored) -> dict[str, Any]:
+    """RMSE, MAE, NLL, CRPS and coverage."""
     inside = (scored.low <= scored.stars[:, None]) & (scored.stars[:, None] <= scored.high)
     return {
         **_errors(scored.stars, scored.model),
@@ -375,5 +382,5 @@ def _groups(scored: Scored, count: Tensor) -> list[dict[str, Any]]:
     for name, inside in groups(count):
         part = scored.select(inside)
         beside = {f"rmse_{name}": _errors(part.stars, getattr(part, name))["rmse"] for name in ("bias", "mean")}
-        found.append({"ratings": name, "n": len(part.stars), **_scores(part), **beside})
+        found.append({"ratings": name, "n": len(part.stars), **summary(part), **beside})
     return found

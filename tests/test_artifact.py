@@ -134,7 +134,6 @@ def test_tensors_that_do_not_fit_are_refused(sample_model: Model, name: str, ten
 @pytest.mark.parametrize(
     "change",
     [
-        {"offset": float("nan")},
         {"scale": [0, 1e999]},
         {"scale": [5, 5]},
         {"users": ["1"] * 2000},
@@ -145,14 +144,19 @@ def test_tensors_that_do_not_fit_are_refused(sample_model: Model, name: str, ten
         {"data": {"latest": "soon"}},
         {"data": {}},
         {"settings": {"user_power": -1e6}},
-        {"link": "probit"},
-        {"offset": 1e300},
-        {"offset": 10**400},
+        {"posterior": {"offset": float("nan")}},
+        {"posterior": {"link": "probit"}},
+        {"posterior": {"offset": 1e300}},
+        {"posterior": {"offset": 10**400}},
+        {"posterior": {"kind": "draws"}},
     ],
 )
 def test_metadata_that_does_not_fit_is_refused(sample_model: Model, change: dict) -> None:
     raw = torch.load(io.BytesIO(dumps(sample_model)), weights_only=True)
-    raw["meta"] = json.dumps(json.loads(raw["meta"]) | change)
+    meta = json.loads(raw["meta"])
+    if "posterior" in change:
+        change = {"posterior": meta["posterior"] | change["posterior"]}
+    raw["meta"] = json.dumps(meta | change)
     with pytest.raises(ModelError, match="damaged model file"):
         loads(saved(raw), "x")
     raw["meta"] = "[" * 100_000

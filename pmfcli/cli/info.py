@@ -12,9 +12,9 @@ EXAMPLE = "pmf info --json"
 def info(model: ModelFile = Path("pmf.pt"), output: OutputFormat = None, as_json: AsJson = False) -> None:
     """Show what a model file holds: data, settings, scores, versions."""
     found = load_model(model)
-    from pmfcli.artifact import tensors_of
+    from pmfcli.packing import pack
 
-    parameters = {name: list(tensor.shape) for name, tensor in tensors_of(found.posterior)[0].items()}
+    parameters = {name: list(tensor.shape) for name, tensor in pack(found.posterior)[1].items()}
     content: Row = {
         "method": found.method,
         "data": found.data,

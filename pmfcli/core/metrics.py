@@ -55,8 +55,13 @@ def fit_biases(pattern: Pattern, stars: Tensor) -> BiasOnly:
     b, c = r.new_zeros(pattern.shape[0]), r.new_zeros(pattern.shape[1])
     for _ in range(_SWEEPS):
         c = torch.zeros_like(c).index_add_(0, pattern.col, r - mean - b[pattern.row]) / (_DAMPING_MOVIE + m_j)
-        b = torch.zeros_like(b).index_add_(0, pattern.row, r - mean - c[pattern.col]) / (_DAMPING_USER + n_i)
+        b = damped(torch.zeros_like(b).index_add_(0, pattern.row, r - mean - c[pattern.col]), n_i)
     return BiasOnly(mean, b, c)
+
+
+def damped(total: Tensor, count: Tensor | int) -> Tensor:
+    """The bias of a user whose ratings, so many, are above the mean and the movies' biases by this in sum."""
+    return total / (_DAMPING_USER + count)
 
 
 def predict_baselines(bias: BiasOnly, pairs: Pairs) -> dict[str, Tensor]:

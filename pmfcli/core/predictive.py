@@ -1,6 +1,7 @@
 """What is known of a rating: a mixture of Gaussians, one component a draw, or the probability of each step of the scale."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,14 +12,15 @@ _REACH = 8.0  # standard deviations beyond the outermost component
 
 
 class Mixture(NamedTuple):
-    """Equal-weight Gaussians for each of n ratings, on the unit scale."""
+    """Gaussians for each of n ratings, on the unit scale."""
 
     centre: Tensor  # (draws, n)
     spread: Tensor  # (draws, n) standard deviations
+    weight: Tensor | None = None  # (draws,) of the components, in sum 1; None: all alike
 
     def mean(self) -> Tensor:
         """The predictive mean, (n,): components beyond the scale count as its end."""
-        return self.centre.clamp(0, 1).mean(0)
+        return self._averaged(self.centre.clamp(0, 1))
 
     def sd(self) -> Tensor:
         """The predictive standard deviation, (n,): what lies beyond the scale counts as its end, as in the masses."""
@@ -28,14 +30,13 @@ class Mixture(NamedTuple):
         at_low, at_high = _density(low), _density(high)
         first = c * inside + s * (at_low - at_high) + above
         second = (c.square() + s.square()) * inside + s * (c * at_low - (c + 1) * at_high) + above
-        variance = second.mean(0) - first.mean(0).square()
+        variance = self._averaged(second) - self._averaged(first).square()
         found: Tensor = variance.clamp(min=0).sqrt().to(self.centre)
         return found
 
     def below(self, t: float | Tensor) -> Tensor:
         """The probability of a rating below t, (n,)."""
-        found: Tensor = torch.special.ndtr((t - self.centre) / self.spread).mean(0)
-        return found
+        return self._averaged(torch.special.ndtr((t - self.centre) / self.spread))
 
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
         """What lies between the quantiles (1 - level) / 2 and (1 + level) / 2, (n,) each; cut at the ends of the scale."""
@@ -67,6 +68,9 @@ class Mixture(NamedTuple):
     def n(self) -> int:
         """Number of ratings."""
         return self.centre.shape[1]
+
+    def _averaged(self, values: Tensor) -> Tensor:
+        return values.mean(0) if self.weight is None else self.weight.to(values) @ values
 
 
 class Masses(NamedTuple):
@@ -139,6 +143,21 @@ class Masses(NamedTuple):
 
 
 Predictive = Mixture | Masses
+
+
+def pooled(parts: Sequence[Predictive], weight: Tensor, grid: Tensor | None) -> Predictive:
+    """The linear pool of distributions of the same n ratings, with weights (parts,).
+
+    Args:
+        grid: (K,) the steps of the scale, whose probabilities are pooled; without one the parts are mixtures.
+    """
+    if grid is not None:
+        return Masses(torch.stack([part.masses(grid) * w for part, w in zip(parts, weight, strict=True)]).sum(0), grid)
+    mixtures = [part for part in parts if isinstance(part, Mixture)]
+    shares = [w / len(part.centre) * torch.ones(len(part.centre)) for part, w in zip(mixtures, weight, strict=True)]
+    return Mixture(
+        torch.cat([part.centre for part in mixtures]), torch.cat([part.spread for part in mixtures]), torch.cat(shares)
+    )
 
 
 def _density(x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ import re
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from pmfcli.data.ratings import LATEST
+
 NAMES = {
     "user": ("user", "userid", "user_id"),
     "movie": ("movie", "movieid", "movie_id", "item", "itemid", "item_id"),
@@ -16,9 +18,6 @@ SEPARATORS = ("::", "\t", ",", ";", "|")
 UNQUOTED = ("::", "\t")  # a quotation mark is a letter like any other there
 LONGEST_LINE = 1 << 20
 csv.field_size_limit(LONGEST_LINE)
-
-
-LATEST = 10**15  # times beyond this, in seconds, are not numbers that can be kept
 
 
 class Columns(NamedTuple):

@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from pmfcli.data.fields import LATEST, LONGEST_LINE, SEPARATORS, UNQUOTED, Columns, by_role, seconds, split
-from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary
+from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, UNQUOTED, Columns, by_role, seconds, split
+from pmfcli.data.ratings import LATEST, Array, Ratings, Scale, Vocabulary
 from pmfcli.data.titles import read_titles
 from pmfcli.errors import DataError
 from pmfcli.text import clean, short

@@ -1,0 +1,71 @@
+"""pmf blend: several saved models as one, weighted by what they say of ratings that none of them has seen."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pmfcli.cli.common import by_hand, load_model, read_data, say_if_dates_are_told
+from pmfcli.cli.options import AsJson, OutputFormat, Source
+from pmfcli.console import Row, Shape, emit, note, pick_format
+from pmfcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pmfcli.blending import Blended
+
+EXAMPLE = "pmf blend pmf.pt bayes.pt --holdout held-out.csv -o blend.pt"
+_COLUMNS = ("part", "method", "weight", "rmse", "mae", "nll", "crps")
+
+
+def blend(
+    context: typer.Context,
+    models: Annotated[list[Path], typer.Argument(metavar="A.pt B.pt …", help="Models that were trained on the same ratings.")],
+    holdout: Annotated[
+        str | None,
+        typer.Option("--holdout", help="Ratings that none of them was trained on, to learn weights from; '-' for a pipe."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Instead: a blend of the same kinds of models, whose weights to take.")
+    ] = None,
+    neighbours: Annotated[
+        bool, typer.Option("--neighbours/--no-neighbours", help="Also blend in an item neighbourhood of the ratings.")
+    ] = True,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")] = Path("blend.pt"),
+    output_format: OutputFormat = None,
+    as_json: AsJson = False,
+) -> None:
+    """Blend saved models into one that answers like any other: a pool of what each would say, by weights."""
+    if (holdout is None) == (weights is None):
+        raise UsageError("give one of: --holdout FILE, --weights BLEND.pt")
+    if [*map(str, models), holdout, str(weights)].count("-") > 1:
+        raise UsageError("only one of the models and --holdout can come from standard input")
+    if weights is not None and by_hand(context, "neighbours"):
+        raise UsageError(f"--{'' if neighbours else 'no-'}neighbours: a blend by --weights has what that one has; leave it out")
+    chosen = pick_format(output_format, as_json)
+    if output.is_dir() or not output.resolve().parent.is_dir():
+        raise UsageError(f"--output {output}: give a file in a folder that is there")
+    found = [load_model(model) for model in models]
+    from pmfcli.artifact import dumps, write_atomically
+    from pmfcli.blending import blend as pool
+    from pmfcli.blending import blend_like
+
+    names = [str(model) for model in models]
+    if holdout is not None:
+        ratings = read_data(Source(data=holdout))
+        for time in {str(model.settings["time"]) for model in found} - {"none"}:
+            say_if_dates_are_told(time, ratings)
+        blended = pool(found, names, ratings, neighbours)
+    else:
+        assert weights is not None
+        blended = blend_like(found, names, load_model(weights))
+    write_atomically(output, dumps(blended.model))
+    emit(_rows(blended), Shape("blend", _COLUMNS, decimals=4, ids=2), chosen)
+    if blended.passed_over:
+        note(f"{blended.passed_over:,} held-out ratings that a model was trained on were passed over")
+    note(f"wrote {output}")
+
+
+def _rows(blended: "Blended") -> list[Row]:
+    rows = [{"part": part.name, "method": part.model.method, "weight": part.weight, **part.scores} for part in blended.parts]
+    rows.append({"part": "all", "method": "blend", "weight": 1.0, **blended.scores})
+    return [{name: row.get(name) for name in _COLUMNS} for row in rows]

@@ -1,0 +1,224 @@
+"""A posterior as tensors and plain values, for a file; and back, where whatever does not fit is refused."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pmfcli.core.blend import Blend, Posterior
+from pmfcli.core.drift import LARGEST_KEY, Drift, Stretches
+from pmfcli.core.neighbourhood import Neighbourhood
+from pmfcli.core.posterior import Factors, Parameters
+from pmfcli.core.predict import Draws, Head, Laplace
+from pmfcli.data.ratings import LATEST, STEPS
+
+Shape = tuple[tuple[int, ...], torch.dtype]
+
+LARGE = 1e12  # of any number in a file, so that no answer overflows
+_LARGEST = dict.fromkeys(("precision_u", "precision_v", "Lambda_u", "Lambda_v", "alpha"), 1e24)
+_ADD_UP = 1e-2  # shares and weights to 1, but for half precision
+_DRIFT = (*Stretches._fields, *Drift._fields[1:])
+_MOST_PARTS = 100
+
+
+def pack(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What JSON can say of a posterior, and its tensors."""
+    p = posterior
+    if isinstance(p, Blend):
+        parts = [pack(part) for part in p.parts]
+        tensors = {f"{number}.{name}": tensor for number, (_, of) in enumerate(parts) for name, tensor in of.items()}
+        tensors |= {"weight": p.weight} if p.grid is None else {"weight": p.weight, "grid": p.grid}
+        return {"kind": "blend", "parts": [about for about, _ in parts], "movies": p.movies, "powers": p.powers}, tensors
+    if isinstance(p, Neighbourhood):
+        return {"kind": "neighbourhood"}, p._asdict()
+    if isinstance(p, Draws):
+        fields = p._asdict()
+        head, drift = fields.pop("head"), fields.pop("drift")
+        if drift is not None:
+            moved = drift._asdict() | drift.stretches._asdict()
+            fields |= {f"drift_{name}": moved[name] for name in _DRIFT}
+        return {"kind": "draws", **head._asdict()}, {name: tensor for name, tensor in fields.items() if tensor is not None}
+    f, q = p.factors, p.parameters
+    found = {"U": f.U, "V": f.V, "sigma": q.sigma, "noise": p.noise}
+    found |= {"precision_u": p.precision_u, "precision_v": p.precision_v}
+    if f.b is not None and f.c is not None:
+        found |= {"b": f.b, "c": f.c}
+    if q.W is not None:
+        found |= {"Y": q.Y, "W": q.W}
+    if q.X is not None:
+        found |= {"Z": q.Z, "X": q.X}
+    return {"kind": "mode", "mean_field": p.mean_field, **p.head._asdict()}, found
+
+
+def unpack(about: dict[str, Any], tensors: dict[str, Tensor], n_users: int, n_movies: int) -> Posterior:
+    """A posterior of so many users and movies.
+
+    Raises:
+        KeyError, ValueError, and others of their kind: it is none.
+    """
+    kind = about["kind"]
+    if kind == "blend":
+        return _blend(about, tensors, n_users, n_movies)
+    if kind == "neighbourhood":
+        return _neighbourhood(tensors, n_users, n_movies)
+    head = Head(int(about["latent"]), float(about["offset"]), about["link"])
+    if (kind, head.link) not in (("mode", "sigmoid"), ("mode", "linear"), ("draws", "linear")):
+        raise ValueError("the posterior or the link is none that pmf knows")
+    if not abs(head.offset) <= LARGE:
+        raise ValueError("the offset is out of bounds")
+    if kind == "draws":
+        check(tensors, _shapes_of_draws(tensors, n_users, n_movies))
+        return _draws(tensors, head, n_users, n_movies)
+    check(tensors, _shapes_of_a_mode(tensors, head.latent, n_users, n_movies))
+    return _mode(tensors, head, bool(about["mean_field"]))
+
+
+def check(tensors: dict[str, Tensor], shapes: dict[str, Shape]) -> None:
+    """Refuse tensors of other names, shapes or types, and numbers beyond all bounds.
+
+    Raises:
+        KeyError, ValueError: there is one.
+    """
+    for name, tensor in tensors.items():
+        shape, dtype = shapes[name]
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_contiguous()
+        if tensor.shape != shape or tensor.dtype != dtype or not plain:
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}")
+        if tensor.is_floating_point() and tensor.numel() and not float(tensor.abs().max()) <= _LARGEST.get(name, LARGE):
+            raise ValueError(f"{name} is not finite, or out of all bounds")
+
+
+def _blend(about: dict[str, Any], tensors: dict[str, Tensor], n_users: int, n_movies: int) -> Blend:
+    own = {name: tensor for name, tensor in tensors.items() if "." not in name}
+    count, powers = len(about["parts"]), tuple(float(power) for power in about["powers"])
+    movies = tuple(int(known) for known in about["movies"])
+    check(own, {"weight": ((count,), torch.float32), "grid": ((len(own.get("grid", ())),), torch.float32)})
+    weight, grid = own["weight"], own.get("grid")
+    if not 1 <= count <= _MOST_PARTS or bool((weight < 0).any()) or abs(float(weight.sum()) - 1) > _ADD_UP:
+        raise ValueError("the weights of the parts are none")
+    if not len(powers) == len(movies) == count or not all(0 <= power <= 2 for power in powers):
+        raise ValueError("the parts do not fit together")
+    if grid is not None:
+        _check_grid(grid)
+    of_part: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    for name, tensor in tensors.items():
+        if "." in name:
+            number, _, inner = name.partition(".")
+            of_part[int(number)][inner] = tensor
+    parts = []
+    for one, mine, known in zip(about["parts"], of_part, movies, strict=True):
+        if not 1 <= known <= n_movies:
+            raise ValueError("a part knows other movies")
+        part = unpack(one, mine, n_users, known)
+        if isinstance(part, Blend):
+            raise ValueError("a part is a blend")
+        steps = part.grid if isinstance(part, Draws) else None
+        if steps is not None and (grid is None or not torch.equal(grid, steps)):
+            raise ValueError("the steps of the scale are not those of a part")
+        parts.append(part)
+    return Blend(tuple(parts), weight, movies, powers, grid)
+
+
+def _neighbourhood(tensors: dict[str, Tensor], n_users: int, n_movies: int) -> Neighbourhood:
+    near = (n_movies, tensors["near"].shape[1])
+    shapes: dict[str, Shape] = {"near": (near, torch.int32), "weight": (near, torch.float16)}
+    shapes |= {name: (shape, torch.float32) for name, shape in {"mean": (), "noise": (), "scale": (2,)}.items()}
+    check(tensors, shapes | {"b": ((n_users,), torch.float32), "c": ((n_movies,), torch.float32)})
+    found = Neighbourhood(**tensors)
+    inside = not found.near.numel() or 0 <= int(found.near.min()) <= int(found.near.max()) < n_movies
+    if not inside or float(found.noise) <= 0 or float(found.scale[0]) >= float(found.scale[1]):
+        raise ValueError("the neighbours do not fit")
+    return found
+
+
+def _check_grid(grid: Tensor) -> None:
+    if not 2 <= len(grid) <= STEPS or not bool((grid.diff() > 0).all()) or not 0 <= float(grid[0]) <= float(grid[-1]) <= 1:
+        raise ValueError("the steps of the scale are none")
+
+
+def _shapes_of_a_mode(tensors: dict[str, Tensor], latent: int, n_users: int, n_movies: int) -> dict[str, Shape]:
+    d = latent + ("b" in tensors)
+    user, movie, prior = (n_users, latent), (n_movies, latent), (d, d)
+    shapes = {"U": user, "V": movie, "Y": user, "Z": movie, "W": movie, "X": user, "b": (n_users,), "c": (n_movies,)}
+    shapes |= {"precision_u": prior, "precision_v": prior, "sigma": (), "noise": ()}
+    return {name: (shape, torch.float32) for name, shape in shapes.items()}
+
+
+def _shapes_of_draws(tensors: dict[str, Tensor], n_users: int, n_movies: int) -> dict[str, Shape]:
+    draws, _, d = tensors["U"].shape
+    steps, habits = (len(tensors["grid"]), tensors["cuts"].shape[1]) if "grid" in tensors else (1, 1)
+    user, movie, one, prior = (draws, n_users), (draws, n_movies), (draws, d), (draws, d, d)
+    rows = {"U": (*user, d), "V": (*movie, d), "W": (*movie, d), "gamma_u": user, "gamma_v": movie}
+    rows |= {"share": (*user, habits)}
+    small = {"mean_u": one, "mu_u": one, "mu_v": one, "Lambda_u": prior, "Lambda_v": prior, "alpha": (draws,)}
+    small |= {"var_w": (n_movies,), "prior_dof": (draws, 2), "noise_dof": (draws, 2)}
+    small |= {"cuts": (draws, habits, steps - 1), "habits": (draws, habits), "grid": (steps,)}
+    stretches, kinds = (len(tensors[f"drift_{name}"]) if "drift_row" in tensors else 0 for name in ("row", "length"))
+    small |= {"drift_precision": (draws, kinds)}
+    rows |= {"drift_value": (draws, stretches)}
+    rows |= {"drift_usual_u": user, "drift_usual_v": movie}
+    of_time = {f"drift_{name}": ((kinds,), torch.int64) for name in ("length", "reach")}
+    of_time |= {f"drift_{name}": ((stretches,), torch.int64) for name in ("row", "start", "end")}
+    of_time |= {"drift_of_movies": ((kinds,), torch.bool)}
+    return (
+        of_time
+        | {name: (shape, torch.float16) for name, shape in rows.items()}
+        | {name: (shape, torch.float32) for name, shape in small.items()}
+    )
+
+
+def _mode(tensors: dict[str, Tensor], head: Head, mean_field: bool) -> Laplace:
+    U, V, b, c = tensors["U"], tensors["V"], tensors.get("b"), tensors.get("c")
+    if (b is None) != (c is None):
+        raise ValueError("one of the biases is missing")
+    p = Parameters(tensors.get("Y", U), tensors.get("Z", V), tensors.get("W"), tensors.get("X"), b, c, tensors["sigma"])
+    precisions = tensors["precision_u"], tensors["precision_v"]
+    if not all(_is_positive(matrix) for matrix in precisions) or min(float(p.sigma), float(tensors["noise"])) <= 0:
+        raise ValueError("a variance is not positive")
+    return Laplace(Factors(U, V, b, c, head.offset, head.link), p, *precisions, tensors["noise"], mean_field)
+
+
+def _draws(tensors: dict[str, Tensor], head: Head, n_users: int, n_movies: int) -> Draws:
+    t = dict(tensors)
+    drift = _drift({name: t.pop(f"drift_{name}", None) for name in _DRIFT}, n_users, n_movies)
+    scale = ("share", "cuts", "habits", "grid")
+    optional: dict[str, Any] = {name: t.pop(name, None) for name in ("W", "var_w", "prior_dof", "noise_dof", *scale)}
+    one_sided = (optional["W"] is None) != (optional["var_w"] is None) or len({optional[name] is None for name in scale}) > 1
+    if not 0 <= t["U"].shape[2] - head.latent <= 1 or len(t["U"]) == 0 or one_sided:
+        raise ValueError("the draws do not fit together")
+    if optional["grid"] is not None:
+        grid, cuts, share = optional["grid"], optional["cuts"], optional["share"].float()
+        _check_grid(grid)
+        if cuts.shape[1] < 1 or not bool((cuts.diff() >= 0).all()):
+            raise ValueError("the cut points are none")
+        if bool((share < 0).any()) or float((share.sum(2) - 1).abs().max()) > _ADD_UP:
+            raise ValueError("the shares of habits do not add up")
+    least = {"alpha": 1e-24, "gamma_u": 0, "gamma_v": 0, "var_w": 0, "prior_dof": 2, "noise_dof": 2, "habits": 0}
+    positive = all(bool((tensors[name] > bound).all()) for name, bound in least.items() if name in tensors)
+    if not positive or not all(_is_positive(matrices) for matrices in (t["Lambda_u"], t["Lambda_v"])):
+        raise ValueError("a variance is not positive")
+    return Draws(**t, **optional, drift=drift, head=head)
+
+
+def _drift(parts: dict[str, Any], n_users: int, n_movies: int) -> Drift | None:
+    if all(part is None for part in parts.values()):
+        return None
+    drift = {name: parts.pop(name) for name in Drift._fields[1:]}
+    s, precision = Stretches(**parts), drift["precision"]
+    sizes = s.length.tolist()
+    whole = min(sizes, default=0) > 0 and sum(sizes) == len(s.row) and drift["value"] is not None
+    if not whole or bool((s.reach < 0).any()) or bool((precision <= 0).any()):
+        raise ValueError("the effects of time do not fit together")
+    whose = torch.repeat_interleave(torch.where(s.of_movies, n_movies, n_users), s.length)
+    first, last = int(s.start.min()), int(s.end.max())
+    far = max(n_users, n_movies) * (last - first + 3) > LARGEST_KEY or max(abs(first), abs(last)) > LATEST
+    if far or bool((s.end < s.start).any()) or bool(((s.row < 0) | (s.row >= whose)).any()):
+        raise ValueError("the stretches of time are none")
+    for row, start in zip(s.row.split(sizes), s.start.split(sizes), strict=True):
+        if not bool(((row.diff() > 0) | ((row.diff() == 0) & (start.diff() >= 0))).all()):
+            raise ValueError("the stretches of time are not in order")
+    return Drift(s, **drift)
+
+
+def _is_positive(matrices: Tensor) -> bool:
+    return not bool(torch.linalg.cholesky_ex(matrices).info.any())
