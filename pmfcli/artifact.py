@@ -6,9 +6,7 @@ written to a temporary name and renamed, and its bytes depend on the content alo
 
 import io
 import json
-import os
 import pickle
-import tempfile
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from pmfcli.core.blend import Blend, Posterior
 from pmfcli.core.predict import Seen
 from pmfcli.data.ratings import STEPS, Scale, Vocabulary
 from pmfcli.errors import ModelError, OutputError
+from pmfcli.files import replacing
 from pmfcli.text import clean
 
 FORMAT = "pmf-model"
@@ -133,34 +132,14 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OutputError: it cannot be written; nothing is left behind.
     """
-    temporary = None
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(content)
             return
-        path = path.resolve()  # through a link, the file it points to is replaced
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        with replacing(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-        temporary.chmod(mode)
-        os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
-    except BaseException:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _check_archive(content: bytes, name: str) -> None:

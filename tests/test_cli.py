@@ -22,7 +22,20 @@ from pmfcli.training import run, train
 
 GOOD = "user,movie,rating\n" + "".join(f"{u},{m},{1 + (u * m) % 5}\n" for u in range(1, 9) for m in range(1, 9))
 SIMULATED = "A model of the embedded sample: real films, simulated viewers.\n"
-COMMANDS = ("download", "train", "predict", "recommend", "similar", "evaluate", "compare", "blend", "tune", "info", "demo")
+COMMANDS = (
+    "download",
+    "train",
+    "predict",
+    "recommend",
+    "similar",
+    "evaluate",
+    "compare",
+    "blend",
+    "tune",
+    "info",
+    "cache",
+    "demo",
+)
 TRAIN = ["model", "method", "epochs", "loss", "sigma", "holdout_rmse", "train_rmse", "seconds", "ratings", "users", "movies"]
 PREDICT = ["user", "movie", "title", "rating", "prediction", "sd", "lo", "hi", "p_ge_4", "source"]
 

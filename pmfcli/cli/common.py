@@ -27,6 +27,7 @@ def read_data(source: Source) -> "Ratings":
     """
     data, data_dir, side, skip_bad = source.data, source.data_dir, source.side, source.skip_bad
     columns = source.user_col, source.movie_col, source.rating_col, source.time_col
+    from pmfcli.data.cache import read
     from pmfcli.data.fields import Columns
     from pmfcli.data.readers import read_ratings
     from pmfcli.data.sample import NAME, NOTICE, read_sample
@@ -48,7 +49,16 @@ def read_data(source: Source) -> "Ratings":
             raise DataError(f"{path}: not downloaded yet; get it by: pmf download {data} --data-dir {data_dir}")
     else:
         path = Path(data)
-    ratings, duplicates, skipped = read_ratings(path, Columns(*columns), skip_bad)
+    left: Path | None = None
+    if path is None or source.no_cache:
+        reading = read_ratings(path, Columns(*columns), skip_bad)
+    else:
+        reading, left = read(path, Columns(*columns), skip_bad)
+    ratings, duplicates, skipped = reading
+    if left is not None:
+        note(
+            f"{ratings.name}: left a cache beside it for the next time, {left.stat().st_size / 1e6:.0f} MB; pmf cache lists it"
+        )
     if duplicates:
         by = "by time" if ratings.time is not None else "in the file"
         note(f"{ratings.name}: {duplicates:,} rating(s) of a pair that was rated again; the latest {by} counts")

@@ -54,6 +54,12 @@ class Source(NamedTuple):
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Pass over rows that cannot be read, and count them.", rich_help_panel=_DATA)
     ] = False
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache", help="Neither read nor leave a cache beside a large file of ratings.", rich_help_panel=_DATA
+        ),
+    ] = False
     side: Annotated[
         str | None,
         typer.Option(

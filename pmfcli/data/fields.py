@@ -16,7 +16,7 @@ NAMES = {
 }
 SEPARATORS = ("::", "\t", ",", ";", "|")
 UNQUOTED = ("::", "\t")  # a quotation mark is a letter like any other there
-LONGEST_LINE = 1 << 20
+LONGEST_LINE = 1 << 22
 csv.field_size_limit(LONGEST_LINE)
 
 
@@ -51,11 +51,11 @@ def split(line: str, separator: str) -> list[str]:
 def by_role(parts: list[str], columns: Columns) -> dict[str, int]:
     """Role -> position, for the roles that have a column among the names of a header."""
     plain = [re.sub(r":\w+$", "", part).lower() for part in parts]  # RecBole writes "user_id:token"
-    fields = {}
-    for role, aliases in NAMES.items():
+    fields: dict[str, int] = {}
+    for role, aliases in sorted(NAMES.items(), key=lambda item: getattr(columns, item[0], None) is None):  # those given first
         given = getattr(columns, role, None)
         names, wanted = (plain, aliases) if given is None else (parts, (given,))
-        found = [names.index(name) for name in wanted if name in names]
+        found = [names.index(name) for name in wanted if name in names and names.index(name) not in fields.values()]
         if found:
             fields[role] = found[0]
     return fields

@@ -63,6 +63,9 @@ class _Layout(NamedTuple):
     fields: dict[str, int]  # role -> field
 
 
+_Table = dict[str, pa.ChunkedArray]  # a column for each role
+
+
 def read_ratings(path: Path | None, columns: Columns | None = None, skip_bad: bool = False) -> Reading:
     """Read ratings.
 
@@ -80,21 +83,26 @@ def read_ratings(path: Path | None, columns: Columns | None = None, skip_bad: bo
     if len(set(given)) < len(given):
         raise DataError(f"{name}: one column cannot be two of user, movie, rating and time")
     try:
-        file = None if path is None else _ratings_file(path)
+        file = None if path is None else ratings_file(path)
         name = name if file is None else str(file)
         if file is not None and file.suffix == ".parquet":
             return _assemble(_read_parquet(file, columns), file, name, 0, skip_bad, None)
         text = _Text(name, file if file is not None and file.suffix != ".gz" and file.is_file() else _in_memory(file))
         layout = _recognise(text, columns)
-        table, broken = _read_text(text, layout)
-        return _assemble(table, file, name, broken, skip_bad, (text, layout))
+        found, broken = _read_text(text, layout)
+        return _assemble(found, file, name, broken, skip_bad, (text, layout))
     except OSError as error:
         raise DataError(f"{short(name)}: {error.strerror or error}") from None
     except (pa.ArrowException, csv.Error, UnicodeError) as error:
         raise DataError(f"{name}: not a table of ratings ({short(str(error))})") from None
 
 
-def _ratings_file(path: Path) -> Path:
+def ratings_file(path: Path) -> Path:
+    """The file of ratings itself, of a file or a folder in a MovieLens layout.
+
+    Raises:
+        DataError: there is none.
+    """
     if path.is_dir():
         for name in _LAYOUTS:
             if (path / name).is_file():
@@ -167,7 +175,7 @@ def _missing(parts: list[str], fields: dict[str, int], columns: Columns) -> str:
     return f"no column for {', '.join(missing)} among {found}; name them by {', '.join(f'--{role}-col' for role in missing)}"
 
 
-def _read_text(text: _Text, layout: _Layout) -> tuple[pa.Table, int]:
+def _read_text(text: _Text, layout: _Layout) -> tuple[_Table, int]:
     """The columns by role, and how many rows had another number of fields; those are left out."""
     names = [str(field) for field in range(layout.width)]
     if layout.separator == "::":  # pyarrow separates by one character, so every second field is empty
@@ -181,22 +189,30 @@ def _read_text(text: _Text, layout: _Layout) -> tuple[pa.Table, int]:
         broken += 1
         return "skip"
 
+    options = {
+        "read_options": pacsv.ReadOptions(column_names=names, skip_rows=int(layout.header), block_size=LONGEST_LINE),
+        "parse_options": pacsv.ParseOptions(
+            delimiter=layout.separator[0],
+            quote_char=False if layout.separator in UNQUOTED else '"',
+            newlines_in_values=layout.separator not in UNQUOTED,
+            invalid_row_handler=pass_over,
+        ),
+    }
     try:
-        table = pacsv.read_csv(
-            io.BytesIO(text.source) if isinstance(text.source, bytes) else text.source,
-            read_options=pacsv.ReadOptions(column_names=names, skip_rows=int(layout.header), block_size=LONGEST_LINE),
-            parse_options=pacsv.ParseOptions(
-                delimiter=layout.separator[0],
-                quote_char=False if layout.separator in UNQUOTED else '"',
-                newlines_in_values=layout.separator not in UNQUOTED,
-                invalid_row_handler=pass_over,
-            ),
-            convert_options=pacsv.ConvertOptions(
-                column_types={name: pa.string() if role == "time" else coded for name, role in roles.items()},
+        for time in (pa.int64(), pa.string()):  # most are numbers, which take less
+            broken = 0
+            source = io.BytesIO(text.source) if isinstance(text.source, bytes) else text.source
+            convert = pacsv.ConvertOptions(
+                column_types={name: time if role == "time" else coded for name, role in roles.items()},
                 include_columns=list(roles),
                 strings_can_be_null=False,
-            ),
-        )
+            )
+            try:
+                table = pacsv.read_csv(source, convert_options=convert, **options)
+                break
+            except pa.ArrowInvalid as error:
+                if time == pa.string() or "conversion error to int64" not in str(error):
+                    raise
     except pa.ArrowInvalid as error:
         message = str(error)
         if "Empty CSV" in message:
@@ -212,7 +228,7 @@ def _read_text(text: _Text, layout: _Layout) -> tuple[pa.Table, int]:
                 f"{text.name}:{line}: not UTF-8 text; convert it, for instance by iconv -f latin1 -t utf8"
             ) from None
         raise DataError(f"{text.name}: {short(message)}") from None
-    return table.rename_columns([roles[name] for name in table.column_names]), broken
+    return {roles[name]: table.column(name) for name in table.column_names}, broken
 
 
 def _first_line(text: _Text, wanted: Callable[[bytes], bool]) -> int:
@@ -221,7 +237,7 @@ def _first_line(text: _Text, wanted: Callable[[bytes], bool]) -> int:
         return next((number for number, raw in enumerate(stream, 1) if wanted(raw)), 1)
 
 
-def _read_parquet(file: Path, columns: Columns) -> pa.Table:
+def _read_parquet(file: Path, columns: Columns) -> _Table:
     try:
         parquet = pq.ParquetFile(file)
         names = parquet.schema_arrow.names
@@ -236,59 +252,66 @@ def _read_parquet(file: Path, columns: Columns) -> pa.Table:
         table = parquet.read([names[field] for field in fields.values()])
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{file}: not a readable Parquet file ({short(str(error))})") from None
-    return pa.table({role: table.column(names[field]) for role, field in fields.items()})
+    return {role: table.column(names[field]) for role, field in fields.items()}
 
 
 def _assemble(
-    table: pa.Table, file: Path | None, name: str, broken: int, skip_bad: bool, text: tuple[_Text, _Layout] | None
+    columns: _Table, file: Path | None, name: str, broken: int, skip_bad: bool, text: tuple[_Text, _Layout] | None
 ) -> Reading:
-    """Columns to Ratings: bad rows, ids to rows, duplicates, order."""
-    user, user_ids = _codes(table.column("user"))
-    movie, movie_ids = _codes(table.column("movie"))
-    stars = _numbers(table.column("rating"))
-    time = _times(table.column("time")) if "time" in table.column_names else None
+    """Columns to Ratings: bad rows, ids to rows, duplicates, order. Each column is let go as soon as it is read."""
+    user, user_ids = _codes(columns.pop("user"))
+    pa.default_memory_pool().release_unused()
+    movie, movie_ids = _codes(columns.pop("movie"))
+    stars = _numbers(columns.pop("rating"))
+    time = _times(columns.pop("time")) if "time" in columns else None
+    title, known_titles = _codes(columns.pop("title")) if "title" in columns else (None, [])
+    pa.default_memory_pool().release_unused()
     good = np.isfinite(stars) & (user >= 0) & (movie >= 0)
     if time is not None:
-        good &= np.abs(time) <= LATEST  # not where it is NaN
+        good &= (time <= LATEST) & (time >= -LATEST)  # not where it is NaN
     skipped = broken + int((~good).sum())
     if skipped and not skip_bad:
         where = _first_bad_line(*text) if text else f"{name}: row {int(np.argmin(good)) + 1} is not a rating"
         raise DataError(f"{where}; mend it, or pass over such rows by --skip-bad")
     if not good.any():
         raise DataError(f"{name}: a header and no ratings" if not skipped else f"{name}: none of its rows is a rating")
-    rows = pd.DataFrame({"user": user[good], "movie": movie[good], "stars": stars[good].astype(np.float32)})
-    if time is not None:
-        rows["time"] = time[good].astype(np.int64)
-        rows = rows.sort_values("time", kind="stable")
-    if "title" in table.column_names:
-        code, names = _codes(table.column("title"))
-        rows["title"] = pd.Series(code[good]).map(dict(enumerate([*names]))).astype(object)
-    users, rows["user"] = _vocabulary(rows["user"].to_numpy(), user_ids)
-    movies, rows["movie"] = _vocabulary(rows["movie"].to_numpy(), movie_ids)
-    rows = rows.sort_values(["user", "movie"], kind="stable")
-    repeated = rows.duplicated(["user", "movie"], keep="last")
-    rows = rows[~repeated]
-    if "title" in rows:
-        titled = rows[rows["title"].notna()]
-        known = dict(zip(titled["movie"], titled["title"], strict=True))
-        titles = [known.get(row) for row in range(len(movies))]
+    if not good.all():
+        user, movie, stars = user[good], movie[good], stars[good]
+        time, title = (None if part is None else part[good] for part in (time, title))
+    del good
+    time = None if time is None else time.astype(np.int64, copy=not time.flags.writeable)  # Arrow's own memory is not
+    users, user = _vocabulary(user, user_ids)
+    movies, movie = _vocabulary(movie, movie_ids)
+    order, repeated = _in_order(user, movie, len(movies), time)
+    if order is not None:
+        user, movie, stars = user[order], movie[order], stars[order]
+        time, title = (None if part is None else part[order] for part in (time, title))
+    if title is not None:
+        titled = title >= 0
+        by_row = dict(zip(movie[titled].tolist(), title[titled].tolist(), strict=True))
+        titles = [known_titles[by_row[row]] if row in by_row else None for row in range(len(movies))]
     else:
         by_id = read_titles(file) if file is not None else {}
         titles = [by_id.get(name) for name in movies.ids]
-    column = {name: rows[name].to_numpy(copy=True) for name in rows if name != "title"}
-    stars = column["stars"]
-    ratings = Ratings(
-        user=column["user"],
-        movie=column["movie"],
-        stars=stars,
-        time=column.get("time"),
-        users=users,
-        movies=movies,
-        titles=tuple(titles),
-        scale=Scale(float(stars.min()), float(stars.max())),
-        name=name,
-    )
-    return Reading(ratings, int(repeated.sum()), skipped)
+    scale = Scale(float(stars.min()), float(stars.max()))
+    return Reading(Ratings(user, movie, stars, time, users, movies, tuple(titles), scale, name), repeated, skipped)
+
+
+def _in_order(user: Array, movie: Array, n_movies: int, time: Array | None) -> tuple[Array | None, int]:
+    """Positions by user, then movie, the latest of each pair alone, and how many others there are; None if all are in order."""
+    key = user * np.int64(n_movies) + movie
+    if (key[1:] > key[:-1]).all():
+        return None, 0
+    order = np.argsort(key, kind="stable").astype(np.int32 if len(key) < 2**31 else np.int64)
+    key = key[order]
+    again = key[1:] == key[:-1]
+    if not again.any():
+        return order, 0
+    if time is not None:
+        among = np.append(again, False) | np.insert(again, 0, False)
+        some = order[among]
+        order[among] = some[np.lexsort((some, time[some], key[among]))]
+    return order[np.append(~again, True)], int(again.sum())
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
@@ -297,10 +320,11 @@ def _codes(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
         with contextlib.suppress(pa.ArrowInvalid):
             column = column.cast(pa.int64())  # ids that became floats, as pandas does beside missing values
     if not pa.types.is_dictionary(column.type):
-        column = column.cast(pa.string()).dictionary_encode()
+        column = (column if pa.types.is_integer(column.type) else column.cast(pa.string())).dictionary_encode()
     whole = column.unify_dictionaries().combine_chunks()
     codes = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    labels = [clean(label or "") if "\n" not in (label or "") else "" for label in whole.dictionary.to_pylist()]
+    texts = ["" if label is None else str(label) for label in whole.dictionary.to_pylist()]
+    labels = [clean(text) if "\n" not in text else "" for text in texts]
     distinct = sorted(set(labels) - {""})
     place = {label: i for i, label in enumerate(distinct)}
     return np.array([*(place.get(label, -1) for label in labels), -1], dtype=np.int32)[codes], distinct
@@ -308,7 +332,7 @@ def _codes(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
 
 def _vocabulary(codes: Array, labels: list[str]) -> tuple[Vocabulary, Array]:
     """The ids that occur, in their order, and the row of each code."""
-    used = np.unique(codes)
+    used = np.flatnonzero(np.bincount(codes, minlength=len(labels)))
     names = [labels[code] for code in used]
     order = Vocabulary.order(names)
     rows = np.zeros(len(labels), dtype=np.int32)
@@ -317,13 +341,13 @@ def _vocabulary(codes: Array, labels: list[str]) -> tuple[Vocabulary, Array]:
 
 
 def _numbers(column: pa.ChunkedArray) -> Array:
-    """Ratings as float64, NaN where there is no usable number."""
+    """Ratings as float32, NaN where there is no usable number."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         values = column.cast(pa.float64()).to_numpy()
-        return np.where(np.abs(values) <= _LARGEST, values, np.nan)
+        return np.where(np.abs(values) <= _LARGEST, values, np.nan).astype(np.float32)
     codes, labels = _codes(column)
     parsed = [_number(label) for label in labels]
-    return np.array([*(math.nan if value is None else value for value in parsed), math.nan])[codes]
+    return np.array([*(math.nan if value is None else value for value in parsed), math.nan], dtype=np.float32)[codes]
 
 
 def _number(text: str) -> float | None:
@@ -335,11 +359,11 @@ def _number(text: str) -> float | None:
 
 
 def _times(column: pa.ChunkedArray) -> Array:
-    """Seconds since 1970 as float64, from numbers or ISO 8601 dates; NaN where there are none."""
+    """Seconds since 1970, from numbers or ISO 8601 dates; as float64, with NaN, where there are not always any."""
     found: Array
     if not pa.types.is_temporal(column.type):
         with contextlib.suppress(pa.ArrowInvalid):
-            found = column.cast(pa.int64()).to_numpy().astype(np.float64)
+            found = column.cast(pa.int64()).to_numpy()
             return found
         found = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
         if not np.isnan(found).all():

@@ -1,0 +1,165 @@
+"""Ratings that were read before, as arrays in a file beside theirs.
+
+A cache holds for the size and time of the file; if only the time has changed, for its content. One that is damaged, or is not
+what it should be, is as good as none.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pmfcli.data.fields import Columns
+from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary
+from pmfcli.data.readers import Reading, ratings_file, read_ratings
+from pmfcli.data.titles import read_titles
+from pmfcli.files import replacing
+from pmfcli.text import clean
+
+LEAST = 1_000_000  # ratings worth a cache
+FORMAT = 1
+_SUFFIX = ".pmf-cache"
+_TYPES = {"user": np.int32, "movie": np.int32, "stars": np.float32, "time": np.int64}
+
+
+class Cached(NamedTuple):
+    """A cache that is there."""
+
+    file: Path
+    source: Path  # whose ratings it has
+    ratings: int
+    size: int  # bytes
+
+
+def read(path: Path, columns: Columns, skip_bad: bool) -> tuple[Reading, Path | None]:
+    """As ``read_ratings``, from a cache if it holds; else one is left if it is worth it, and can be: where it is.
+
+    Raises:
+        DataError: as ``read_ratings``.
+    """
+    source = ratings_file(path)
+    if not source.is_file():
+        return read_ratings(path, columns, skip_bad), None
+    asked = {"columns": list(columns), "skip_bad": skip_bad}
+    file = _beside(source)
+    found = _load(file, source, asked)
+    if found is not None:
+        return found, None
+    before = source.stat()
+    reading = read_ratings(path, columns, skip_bad)
+    if reading.ratings.n < LEAST:
+        return reading, None
+    try:
+        _store(file, source, asked, reading)
+    except OSError:  # a folder that cannot be written to, a full disk
+        return reading, None
+    after = source.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        file.unlink(missing_ok=True)  # it was written to meanwhile
+        return reading, None
+    return reading, file
+
+
+def caches(folder: Path) -> Iterator[Cached]:
+    """The caches in a folder and below."""
+    for file in sorted(folder.rglob(f".*{_SUFFIX}")):
+        about = _about(file)
+        if about is not None:
+            yield Cached(file, file.with_name(file.name[1 : -len(_SUFFIX)]), int(about["ratings"]), file.stat().st_size)
+
+
+def _beside(source: Path) -> Path:
+    return source.with_name(f".{source.name}{_SUFFIX}")
+
+
+def _store(file: Path, source: Path, asked: dict[str, Any], reading: Reading) -> None:
+    ratings = reading.ratings
+    about = {
+        "format": FORMAT,
+        "size": source.stat().st_size,
+        "mtime_ns": source.stat().st_mtime_ns,
+        "sha256": _digest(source),
+        "asked": asked,
+        "ratings": ratings.n,
+        "duplicates": reading.duplicates,
+        "skipped": reading.skipped,
+        "users": ratings.users.ids,
+        "movies": ratings.movies.ids,
+        "titles": None if ratings.titles == _titles_beside(source, ratings.movies) else ratings.titles,
+    }
+    arrays = {"user": ratings.user, "movie": ratings.movie, "stars": ratings.stars}
+    if ratings.time is not None:
+        arrays["time"] = ratings.time
+    text = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), dtype=np.uint8)
+    with replacing(file) as out:
+        np.savez(out, about=text, **arrays)  # type: ignore[arg-type]
+
+
+def _about(file: Path) -> dict[str, Any] | None:
+    """What a cache says of itself; None if it is none, or would unpack to more than it is."""
+    try:
+        with zipfile.ZipFile(file) as box:
+            members = box.infolist()
+            if any(one.compress_type != zipfile.ZIP_STORED for one in members):
+                return None
+            if sum(one.file_size for one in members) > file.stat().st_size:
+                return None
+        with np.load(file, allow_pickle=False) as box:
+            about = json.loads(box["about"].tobytes())
+            return (
+                about if isinstance(about, dict) and about["format"] == FORMAT and isinstance(about["ratings"], int) else None
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError, RecursionError):
+        return None
+
+
+def _load(file: Path, source: Path, asked: dict[str, Any]) -> Reading | None:
+    about = _about(file) if file.is_file() else None
+    if about is None:
+        return None
+    try:
+        status = source.stat()
+        if about["asked"] != asked or about["size"] != status.st_size:
+            return None
+        if about["mtime_ns"] != status.st_mtime_ns and about["sha256"] != _digest(source):
+            return None
+        with np.load(file, allow_pickle=False) as box:
+            found = {name: box[name] for name in _TYPES if name in box}
+        users, movies = (Vocabulary(tuple(map(str, about[name]))) for name in ("users", "movies"))
+        titles = about["titles"]
+        if titles is None:
+            titles = _titles_beside(source, movies)
+        if not _fits(found, len(users), len(movies)) or len(titles) != len(movies):
+            return None
+        titles = tuple(None if title is None else clean(str(title)) for title in titles)
+        stars = found["stars"]
+        scale = Scale(float(stars.min()), float(stars.max()))
+        arrays = found["user"], found["movie"], stars, found.get("time")
+        ratings = Ratings(*arrays, users, movies, titles, scale, str(source))
+        return Reading(ratings, int(about["duplicates"]), int(about["skipped"]))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError):
+        return None
+
+
+def _titles_beside(source: Path, movies: Vocabulary) -> tuple[str | None, ...]:
+    by_id = read_titles(source)
+    return tuple(by_id.get(name) for name in movies.ids)
+
+
+def _fits(found: dict[str, Array], n_users: int, n_movies: int) -> bool:
+    n = len(found["stars"])
+    if any(found[name].dtype != kind or found[name].shape != (n,) for name, kind in _TYPES.items() if name in found):
+        return False
+    user, movie = found["user"], found["movie"]
+    inside = n > 0 and 0 <= user.min() <= user.max() < n_users and 0 <= movie.min() <= movie.max() < n_movies
+    key = user * np.int64(n_movies) + movie
+    return bool(inside and np.isfinite(found["stars"]).all() and (key[1:] > key[:-1]).all())
+
+
+def _digest(source: Path) -> str:
+    with source.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

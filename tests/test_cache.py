@@ -1,0 +1,140 @@
+"""What is kept of a file that was read: it is the same, it is given up when the file changes, and it cannot do harm."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run
+
+from pmfcli.data import cache
+from pmfcli.data.fields import Columns
+from pmfcli.data.ratings import Ratings
+from pmfcli.data.readers import Reading, read_ratings
+
+COLUMNS = Columns()
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cache, "LEAST", 10)
+    lines = [f"u{n * 7 % 5},{n * 3 % 8},{1 + n % 5},{1000 - n}" for n in range(60)]
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(lines) + "\n")
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n3,Heat (1995),Crime\n")
+    return tmp_path / "ratings.csv"
+
+
+def same(a: Reading, b: Reading) -> None:
+    assert a[1:] == b[1:]
+    for name in Ratings.__dataclass_fields__:
+        one, other = getattr(a.ratings, name), getattr(b.ratings, name)
+        if isinstance(one, np.ndarray):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+        else:
+            assert one == other
+
+
+def test_the_second_reading_is_the_first_and_comes_from_the_cache(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = read_ratings(file)
+    first, left = cache.read(file, COLUMNS, False)
+    assert left == file.with_name(".ratings.csv.pmf-cache")
+    same(first, plain)
+    assert first.duplicates > 0
+    monkeypatch.setattr(cache, "read_ratings", None)
+    for path in (file, file.parent):
+        again, left = cache.read(path, COLUMNS, False)
+        assert left is None
+        same(again, plain)
+    os.utime(file, ns=(1, 1))
+    same(cache.read(file, COLUMNS, False)[0], plain)
+    (file.parent / "movies.csv").write_text("movieId,title,genres\n3,Cold (1995),Crime\n")
+    assert "Cold (1995)" in cache.read(file, COLUMNS, False)[0].ratings.titles
+
+
+def test_it_is_given_up_when_the_file_or_the_question_changes(file: Path) -> None:
+    cache.read(file, COLUMNS, False)
+    assert cache.read(file, COLUMNS._replace(rating="timestamp"), False)[1] is not None
+    text = file.read_text()
+    file.write_text(text.replace("u1,", "u2,"))  # of the same size
+    os.utime(file, ns=(1, 1))
+    reading, left = cache.read(file, COLUMNS, False)
+    assert left is not None
+    assert "u1" not in reading.ratings.users.ids
+    file.write_text(text + "u9,1,5,0\n")
+    assert "u9" in cache.read(file, COLUMNS, False)[0].ratings.users.ids
+
+
+def test_a_cache_that_is_no_good_is_none(file: Path) -> None:
+    plain, left = cache.read(file, COLUMNS, False)
+    content = left.read_bytes()
+    for place in range(0, len(content), len(content) // 60):
+        left.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        same(cache.read(file, COLUMNS, False)[0], plain)
+    for size in (0, 10, len(content) // 2):
+        left.write_bytes(content[:size])
+        same(cache.read(file, COLUMNS, False)[0], plain)
+
+    def rewritten(**change: object) -> None:
+        left.write_bytes(content)
+        with np.load(left) as box:
+            parts = dict(box)
+        about = json.loads(parts["about"].tobytes())
+        for name, value in change.items():
+            if name in about:
+                about[name] = value
+            else:
+                parts[name] = value(parts[name])
+        parts["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+        with left.open("wb") as out:
+            np.savez(out, **parts)
+
+    for change in (
+        {"user": lambda part: part + 100},
+        {"user": lambda part: part[::-1]},
+        {"movie": lambda part: part.astype(np.int64)},
+        {"stars": lambda part: part * np.nan},
+        {"time": lambda part: part[1:]},
+        {"users": ["u1"]},
+        {"titles": []},
+        {"format": 99},
+        {"size": 1},
+        {"movies": 3},
+    ):
+        rewritten(**change)
+        same(cache.read(file, COLUMNS, False)[0], plain)
+    left.write_bytes(content)
+    with zipfile.ZipFile(left) as box:
+        members = {one.filename: box.read(one) for one in box.infolist()}
+    with zipfile.ZipFile(left, "w", zipfile.ZIP_DEFLATED) as box:
+        for name, member in members.items():
+            box.writestr(name, member)
+    same(cache.read(file, COLUMNS, False)[0], plain)
+
+
+def test_small_files_pipes_and_folders_that_cannot_be_written_leave_none(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Path) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "replacing", refused)
+        assert cache.read(file, COLUMNS, False)[1] is None
+    monkeypatch.setattr(cache, "LEAST", 1000)
+    assert cache.read(file, COLUMNS, False)[1] is None
+    assert [one.name for one in file.parent.iterdir() if one.name.startswith(".")] == []
+
+
+def test_cache_on_the_command_line(answer: Run, file: Path) -> None:
+    train = ["train", "--data", str(file), "--epochs", "2", "-k", "2"]
+    assert answer(*train, "--no-cache").returncode == 0
+    assert json.loads(answer("cache", "--json").stdout)["rows"] == []
+    assert "left a cache beside it for the next time" in answer(*train).stderr
+    assert "left a cache" not in answer(*train).stderr
+    (row,) = json.loads(answer("cache", str(file.parent), "--json").stdout)["rows"]
+    assert row["source"] == str(file)
+    done = answer("cache", "--clear")
+    assert (done.returncode, "removed 1" in done.stderr) == (0, True)
+    assert not list(file.parent.glob(".*"))
+    assert answer("cache", "nowhere").returncode == 2
