@@ -19,14 +19,16 @@ from torch import Tensor
 
 from pmfcli import packing
 from pmfcli.core.blend import Blend, Posterior
+from pmfcli.core.neighbourhood import Neighbourhood
 from pmfcli.core.predict import Seen
-from pmfcli.data.ratings import STEPS, Scale, Vocabulary
+from pmfcli.data.ratings import LATEST, STEPS, Scale, Vocabulary
 from pmfcli.errors import ModelError, OutputError
 from pmfcli.files import replacing
 from pmfcli.text import clean
 
 FORMAT = "pmf-model"
 VERSION = 4
+_KINDS = {"map": "mode", "bayes": "draws", "blend": "blend"}  # of posteriors, by method
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,8 @@ def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
     }
     packing.check(seen_parts, shapes)
     posterior = packing.unpack(meta["posterior"], tensors, n_users, n_movies)
+    if _KINDS.get(meta["method"]) != meta["posterior"]["kind"]:
+        raise ValueError("the method is none that pmf knows")
     if not isinstance(posterior, Blend) and not 0 <= float(meta["settings"]["user_power"]) <= 2:
         raise ValueError("the power of a user's mean is out of bounds")
     seen = Seen(**seen_parts)
@@ -185,11 +189,15 @@ def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
         raise ValueError("the seen pairs do not fit a part")
     if meta["settings"]["time"] not in ("none", "user", "movie", "both"):
         raise ValueError("the effects of time are none that pmf knows")
-    if not isinstance(meta["data"]["latest"], int | None):
+    latest = meta["data"]["latest"]
+    if latest is not None and not (type(latest) is int and abs(latest) <= LATEST):
         raise ValueError("the latest time is none")
     scale = Scale(float(meta["scale"][0]), float(meta["scale"][1]))
     if not all(abs(number) <= packing.LARGE for number in scale) or scale.lo >= scale.hi:
         raise ValueError("the scale is none")
+    for part in posterior.parts if isinstance(posterior, Blend) else ():
+        if isinstance(part, Neighbourhood) and not torch.equal(part.scale, torch.tensor([*scale])):
+            raise ValueError("the scale is not that of a part")
     return Model(
         method=str(meta["method"]),
         posterior=posterior,

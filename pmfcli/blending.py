@@ -13,11 +13,13 @@ from pmfcli.core import blend as core
 from pmfcli.core import neighbourhood
 from pmfcli.core.blend import Blend
 from pmfcli.core.neighbourhood import Neighbourhood
+from pmfcli.core.predict import Draws
 from pmfcli.data.ratings import Ratings
 from pmfcli.errors import DataError, UsageError
 from pmfcli.evaluation import matched, score_model, summary, trained_on
 
 NEIGHBOURHOOD = "item neighbourhood"
+_MAY_DIFFER = ("seed", "epochs", "keep", "device", "threads", "holdout", "refit")  # in models that share weights
 LEAST_HELD = 50  # ratings that weights are learned from
 _NARROW = 0.005  # of the scale: the density of a rating, where there are no steps, is what lies so near
 
@@ -52,8 +54,8 @@ def blend(models: Sequence[Model], names: Sequence[str], held_out: Ratings, with
     fresh = held_out.select(~seen.numpy())
     if fresh.n < LEAST_HELD:
         raise DataError(
-            f"{held_out.name}: {fresh.n} of its {held_out.n} ratings are none that the models were trained on; "
-            f"weights need at least {LEAST_HELD}: train on the others"
+            f"{held_out.name}: only {fresh.n:,} of its {held_out.n:,} ratings are new to all the models; weights need at "
+            f"least {LEAST_HELD}, so hold some out, and train on the others"
         )
     if with_neighbourhood:  # its noise is by how much it is wrong
         last = score_model(found[-1], fresh)
@@ -78,9 +80,17 @@ def blend_like(models: Sequence[Model], names: Sequence[str], like: Model) -> Bl
         raise UsageError("--weights: the model is no blend; give one by pmf blend")
     with_neighbourhood = isinstance(old.parts[-1], Neighbourhood)
     found, names = _aligned(models, names, with_neighbourhood)
-    kinds, wanted = ([type(part).__name__ for part in parts] for parts in ([one.posterior for one in found], old.parts))
-    if kinds != wanted:
-        raise UsageError(f"--weights: that blend has {len(wanted) - with_neighbourhood} models, and not of the same kinds")
+    wanted = list(like.settings["parts"].values())
+    if len(wanted) != len(found):
+        raise UsageError(f"--weights: that blend is of {len(wanted) - with_neighbourhood} models; give as many, in its order")
+    for name, one, its in zip(names, found, wanted, strict=True):
+        other = [key for key, value in one.settings.items() if key not in _MAY_DIFFER and its.get(key) != value]
+        if other:
+            was, now = its.get(other[0]), one.settings[other[0]]
+            raise UsageError(
+                f"--weights: {name} stands where {its.get('name')} is in that blend, but has {other[0]} {now}, not {was}; "
+                "give models of the same settings, in its order"
+            )
     if isinstance(last := old.parts[-1], Neighbourhood):
         found[-1] = _with_noise(found[-1], last.noise)
     parts = [Part(name, one, w, {}) for name, one, w in zip(names, found, old.weight.tolist(), strict=True)]
@@ -89,13 +99,14 @@ def blend_like(models: Sequence[Model], names: Sequence[str], like: Model) -> Bl
 
 def _aligned(models: Sequence[Model], names: Sequence[str], with_neighbourhood: bool) -> tuple[list[Model], list[str]]:
     """The models, of the same ratings, each knowing the first of the movies; and their neighbourhood."""
-    most = max(models, key=lambda one: len(one.movies))
+    first = max(range(len(models)), key=lambda number: len(models[number].movies))
+    most = models[first]
     for one, name in zip(models, names, strict=True):
         if isinstance(one.posterior, Blend):
             raise UsageError(f"{name}: it is a blend; blend its parts")
         same = one.users == most.users and one.movies.ids == most.movies.ids[: len(one.movies)] and one.scale == most.scale
         if not same or not all(torch.equal(a, b) for a, b in zip(one.seen, most.seen, strict=True)):
-            raise UsageError(f"{name}: not trained on the ratings of {names[models.index(most)]}; blend models of the same")
+            raise UsageError(f"{name}: not trained on the ratings of {names[first]}; blend models of the same")
     found = list(models)
     if with_neighbourhood:
         alike = neighbourhood.fit(most.seen, (len(most.users), len(most.movies)), *most.scale)
@@ -105,7 +116,7 @@ def _aligned(models: Sequence[Model], names: Sequence[str], with_neighbourhood: 
 
 def _with_noise(model: Model, noise: Tensor) -> Model:
     assert isinstance(model.posterior, Neighbourhood)
-    return replace(model, posterior=model.posterior._replace(noise=noise.float()))
+    return replace(model, posterior=model.posterior._replace(noise=neighbourhood.least_noise(noise, *model.scale)))
 
 
 def _mass(model: Model, held_out: Ratings) -> Tensor:
@@ -125,12 +136,17 @@ def _mass(model: Model, held_out: Ratings) -> Tensor:
 
 
 def _grid(model: Model) -> Tensor | None:
+    if isinstance(model.posterior, Draws) and model.posterior.grid is not None:
+        return model.posterior.grid
     return torch.tensor([model.scale.to_unit(star) for star in model.steps]) if model.steps else None
 
 
 def _model(parts: Sequence[Part], metrics: dict[str, Any]) -> Model:
     most = max((part.model for part in parts), key=lambda one: len(one.movies))
-    told = [str(part.model.settings["time"]) for part in parts if part.model.settings["time"] != "none"]
+    told = {str(part.model.settings["time"]) for part in parts} - {"none"}
+    of_steps = [
+        part.model for part in parts if isinstance(part.model.posterior, Draws) and part.model.posterior.grid is not None
+    ]
     return replace(
         most,
         method="blend",
@@ -139,13 +155,13 @@ def _model(parts: Sequence[Part], metrics: dict[str, Any]) -> Model:
             weight=torch.tensor([part.weight for part in parts]),
             movies=tuple(len(part.model.movies) for part in parts),
             powers=tuple(float(part.model.settings.get("user_power", 0)) for part in parts),
-            grid=_grid(most),
+            grid=_grid(of_steps[0] if of_steps else most),  # the same numbers, to the last bit
         ),
         settings={
             "method": "blend",
-            "time": told[0] if told else "none",
+            "time": "none" if not told else told.pop() if len(told) == 1 else "both",
             "parts": {str(number): {"name": part.name, **part.model.settings} for number, part in enumerate(parts)},
         },
-        metrics={"weights": {part.name: part.weight for part in parts}, **metrics},
+        metrics={"weights": [part.weight for part in parts], **metrics},
         versions={"pmf": __version__, "torch": torch.__version__},
     )

@@ -229,7 +229,7 @@ def report_ranking(parts: Sequence[Ranked], k: int) -> dict[str, Any]:
         "k": k,
         "candidates": "all movies of the model that the user had not rated in training",
         "relevant": f"test ratings of {LIKED:g} or more",
-        "users": len(whole.user),
+        "users": len(whole.user.unique()),
         "ndcg": _number(whole.ndcg.mean()),
         "recall": _number(whole.recall.mean()),
         "intervals": {"ndcg": ends(drawn[:, 0]), "recall": ends(drawn[:, 1])},

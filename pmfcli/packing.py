@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pmfcli.core.blend import Blend, Posterior
-from pmfcli.core.drift import LARGEST_KEY, Drift, Stretches
-from pmfcli.core.neighbourhood import Neighbourhood
+from pmfcli.core.drift import LARGEST_KEY, MOST_KINDS, Drift, Stretches
+from pmfcli.core.neighbourhood import NEAREST, Neighbourhood
 from pmfcli.core.posterior import Factors, Parameters
 from pmfcli.core.predict import Draws, Head, Laplace
 from pmfcli.data.ratings import LATEST, STEPS
@@ -18,7 +18,7 @@ LARGE = 1e12  # of any number in a file, so that no answer overflows
 _LARGEST = dict.fromkeys(("precision_u", "precision_v", "Lambda_u", "Lambda_v", "alpha"), 1e24)
 _ADD_UP = 1e-2  # shares and weights to 1, but for half precision
 _DRIFT = (*Stretches._fields, *Drift._fields[1:])
-_MOST_PARTS = 100
+_MOST_PARTS, _LEAST_NOISE, _LEAST_PRECISION = 100, 1e-6, 1e-24
 
 
 def pack(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -96,6 +96,8 @@ def _blend(about: dict[str, Any], tensors: dict[str, Tensor], n_users: int, n_mo
     weight, grid = own["weight"], own.get("grid")
     if not 1 <= count <= _MOST_PARTS or bool((weight < 0).any()) or abs(float(weight.sum()) - 1) > _ADD_UP:
         raise ValueError("the weights of the parts are none")
+    if max(movies) != n_movies or all(one["kind"] == "neighbourhood" for one in about["parts"]):
+        raise ValueError("the parts are too few")
     if not len(powers) == len(movies) == count or not all(0 <= power <= 2 for power in powers):
         raise ValueError("the parts do not fit together")
     if grid is not None:
@@ -125,8 +127,11 @@ def _neighbourhood(tensors: dict[str, Tensor], n_users: int, n_movies: int) -> N
     shapes |= {name: (shape, torch.float32) for name, shape in {"mean": (), "noise": (), "scale": (2,)}.items()}
     check(tensors, shapes | {"b": ((n_users,), torch.float32), "c": ((n_movies,), torch.float32)})
     found = Neighbourhood(**tensors)
+    if near[1] > NEAREST:
+        raise ValueError("the neighbours are too many")
     inside = not found.near.numel() or 0 <= int(found.near.min()) <= int(found.near.max()) < n_movies
-    if not inside or float(found.noise) <= 0 or float(found.scale[0]) >= float(found.scale[1]):
+    width = float(found.scale[1] - found.scale[0])
+    if not inside or not width > 0 or not _LEAST_NOISE * width <= float(found.noise):
         raise ValueError("the neighbours do not fit")
     return found
 
@@ -193,10 +198,12 @@ def _draws(tensors: dict[str, Tensor], head: Head, n_users: int, n_movies: int) 
             raise ValueError("the cut points are none")
         if bool((share < 0).any()) or float((share.sum(2) - 1).abs().max()) > _ADD_UP:
             raise ValueError("the shares of habits do not add up")
-    least = {"alpha": 1e-24, "gamma_u": 0, "gamma_v": 0, "var_w": 0, "prior_dof": 2, "noise_dof": 2, "habits": 0}
+    least = {"alpha": _LEAST_PRECISION, "gamma_u": 0, "gamma_v": 0, "var_w": 0, "prior_dof": 2, "noise_dof": 2, "habits": 0}
     positive = all(bool((tensors[name] > bound).all()) for name, bound in least.items() if name in tensors)
     if not positive or not all(_is_positive(matrices) for matrices in (t["Lambda_u"], t["Lambda_v"])):
         raise ValueError("a variance is not positive")
+    if drift is not None and t["U"].shape[2] == head.latent:
+        raise ValueError("there are effects of time, and no biases")
     return Draws(**t, **optional, drift=drift, head=head)
 
 
@@ -207,7 +214,9 @@ def _drift(parts: dict[str, Any], n_users: int, n_movies: int) -> Drift | None:
     s, precision = Stretches(**parts), drift["precision"]
     sizes = s.length.tolist()
     whole = min(sizes, default=0) > 0 and sum(sizes) == len(s.row) and drift["value"] is not None
-    if not whole or bool((s.reach < 0).any()) or bool((precision <= 0).any()):
+    sides = (bool((~s.of_movies).any()), bool(s.of_movies.any()))
+    whole = whole and len(sizes) <= MOST_KINDS and sides == (drift["usual_u"] is not None, drift["usual_v"] is not None)
+    if not whole or bool((s.reach < 0).any()) or bool((precision < _LEAST_PRECISION).any()):
         raise ValueError("the effects of time do not fit together")
     whose = torch.repeat_interleave(torch.where(s.of_movies, n_movies, n_users), s.length)
     first, last = int(s.start.min()), int(s.end.max())

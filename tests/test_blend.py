@@ -180,8 +180,8 @@ def test_the_file_is_the_model_and_a_damaged_one_is_refused(blended: Model) -> N
         "weight": lambda t: 2 * t,
         "grid": lambda t: t.flip(0),
         "3.near": lambda t: t + 10**6,
-        "3.scale": lambda t: t.flip(0),
-        "3.noise": lambda t: -t,
+        "3.scale": lambda t: 2 * t,
+        "3.noise": lambda t: 1e-9 * t,
         "2.cuts": lambda t: t.flip(2),
         "0.V": lambda t: t[1:],
     }
@@ -189,14 +189,23 @@ def test_the_file_is_the_model_and_a_damaged_one_is_refused(blended: Model) -> N
         damaged = {**raw, "tensors": {**raw["tensors"], name: change(raw["tensors"][name]).contiguous()}}
         with pytest.raises(ModelError, match="damaged model file"):
             loads(saved(damaged), "x")
+    wide = {"3.near": raw["tensors"]["3.near"].repeat(1, 2), "3.weight": raw["tensors"]["3.weight"].repeat(1, 2)}
+    with pytest.raises(ModelError, match="damaged model file"):
+        loads(saved({**raw, "tensors": raw["tensors"] | wide}), "x")
     about = json.loads(raw["meta"])
+    more = {**about, "movies": [*about["movies"], "xx"], "titles": [*about["titles"], None]}
+    for changed in (more, {**about, "method": "map"}, {**about, "data": {**about["data"], "latest": True}}):
+        with pytest.raises(ModelError, match="damaged model file"):
+            loads(saved({**raw, "meta": json.dumps(changed)}), "x")
     for change in (
         {"parts": about["posterior"]["parts"][:-1]},
         {"movies": [1] * 4},
         {"movies": [10**9] * 4},
         {"powers": [-1.0] * 4},
         {"parts": [{"kind": "blend"}] * 4},
+        {"parts": [{"kind": "neighbourhood"}] * 4},
         {"kind": "unheard of"},
+        {"kind": "neighbourhood"},
     ):
         damaged = {**raw, "meta": json.dumps({**about, "posterior": {**about["posterior"], **change}})}
         with pytest.raises(ModelError, match="damaged model file"):
@@ -242,16 +251,25 @@ def test_ratings_that_are_no_steps_and_times_are_blended_too() -> None:
 def test_what_cannot_be_blended(parts: list[Model], split: tuple[Ratings, Ratings], blended: Model, sample: Ratings) -> None:
     training, held = split
     other = run(train(sample.select(sample.user < 200), Settings(epochs=2, latent=2)))
-    with pytest.raises(UsageError, match="two: not trained on the ratings of one"):
-        blend([parts[0], other], ["one", "two"], held, True)
+    for models in ([parts[0], other], [other, parts[0]]):
+        with pytest.raises(UsageError, match=r"(two|one): not trained on the ratings of (one|two)"):
+            blend(models, ["one", "two"], held, True)
+    fewer = run(train(held, Settings(epochs=2, latent=2)))
+    narrow = replace(fewer, movies=replace(fewer.movies, ids=fewer.movies.ids[:-1]))
+    with pytest.raises(UsageError, match="one: not trained on the ratings of two"):
+        blend([narrow, parts[0]], ["one", "two"], held, True)
     with pytest.raises(UsageError, match="two: it is a blend; blend its parts"):
         blend([parts[0], blended], ["one", "two"], held, True)
     with pytest.raises(DataError, match="weights need at least 50"):
         blend(parts, ["a", "b", "c"], training, True)
     with pytest.raises(UsageError, match="no blend"):
         blend_like(parts, ["a", "b", "c"], parts[0])
-    with pytest.raises(UsageError, match="3 models, and not of the same kinds"):
+    with pytest.raises(UsageError, match="that blend is of 3 models"):
         blend_like(parts[:2], ["a", "b"], blended)
+    with pytest.raises(
+        UsageError, match=r"--weights: y stands where a is in that blend, but has .*; give models .* in its order"
+    ):
+        blend_like([parts[1], parts[0], parts[2]], ["y", "x", "z"], blended)
     both = blend(parts, ["a", "b", "c"], replace(sample.select(sample.user < 300)), False)
     assert both.passed_over == training.n
 

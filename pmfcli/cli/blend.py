@@ -52,8 +52,7 @@ def blend(
     names = [str(model) for model in models]
     if holdout is not None:
         ratings = read_data(Source(data=holdout))
-        for time in {str(model.settings["time"]) for model in found} - {"none"}:
-            say_if_dates_are_told(time, ratings)
+        say_if_dates_are_told([str(model.settings["time"]) for model in found], ratings, True)
         blended = pool(found, names, ratings, neighbours)
     else:
         assert weights is not None

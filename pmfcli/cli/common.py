@@ -1,6 +1,7 @@
 """What several commands do the same way: find the data, load the model."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,17 +95,17 @@ def _with_features(ratings: "Ratings", path: Path | None, source: Source) -> "Ra
     return found
 
 
-def say_if_dates_are_told(time: str, test: "Ratings") -> None:
-    """What a test of a model with effects of time is a test of."""
-    if time == "none":
+def say_if_dates_are_told(times: Iterable[str], test: "Ratings", from_a_file: bool) -> None:
+    """What a test of models with effects of time is a test of."""
+    told = sorted(set(times) - {"none"})
+    if not told:
         return
+    flags = " and ".join(f"--time {time}" for time in told)
     if test.time is None:
-        note(f"{test.name} has no dates: a model by --time {time} takes them for unknown")
-    else:
-        note(
-            f"the test's own dates are told to the model (--time {time}): it knows which of a person's ratings "
-            "were given in one sitting; to score it without, give a file of user, movie and rating alone"
-        )
+        note(f"{test.name} has no dates: a model by {flags} takes them for unknown")
+        return
+    without = "; to score it without, give a file of user, movie and rating alone" if from_a_file else ""
+    note(f"the test's own dates are told to the model ({flags}), and so which ratings were given together{without}")
 
 
 def load_model(path: Path) -> "Model":

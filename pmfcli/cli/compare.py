@@ -31,8 +31,7 @@ def compare(
     chosen = pick_format(output, as_json)
     found = [load_model(model) for model in models]
     ratings = read_data(Source(data=test))
-    for time in {str(model.settings["time"]) for model in found} - {"none"}:
-        say_if_dates_are_told(time, ratings)
+    say_if_dates_are_told([str(model.settings["time"]) for model in found], ratings, True)
     from pmfcli.evaluation import compare as paired
     from pmfcli.evaluation import groups, score_model
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pmfcli.data.ratings import Array, Ratings
 
 EXAMPLE = "pmf evaluate --model pmf.pt --test held-out.csv"
+_ADVICE = "; --split time holds out the latest"
 _COLUMNS = ("group", "ratings", "n", "rmse", "mae", "rmse_bias", "rmse_mean", "nll", "crps", "inside_90")
 
 
@@ -64,8 +65,8 @@ def evaluate(
         from pmfcli.evaluation import Tested, rank_model, report, report_ranking, score_model
 
         ratings = read_data(source._replace(data=test))
-        say_if_dates_are_told(str(found.settings["time"]), ratings)
-        _say_if_the_future_is_known(ratings, found.data["latest"])
+        say_if_dates_are_told([str(found.settings["time"])], ratings, True)
+        _say_if_the_future_is_known(ratings, found.data["latest"], "")
         tests = [Tested(score_model(found, ratings), rank_model(found, ratings, ranking) if ranking else None)]
     else:
         if not 0 < test_fraction < 1:
@@ -73,10 +74,11 @@ def evaluate(
         settings = resolve(given, config, os.environ)
         ratings = read_data(source)
         masks = _masks(ratings, folds, split or "random", test_fraction, last_n, settings.seed)
-        say_if_dates_are_told(settings.time, ratings)
+        if ratings.time is not None:
+            say_if_dates_are_told([settings.time], ratings, False)
         if split in ("last", "time"):
             held, rest = ratings.select(masks[0]), ratings.select(~masks[0])
-            _say_if_the_future_is_known(held, None if rest.time is None or not rest.n else int(rest.time.max()))
+            _say_if_the_future_is_known(held, None if rest.time is None or not rest.n else int(rest.time.max()), _ADVICE)
         from pmfcli.evaluation import cross_score, report, report_ranking
 
         tests = []
@@ -132,14 +134,14 @@ def _masks(ratings: "Ratings", folds: int | None, split: str, fraction: float, l
     return [random_mask(ratings.n, fraction, seed) if split == "random" else time_mask(ratings, fraction)]
 
 
-def _say_if_the_future_is_known(test: "Ratings", latest: int | None) -> None:
+def _say_if_the_future_is_known(test: "Ratings", latest: int | None, advice: str) -> None:
     if test.time is None or latest is None:
         return
     early = int((test.time < latest).sum())
     if early:
         note(
             f"warning: training holds ratings later than {early:,} of the {test.n:,} test ratings, "
-            "which nobody has who predicts; --split time holds out the latest"
+            f"which nobody has who predicts{advice}"
         )
 
 

@@ -48,7 +48,8 @@ def predict(
     shape = Shape("predict", (*_COLUMNS, *star_columns(found, stars)))
     chosen = pick_format(output, as_json)
     if pairs is not None:
-        emit(_counted(answers(found, _read_pairs(pairs), detail)), shape, chosen)
+        timed = found.settings["time"] != "none"
+        emit(_counted(answers(found, _read_pairs(pairs, timed), detail)), shape, chosen)
         return
     movies = [find_movie(found, name, by_row) for name in movie or []]
     if ratings is not None:
@@ -64,10 +65,10 @@ def predict(
         note(f"{len(rows)} known ratings beside their reconstruction: RMSE {error:.3f}")
 
 
-def _read_pairs(source: str) -> "Iterator[Asked]":
+def _read_pairs(source: str, timed: bool) -> "Iterator[Asked]":
     from pmfcli.answers import Asked
 
-    for place, fields in read_records(source, ("user", "movie"), also=("time",)):
+    for place, fields in read_records(source, ("user", "movie"), also=("time",) if timed else ()):
         time = seconds(fields["time"]) if "time" in fields else None
         if time is None and "time" in fields:
             raise DataError(f"{place}: time '{short(fields['time'])}' is neither seconds since 1970 nor a date")

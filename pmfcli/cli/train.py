@@ -105,8 +105,12 @@ def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
         elif m["r_hat"] > AGREE:
             note("warning: after so many sweeps its predictions still change; give more --epochs, or leave it out")
     if "holdout_rmse" in m:
+        told = f", their dates told (--time {model.settings['time']})" if model.settings["time"] != "none" else ""
         beside = {name: found["rmse"] for name, found in m["holdout_baselines"].items()}
-        note(f"held-out RMSE {m['holdout_rmse']:.3f} (always the mean {beside['mean']:.3f}, biases only {beside['bias']:.3f})")
+        note(
+            f"held-out RMSE {m['holdout_rmse']:.3f} (always the mean {beside['mean']:.3f}, biases only {beside['bias']:.3f})"
+            + told
+        )
         if m["holdout_rmse"] > beside["mean"] and m["train_rmse"] < 0.8 * spread:
             note(
                 "warning: on held-out ratings this model is worse than always answering the mean; it memorises. "

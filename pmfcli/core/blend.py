@@ -21,7 +21,7 @@ from pmfcli.core.predict import Draws, Laplace, Pairs, Rank, Rows, Seen
 from pmfcli.core.predictive import Predictive, pooled
 
 _PRIOR = 10.0  # ratings that the prior counts for each part
-_ROUNDS = 1000  # of EM
+_ROUNDS, _STILL = 1000, 1e-9  # of EM, at most, and when it stands still
 _LEAST = 1e-12  # of a rating's probability
 _RANKED = 1024  # movies at a time
 _CHUNK = 4096  # pairs at a time, of a neighbourhood
@@ -55,9 +55,11 @@ def weights(p: Tensor) -> Tensor:
     p = p.double().clamp(min=_LEAST)
     w = torch.full((p.shape[1],), 1 / p.shape[1], dtype=torch.float64)
     for _ in range(_ROUNDS):
-        share = p * w
+        share, old = p * w, w
         w = (share / share.sum(1, keepdim=True)).sum(0) + _PRIOR
         w = w / w.sum()
+        if float((w - old).abs().max()) < _STILL:
+            break
     return w.float()
 
 

@@ -153,10 +153,14 @@ def _pairs_to_watch(o: Observations, seed: int) -> tuple[Tensor, Tensor]:
 
 def _watch(state: State, problem: Problem, pairs: tuple[Tensor, Tensor], latent: int) -> Tensor:
     """What a draw predicts for the watched pairs: x, or the mean rating where the scale of x is for the prior to say."""
-    users, movies, alpha, habits, _ = state
+    users, movies, alpha, habits, effects = state
     u, v = users.A[pairs[0]], movies.A[pairs[1]]
     x = (u[:, :latent] * v[:, :latent]).sum(1)
     x = x + u[:, latent:].sum(1) + v[:, latent:].sum(1)
+    values = [one.value[None] for one in effects]
+    for side, (rows, pair) in enumerate(zip(problem.users.pattern.shape, pairs, strict=True)):
+        usual = drift.usual(values, problem.groups, bool(side), rows)
+        x = x if usual is None else x + usual[0, pair]
     if habits is None:
         return x.cpu()
     spread = (alpha * users.gamma[pairs[0]] * movies.gamma[pairs[1]]).rsqrt()
@@ -212,7 +216,8 @@ def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
         assert value is not None
         parts = value.split([len(group.row) for group in problem.groups], 1)
         sides = ((False, problem.users.pattern.shape[0]), (True, problem.users.pattern.shape[1]))
-        means = [drift.usual(parts, problem.groups, *side) for side in sides]
+        on_cpu = [group._replace(row=group.row.cpu(), part=group.part.float().cpu()) for group in problem.groups]
+        means = [drift.usual([part.float() for part in parts], on_cpu, *side) for side in sides]
         usual = [None if one is None else one.half() for one in means]
         moved = Drift(drift.stacked(problem.groups), value, precision, *usual)
     U, W, mu_u = found["U"], found["W"], found["mu_u"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from pmfcli.errors import TrainingError
 
 PAUSES = (60, 600, 3600, 86_400)  # seconds that end a stretch of a user
+MOST_KINDS = len(PAUSES) + 1
 _TOGETHER = 20  # ratings of a movie in a stretch
 _EVER = 2**62
 LARGEST_KEY = 2**62  # of a row and a second in one number
@@ -69,6 +70,7 @@ class Group(NamedTuple):
     start: Tensor
     end: Tensor
     stretch: Tensor  # (n,) int32 that of every rating
+    part: Tensor  # (stretches,) of the ratings of its row
 
 
 def groups(user: Tensor, movie: Tensor, time: Tensor, users: bool, movies: bool) -> list[Group]:
@@ -132,14 +134,12 @@ def usual(values: Sequence[Tensor], kinds: Sequence[Group], of_movies: bool, row
     Args:
         values: (draws, stretches) of each kind.
     """
-    own = [(value.float(), kind) for value, kind in zip(values, kinds, strict=True) if kind.of_movies == of_movies]
+    own = [(value, kind) for value, kind in zip(values, kinds, strict=True) if kind.of_movies == of_movies]
     if not own:
         return None
-    found = torch.zeros(len(values[0]), rows)
+    found = own[0][0].new_zeros(len(values[0]), rows)
     for value, kind in own:
-        count = torch.bincount(kind.stretch.cpu(), minlength=len(kind.row)).float()
-        of_row = torch.zeros(rows).index_add(0, kind.row, count).clamp(min=1)
-        found.index_add_(1, kind.row, value * (count / of_row[kind.row]))
+        found.index_add_(1, kind.row, value * kind.part)
     return found
 
 
@@ -177,7 +177,9 @@ def _group(of_movies: bool, row: Tensor, time: Tensor, pause: int, most: int) ->
     last[:-1] = first[1:]
     index = torch.empty(len(r), dtype=torch.int32)
     index[order] = (first.cumsum(0) - 1).int()
-    return Group(of_movies, pause, r[first], t[first], t[last], index)
+    count = first.nonzero()[:, 0].diff(append=torch.tensor([len(r)])).float()
+    of_row = torch.zeros(int(r[-1]) + 1).index_add(0, r[first], count)
+    return Group(of_movies, pause, r[first], t[first], t[last], index, count / of_row[r[first]])
 
 
 def _nearest(row: Tensor, start: Tensor, end: Tensor, of: Tensor, time: Tensor, reach: int) -> Tensor:

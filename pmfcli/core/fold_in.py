@@ -91,18 +91,16 @@ def _fold_in_draws(p: Draws, movies: Tensor, t: Tensor, weight: float) -> Rows:
     bias = V[:, k] if d > k else V.new_zeros(())
     f = features(V, k)
     noise = p.alpha[row] * p.gamma_v[:, movies].float().flatten()
-    Lambda = p.Lambda_u
-    if p.drift is not None:  # all is said in one sitting, of films at any time
-        mean, variance = (part.flatten() for part in at_no_time(p.drift, movies, of_movies=True))
-        bias, noise = bias + mean, 1 / (1 / noise + variance)
-        mood = torch.zeros_like(Lambda)
-        mood[:, -1, -1] = at_no_time(p.drift, movies[:1], of_movies=False)[1][:, 0]
-        Lambda = torch.linalg.inv(torch.linalg.inv(Lambda) + mood)
+    mood, drifting = None, noise.new_zeros(())
+    if p.drift is not None:  # all is said in one sitting, whose mood moves the bias; of films at any time
+        mean, drifting = (part.flatten() for part in at_no_time(p.drift, movies, of_movies=True))
+        mood = at_no_time(p.drift, torch.tensor([-1]), of_movies=False)[1][:, 0]
+        bias = bias + mean
     z = (inverse(t, link) - offset).repeat(draws) - bias
     centre, doubt = p.mu_u, p.alpha.new_zeros(())  # of the hierarchical mean: N(centre, doubt Lambda^-1)
     if p.W is not None and p.var_w is not None:
         centre, doubt = centre + weight * p.W[:, movies].float().sum(1), weight**2 * p.var_w[movies].sum()
-    white = Gaussians(torch.zeros_like(centre), torch.linalg.cholesky(Lambda))
+    white = Gaussians(torch.zeros_like(centre), torch.linalg.cholesky(p.Lambda_u))
     tau, gamma = p.alpha.new_ones(draws), p.alpha.new_ones(draws)
     A, share = centre, None
     if p.cuts is not None and p.habits is not None and p.grid is not None:
@@ -110,23 +108,46 @@ def _fold_in_draws(p: Draws, movies: Tensor, t: Tensor, weight: float) -> Rows:
         level = torch.searchsorted(0.5 * (p.grid[1:] + p.grid[:-1]), t).repeat(draws)
         first = row * share.shape[1]
     for sweep in range(_MINI_SWEEPS):
+        precision = 1 / (1 / (noise * gamma[row]) + drifting)
         if share is not None and p.habits is not None:
-            x, root = (f * A[row]).sum(1) + bias, (noise * gamma[row]).sqrt()
+            x, root = (f * A[row]).sum(1) + bias, precision.sqrt()
             kind, _, _ = draw_kind(cuts, share, level, row, first, x, root, generator)
             share = draw_share(p.habits, count_kinds(kind, row, share.shape), generator)
             z = draw_latent(cuts, level, first + kind, x, root, generator) - bias
-        prior = Prior(centre, Lambda / (doubt + 1 / tau)[:, None, None])
-        found = conditional(pattern, f, noise * gamma[row], z, prior)
+        P = p.Lambda_u / (doubt + 1 / tau)[:, None, None]
+        P = P if mood is None else with_mood(P, mood)
+        found = conditional(pattern, f, precision, z, Prior(centre, P))
         if sweep + 1 == _MINI_SWEEPS or (p.noise_dof is None and p.prior_dof is None and share is None):
             break
         A = found.draw(generator)
         if p.prior_dof is not None:
-            part = 1 / (1 + tau * doubt)  # of A - centre, what is not due to the mean
-            own = part[:, None] * (A - centre) + (doubt * part).sqrt()[:, None] * white.draw(generator)
-            tau = draw_tau(own, Lambda, p.prior_dof[:, 0], generator)
+            part = 1 / (1 + tau * doubt)  # of what is not the mood, what is not due to the mean
+            off = A - centre if mood is None else A - centre - draw_mood(A - centre, P, mood, generator)
+            own = part[:, None] * off + (doubt * part).sqrt()[:, None] * white.draw(generator)
+            tau = draw_tau(own, p.Lambda_u, p.prior_dof[:, 0], generator)
         if p.noise_dof is not None:
             error = z - (f * A[row]).sum(1)
             gamma = draw_scales(noise * error.square(), pattern, p.noise_dof[:, 0], generator)
     return Rows(
         found.mean[:, None], gamma[:, None], found.covariance()[:, None], share=None if share is None else share[:, None]
     )
+
+
+def with_mood(P: Tensor, mood: Tensor) -> Tensor:
+    """The precision of rows whose last entry has an independent part more, of variance ``mood`` (draws,), by Sherman-Morrison.
+
+    Args:
+        P: (draws, d, d) without it.
+    """
+    last = P[:, :, -1]
+    part = mood / (1 + mood * P[:, -1, -1])
+    return P - part[:, None, None] * last[:, :, None] * last[:, None, :]
+
+
+def draw_mood(off: Tensor, P: Tensor, mood: Tensor, generator: torch.Generator) -> Tensor:
+    """That part, 0 in other entries, given how far the rows are from their mean, (draws, d), whose precision with it is P."""
+    mean = mood * (P @ off[:, :, None])[:, -1, 0]
+    variance = (mood - mood.square() * P[:, -1, -1]).clamp(min=0)
+    found = torch.zeros_like(off)
+    found[:, -1] = mean + variance.sqrt() * torch.randn(mean.shape, generator=generator)
+    return found

@@ -113,7 +113,10 @@ def prepare(
         for one, features in zip(rated, (user_features, movie_features), strict=True)
     )
     z = inverse(o.t, o.link) - o.offset
-    moved = [group._replace(stretch=group.stretch.to(z.device)) for group in groups]
+    moved = [
+        group._replace(row=group.row.to(z.device), stretch=group.stretch.to(z.device), part=group.part.to(z))
+        for group in groups
+    ]
     return Problem(o, o.flipped(), z, *ordinal.levels(o.t, z), user_means, movie_means, tuple(moved))
 
 

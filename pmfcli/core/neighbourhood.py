@@ -17,10 +17,10 @@ from pmfcli.core.predict import Pairs, Seen
 from pmfcli.core.predictive import Mixture
 from pmfcli.core.sparse import Pattern, spmm
 
-_NEAREST = 100
+NEAREST = 100
 _SHRINK, _DAMPING = 50.0, 0.5
 _BLOCK = 256  # movies whose neighbours are searched at a time
-_LEAST = 1e-12
+_LEAST, _LEAST_NOISE = 1e-12, 1e-3
 
 
 class Neighbourhood(NamedTuple):
@@ -52,7 +52,7 @@ def fit(seen: Seen, shape: tuple[int, int], lo: float, hi: float) -> Neighbourho
     e, by_movie = e[pattern.perm], pattern.T
     squares, ones = e.square(), torch.ones_like(e)
     near, weight = [], []
-    count = min(_NEAREST, pattern.shape[1])
+    count = min(NEAREST, pattern.shape[1])
     for start in range(0, pattern.shape[1], _BLOCK):
         here = torch.arange(start, min(start + _BLOCK, pattern.shape[1]))
         ratings = slice(int(by_movie.crow[here[0]]), int(by_movie.crow[here[-1] + 1]))
@@ -68,7 +68,14 @@ def fit(seen: Seen, shape: tuple[int, int], lo: float, hi: float) -> Neighbourho
         near.append(best.T.int())
         weight.append(s.gather(0, best).T)
     baseline = torch.tensor(bias.mean).float(), bias.b.float(), bias.c.float()
-    return Neighbourhood(*baseline, torch.cat(near), torch.cat(weight).half(), e.std(), torch.tensor([lo, hi]))
+    return Neighbourhood(
+        *baseline, torch.cat(near), torch.cat(weight).half(), least_noise(e.std(correction=0), lo, hi), torch.tensor([lo, hi])
+    )
+
+
+def least_noise(noise: Tensor, lo: float, hi: float) -> Tensor:
+    """A standard deviation that is not nothing."""
+    return noise.float().clamp(min=_LEAST_NOISE * (hi - lo))
 
 
 def people(found: Neighbourhood, seen: Seen, user: Tensor) -> Rated:
