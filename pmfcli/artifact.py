@@ -92,7 +92,7 @@ def loads(content: bytes, name: str) -> Model:
     Raises:
         ModelError: not a model, damaged, unsafe, or of a newer version.
     """
-    _check_archive(content, name)
+    check_archive(content, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -144,8 +144,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
 
 
-def _check_archive(content: bytes, name: str) -> None:
-    """A file of ``torch.save`` stores its records as they are, with checksums: refuse what unpacks to more or is damaged."""
+def check_archive(content: bytes, name: str) -> None:
+    """A file of ``torch.save`` stores its records as they are, with checksums: refuse what unpacks to more or is damaged.
+
+    Raises:
+        ModelError: it does, or is.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as box:
             stored = all(member.compress_type == zipfile.ZIP_STORED for member in box.infolist())

@@ -20,9 +20,11 @@ ALLOWED = {  # room -> rooms it may import
     "artifact": {"core", "data.ratings", "errors", "files", "packing", "text"},
     "console": {"core", "data.ratings", "errors", "text"},
     "answers": {"artifact", "core", "data.ratings", "errors", "text"},
-    "training": {"", "artifact", "config", "core", "data.ratings", "data.split", "errors", "text"},
+    "fitting": {"config", "core", "data.ratings", "errors"},
+    "training": {"", "artifact", "config", "core", "data.ratings", "data.split", "errors", "fitting", "text"},
     "evaluation": {"artifact", "config", "core", "data.ratings", "errors", "text", "training"},
     "plots": {"errors"},
+    "checkpoint": {"artifact", "core", "errors", "files"},
     "blending": {"", "artifact", "core", "data.ratings", "errors", "evaluation"},
     "tuning": {"config", "data.ratings", "data.split", "errors", "evaluation", "training"},
     "cli": {
@@ -30,6 +32,7 @@ ALLOWED = {  # room -> rooms it may import
         "answers",
         "artifact",
         "blending",
+        "checkpoint",
         "cli",
         "config",
         "console",
@@ -38,6 +41,8 @@ ALLOWED = {  # room -> rooms it may import
         "errors",
         "text",
         "evaluation",
+        "files",
+        "fitting",
         "packing",
         "plots",
         "training",
@@ -45,7 +50,18 @@ ALLOWED = {  # room -> rooms it may import
     },
 }
 ONLY_IN = {
-    "torch": {"core", "artifact", "packing", "blending", "data.ratings", "answers", "training", "evaluation"},
+    "torch": {
+        "core",
+        "artifact",
+        "packing",
+        "blending",
+        "checkpoint",
+        "fitting",
+        "data.ratings",
+        "answers",
+        "training",
+        "evaluation",
+    },
     "torchmetrics": {"core.metrics"},
     "matplotlib": {"plots"},
     "optuna": {"tuning"},
@@ -55,7 +71,7 @@ ONLY_IN = {
     "pooch": {"data.download"},
     "requests": {"data.download"},
     "socket": set(),
-    "pickle": {"artifact"},
+    "pickle": {"artifact", "checkpoint"},
     "subprocess": set(),
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py" and path != PACKAGE / "__init__.py")

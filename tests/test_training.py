@@ -12,7 +12,8 @@ from pmfcli.data.ratings import Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import UsageError
 from pmfcli.evaluation import cross_score, report, score_model
-from pmfcli.training import PACES, Report, held_out, run, train
+from pmfcli.fitting import PACES, Report
+from pmfcli.training import held_out, run, train
 
 
 def reports(ratings: Ratings, settings: Settings):

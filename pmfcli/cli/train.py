@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ from pmfcli.errors import UsageError
 
 if TYPE_CHECKING:
     from pmfcli.artifact import Model
-    from pmfcli.training import Report
+    from pmfcli.fitting import Report
 
 EXAMPLE = "pmf train --epochs 1000 --latent 30"
 _LOG_EVERY = 50
@@ -32,6 +33,15 @@ def train(
         "pmf.pt"
     ),
     log: Annotated[Path | None, typer.Option("--log", help="Append a JSON line for steps 0, 50, 100, … and the last.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="Keep where it stands in this file, until the model is written.")
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option("--checkpoint-every", metavar="SECONDS", min=0, help="How often to write it.")
+    ] = 60.0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from --checkpoint, if it is there: to the model of a run never stopped.")
+    ] = False,
     as_json: AsJson = False,
     *,
     source: Source,
@@ -40,17 +50,26 @@ def train(
     """Fit a model and write it to a file that answers alone."""
     settings = resolve(given, config, os.environ)
     _check_outputs(output, log, source.data, as_json)
+    _check_checkpoint(checkpoint, resume)
     if settings.device not in ("auto", "cpu"):
         from pmfcli.training import choose_device
 
         choose_device(settings.device)
     ratings = read_data(source)
     from pmfcli.artifact import dumps, write_atomically
+    from pmfcli.training import identity
     from pmfcli.training import train as steps
 
     began = time.perf_counter()
-    with _open_log(log) as lines, progress("fit") as bar:
-        training = steps(ratings, settings)
+    run = identity(ratings, settings) if checkpoint is not None else ""
+    old = None
+    if checkpoint is not None and resume:
+        from pmfcli.checkpoint import load
+
+        old = load(checkpoint, run)
+    keeper = _Keeper(checkpoint, checkpoint_every, run)
+    with _open_log(log) as lines, progress("fit") as bar, keeper:
+        training = steps(ratings, settings, old)
         last: Report | None = None
         while True:
             try:
@@ -63,6 +82,7 @@ def train(
             _log(lines, report, began)
             bar.show(report.step + 1, report.epochs, f"loss {report.loss:,.1f}", report.phase)
             last = report
+            keeper.look(report)
         if last is not None:
             _log(lines, last, began, last=True)
     seconds = time.perf_counter() - began
@@ -71,6 +91,8 @@ def train(
         sys.stdout.buffer.write(content)
     else:
         write_atomically(output, content)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     _say(model, output, len(content), seconds)
     if as_json:
         m, d = model.metrics, model.data
@@ -157,6 +179,52 @@ def _check_outputs(output: Path, log: Path | None, data: str | None, as_json: bo
         raise UsageError(f"--output {output}: {error.strerror or error}; give a file in a folder that you may write") from None
 
 
+def _check_checkpoint(checkpoint: Path | None, resume: bool) -> None:
+    if checkpoint is None:
+        if resume:
+            raise UsageError("--resume: from where? Give the file by --checkpoint")
+        return
+    if checkpoint.is_dir() or not checkpoint.resolve().parent.is_dir():
+        raise UsageError(f"--checkpoint {checkpoint}: give a file in a folder that is there")
+    if checkpoint.exists() and not resume:
+        raise UsageError(f"--checkpoint {checkpoint}: it is there; --resume goes on from it, or remove it")
+
+
+class _Keeper:
+    """Writes checkpoints as training goes, and one more when it is told to stop; told again, it stops at once."""
+
+    def __init__(self, path: Path | None, every: float, identity: str) -> None:
+        self._path, self._every, self._identity = path, every, identity
+        self._written = time.perf_counter()
+        self._told = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if self._path is not None:
+            self._before = {number: signal.signal(number, self._tell) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _tell(self, number: int, _: object) -> None:
+        self.__exit__()
+        self._told = number
+        note("stopping after this step; once more stops at once")
+
+    def look(self, report: "Report") -> None:
+        if self._path is None or report.snapshot is None:
+            return
+        if self._told or time.perf_counter() - self._written >= self._every:
+            from pmfcli.checkpoint import save
+
+            save(self._path, self._identity, report.snapshot())
+            self._written = time.perf_counter()
+        if self._told:
+            note(f"stopped after step {report.step}; --resume goes on from {self._path}")
+            raise typer.Exit(128 + self._told)
+
+
 def _open_log(log: Path | None) -> TextIO:
     try:
         if log is None:
@@ -169,7 +237,8 @@ def _open_log(log: Path | None) -> TextIO:
 def _log(lines: TextIO, report: "Report", began: float, last: bool = False) -> None:
     if lines.closed or (report.step % _LOG_EVERY == 0) == last:
         return
-    entry = {**report._asdict(), "seconds": round(time.perf_counter() - began, 3)}
+    said = {name: value for name, value in report._asdict().items() if name != "snapshot"}
+    entry = {**said, "seconds": round(time.perf_counter() - began, 3)}
     try:
         lines.write(json.dumps(entry, allow_nan=False) + "\n")
         lines.flush()

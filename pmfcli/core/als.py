@@ -10,7 +10,7 @@ of the other, and the scales are set from both (Lim & Teh, 2007): unlike the mod
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -31,6 +31,7 @@ from pmfcli.core.posterior import (
     slope,
 )
 from pmfcli.core.sparse import Pattern, sampled_dot, spmm
+from pmfcli.core.tree import Tree, like, plain
 from pmfcli.errors import TrainingError
 
 Shape = Literal["spherical", "diagonal", "full"]
@@ -92,6 +93,7 @@ class Progress(NamedTuple):
     loss: float
     sigma: float
     state: State
+    snapshot: Callable[[], Tree]  # all that ``fit`` needs to go on from here
 
 
 def init(observations: Observations, settings: AlsSettings, generator: torch.Generator) -> State:
@@ -146,21 +148,35 @@ def step(state: State, observations: Observations, settings: AlsSettings) -> tup
     return state, Info(loss, float(sigma))
 
 
-def fit(observations: Observations, settings: AlsSettings, epochs: int, generator: torch.Generator) -> Iterator[Progress]:
+def fit(
+    observations: Observations, settings: AlsSettings, epochs: int, generator: torch.Generator, resume: Tree = None
+) -> Iterator[Progress]:
     """Train for at most ``epochs`` sweeps, yielding after each; stop by no longer asking.
+
+    Args:
+        resume: a snapshot, whose step is yielded once more, to go on from.
 
     Raises:
         TrainingError: the objective stopped being finite; names the step and the remedy.
     """
     state = init(observations, settings, generator)
-    for number in range(epochs):
+    first = 0
+
+    def progress(number: int, state: State, info: Info) -> Progress:
+        return Progress(number, *info, state, lambda: {"step": number, "info": plain(info), "state": plain(state)})
+
+    if resume is not None:
+        state = like(state, resume["state"])
+        first = resume["step"] + 1
+        yield progress(first - 1, state, Info(*resume["info"]))
+    for number in range(first, epochs):
         try:
             waits = settings.learn_noise and number < _NOISE_FIRST
             now = settings._replace(learn_priors=settings.learn_priors and not waits)
             state, info = step(state, observations, now)
         except (TrainingError, LinAlgError) as error:
             raise TrainingError(f"training diverged at step {number}: {error}; try a larger --sigma") from None
-        yield Progress(number, info.loss, info.sigma, state)
+        yield progress(number, state, info)
 
 
 def gather(state: State, settings: AlsSettings) -> Parameters:

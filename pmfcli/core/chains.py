@@ -17,6 +17,7 @@ from pmfcli.core.gibbs import GibbsSettings, Problem, State
 from pmfcli.core.means import Means
 from pmfcli.core.posterior import Factors, Observations, mean, score
 from pmfcli.core.predict import Draws, Head
+from pmfcli.core.tree import Tree, like, plain
 from pmfcli.errors import TrainingError
 
 BURN_IN = 0.3  # of the sweeps
@@ -40,6 +41,7 @@ class Progress(NamedTuple):
     sigma: float
     r_hat: float | None  # of the predictions, where it was looked at: nine in ten are below
     ess: float | None  # effective draws: half the predictions have more
+    snapshot: Callable[[], Tree]  # all that ``fit`` needs to go on from here, until the next sweep is asked for
 
 
 class Sampled(NamedTuple):
@@ -72,6 +74,7 @@ def fit(
     seed: int,
     features: tuple[Means | None, Means | None] = (None, None),
     groups: tuple[Group, ...] = (),
+    resume: Tree = None,
 ) -> Generator[Progress, None, Sampled]:
     """Sample, yielding after every sweep of all chains; the return value of the generator is what was sampled.
 
@@ -79,6 +82,7 @@ def fit(
         sweeps: how many; None goes on until the chains agree, at most MOST.
         keep: draws to keep, over all chains, evenly spread after burn-in.
         features: of users and of movies. groups: stretches of time, whose effects are sampled too.
+        resume: a snapshot to go on from.
 
     Raises:
         TrainingError: the sampler broke down; names the sweep.
@@ -96,8 +100,25 @@ def fit(
     stride, most = 1, sweeps or MOST
     warm_up = min(WARM_UP, int(BURN_IN * most))
     verdict: _Verdict = (None, None)
+    number, burn_in, agreed = -1, warm_up, False
+
+    def snapshot() -> Tree:
+        found = {"number": number, "burn_in": burn_in, "agreed": agreed, "stride": stride, "verdict": verdict, "losses": losses}
+        found |= {"states": states, "held": held, "seen": torch.stack(seen)}
+        return plain(found) | {"generators": [generator.get_state() for generator in generators]}
+
+    if resume is not None:
+        states = list(like(tuple(states), resume["states"]))
+        for generator, saved in zip(generators, resume["generators"], strict=True):
+            generator.set_state(saved)
+        held = [[_Kept(*draw) for draw in chain] for chain in resume["held"]]
+        number, burn_in, agreed, stride, verdict = (
+            resume[name] for name in ("number", "burn_in", "agreed", "stride", "verdict")
+        )
+        seen, losses = list(resume["seen"].unbind()), list(resume["losses"])
     with _workers(chains, device) as run_all:
-        for number in range(most):
+        while number + 1 < most and not agreed:
+            number += 1
             now = settings if number >= warm_up else settings._replace(prior_scales=False, cut_rounds=_ROUNDS)
 
             def move(chain: int) -> tuple[State, gibbs.Info]:
@@ -120,14 +141,13 @@ def fit(
             if look:
                 burn_in = max(warm_up, int(BURN_IN * done))
                 verdict = _verdict(torch.stack(seen[burn_in:], 1))
-            yield Progress(number, *losses[-1], *(verdict if look else (None, None)))
-            if sweeps is None and look and _agree(verdict, chains):
-                break
+            agreed = sweeps is None and look and _agree(verdict, chains)
+            yield Progress(number, *losses[-1], *(verdict if look else (None, None)), snapshot)
     late = losses[burn_in:]
     kept = [draw for chain in held for draw in _spread_out([d for d in chain if d.sweep >= burn_in], -(-keep // chains))]
     draws = _stack(_spread_out(kept, keep), problem, settings)
     loss, sigma = (sum(part) / len(late) for part in zip(*late, strict=True))
-    return Sampled(draws, _fitted(draws, problem), done, burn_in, loss, sigma, *verdict)
+    return Sampled(draws, _fitted(draws, problem), number + 1, burn_in, loss, sigma, *verdict)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ the blocks, gathers its gradient, and X is updated once a pass; with one block t
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from pmfcli.core.posterior import (
     score,
 )
 from pmfcli.core.sparse import Pattern, spmm
+from pmfcli.core.tree import Tree, leaves, like, plain
 from pmfcli.errors import TrainingError
 
 _LARGEST_MOVE = 3.0  # of a row of F W or G X in one step, in learning rates, on average over ratings
@@ -80,6 +81,7 @@ class Progress(NamedTuple):
     loss: float
     sigma: float
     state: State
+    snapshot: Callable[[], Tree]  # all that ``fit`` needs to go on from here, until the next step is asked for
 
 
 def cut(observations: Observations, block_ratings: int) -> tuple[Observations, ...]:
@@ -165,20 +167,41 @@ def step(state: State, blocks: tuple[Observations, ...], generator: torch.Genera
     return state, Info(loss, sigma)
 
 
-def fit(observations: Observations, settings: MapSettings, epochs: int, generator: torch.Generator) -> Iterator[Progress]:
+def fit(
+    observations: Observations, settings: MapSettings, epochs: int, generator: torch.Generator, resume: Tree = None
+) -> Iterator[Progress]:
     """Train for at most ``epochs`` passes, yielding after each; stop by no longer asking.
+
+    Args:
+        resume: a snapshot, whose step is yielded once more, to go on from.
 
     Raises:
         TrainingError: the loss stopped being finite; names the step and the remedy.
     """
     blocks = cut(observations, settings.block_ratings)
     state = init(observations, settings, generator)
-    for number in range(epochs):
+    first = 0
+
+    def progress(number: int, info: Info) -> Progress:
+        def snapshot() -> Tree:
+            return {"step": number, "info": plain(info), "state": plain([*leaves(state)]), "generator": generator.get_state()}
+
+        return Progress(number, *info, state, snapshot)
+
+    if resume is not None:
+        with torch.no_grad():
+            own = tuple(leaves(state))
+            for leaf, saved in zip(own, like(tuple(leaf.detach() for leaf in own), resume["state"]), strict=True):
+                leaf.copy_(saved)
+        generator.set_state(resume["generator"])
+        first = resume["step"] + 1
+        yield progress(first - 1, Info(*resume["info"]))
+    for number in range(first, epochs):
         try:
             state, info = step(state, blocks, generator)
         except TrainingError as error:
             raise TrainingError(f"training diverged at step {number}: {error}; try a smaller --lr") from None
-        yield Progress(number, info.loss, info.sigma, state)
+        yield progress(number, info)
 
 
 @torch.no_grad()

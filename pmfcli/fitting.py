@@ -1,0 +1,308 @@
+"""One fit, by gradient steps, least squares or sampling: to a posterior, yielding as it goes, or going on where it was."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pmfcli.config import Settings
+from pmfcli.core import als, chains, drift, gibbs
+from pmfcli.core import map as map_fit
+from pmfcli.core.fold_in import settled
+from pmfcli.core.means import Means
+from pmfcli.core.metrics import scores
+from pmfcli.core.posterior import Factors, Observations, Parameters, Scales, effective, mean, observe, score
+from pmfcli.core.predict import Laplace, Pairs, Posterior, Seen, chunk_of, estimate_noise, means_of_pairs, predict_pairs
+from pmfcli.core.sparse import Pattern
+from pmfcli.core.tree import Tree, plain
+from pmfcli.data.ratings import Block, Ratings, Scale
+from pmfcli.errors import TrainingError
+
+_CLEARLY = 1e-3  # better by this part
+
+
+class Pace(NamedTuple):
+    """How often to look at the held-out ratings, and when to stop. In epochs."""
+
+    check_every: int
+    patience: int  # without a clearly better held-out error
+    still_for: int  # the loss no longer moves: its relative range over so many epochs is below ``still``
+    still: float
+
+
+PACES = {"adam": Pace(5, 50, 20, 1e-5), "als": Pace(1, 10, 5, 1e-4)}
+
+
+class Report(NamedTuple):
+    """What training says after an epoch."""
+
+    phase: str  # "fit" on what is not held out, or "refit" on everything
+    step: int  # counts from 0
+    epochs: int  # at most, in this phase
+    loss: float  # before this epoch's update by Adam; after it by other ways
+    sigma: float
+    holdout_rmse: float | None  # in stars, where it was looked at
+    r_hat: float | None = None  # of a sampler, where it was looked at
+    ess: float | None = None
+    snapshot: Callable[[], Tree] | None = None  # all that ``train`` needs to go on from here
+
+
+class Test(NamedTuple):
+    """Held-out ratings."""
+
+    pairs: Pairs
+    stars: Tensor
+    scale: Scale
+
+
+class Task(NamedTuple):
+    """One fit to do."""
+
+    phase: str
+    ratings: Ratings
+    observations: Observations
+    settings: Settings
+    epochs: int | None
+    test: Test | None
+    noise: Tensor | None  # of a mode, where it is known
+    device: torch.device
+    resume: Tree = None  # a snapshot of this fit
+
+
+class _Mode(NamedTuple):
+    """A point on the way of a fit, with what a model needs of it."""
+
+    parameters: Parameters
+    factors: Factors
+    precision_u: Tensor
+    precision_v: Tensor
+
+
+class _Fit(NamedTuple):
+    mode: _Mode
+    loss: float
+    sigma: float
+    epochs: int  # the best number of them by held-out error; all without a test
+    holdout_rmse: float | None
+
+
+def observed(ratings: Ratings, settings: Settings) -> Observations:
+    """Ratings as the core takes them."""
+    user, movie, t = ratings.tensors()
+    return observe(
+        Pattern.of(user, movie, (len(ratings.users), len(ratings.movies))),
+        t,
+        user_power=settings.user_power,
+        movie_power=settings.movie_power,
+        rater_power=settings.rater_power,
+        with_offset=settings.offset,
+        link=settings.link,
+    )
+
+
+Found = tuple[Posterior, dict[str, Any]]
+
+
+def climb(task: Task) -> Generator[Report, None, Found]:
+    """A mode with its curvature, and what was found on the way."""
+    ratings, observations, settings, test, noise = task.ratings, task.observations, task.settings, task.test, task.noise
+    fit = yield from _fit(task)
+    mode, known = fit.mode, seen(ratings)
+    by_em = settings.solver == "als" and "em" in (settings.priors, settings.noise)
+    if not bool(torch.isfinite(score(mode.factors, observations.pattern)).all()):
+        raise TrainingError("training diverged at its last step; try a smaller --lr")
+    laplace = Laplace(**mode._asdict(), noise=mode.parameters.sigma, mean_field=by_em)
+    if settings.early_stop:  # else the fit is to be what so many steps make of it
+        laplace = settled(laplace, known, observations)
+    fitted = mean(score(laplace.factors, observations.pattern), observations.link).clamp(0, 1)
+    train_rmse = _rmse(fitted, observations.t, ratings.scale)
+    if noise is None:
+        of_test = None if test is None else (test.pairs, ratings.scale.to_unit(test.stars))
+        pairs, t = of_test or (_pairs_of(observations.pattern), observations.t)
+        noise = estimate_noise(laplace, known, pairs, t, fitted=test is None, seed=settings.seed)
+    laplace = laplace._replace(noise=noise)
+    found = {key: getattr(fit, key) for key in ("epochs", "loss", "sigma", "holdout_rmse")}
+    return laplace, found | {"train_rmse": train_rmse}
+
+
+def sample(task: Task) -> Generator[Report, None, Found]:
+    """Draws of the posterior, and what was found on the way."""
+    ratings, observations, s, test, device = task.ratings, task.observations, task.settings, task.test, task.device
+    how = gibbs.GibbsSettings(
+        latent=s.latent,
+        biases=s.biases,
+        user_means=s.hierarchical in ("users", "both"),
+        movie_means=s.hierarchical == "both",
+        user_noise=s.noise in ("user", "both"),
+        movie_noise=s.noise in ("movie", "both"),
+        prior_scales=s.prior_scales,
+        habits=s.habits if s.likelihood == "ordinal" else 0,
+    )
+    features = (
+        _features(ratings.user_features, len(ratings.users), device),
+        _features(ratings.movie_features, len(ratings.movies), device),
+    )
+    groups = _groups(ratings, s.time)
+    sampling = chains.fit(observations.to(device), how, task.epochs, s.chains, s.keep, s.seed, features, groups, task.resume)
+    while True:
+        try:
+            p = next(sampling)
+        except StopIteration as end:
+            sampled: chains.Sampled = end.value
+            break
+        yield Report(task.phase, p.step, task.epochs or chains.MOST, p.loss, p.sigma, None, p.r_hat, p.ess, p.snapshot)
+    found: dict[str, Any] = {key: getattr(sampled, key) for key in ("burn_in", "loss", "sigma", "r_hat", "ess")}
+    found |= {"epochs": sampled.sweeps, "draws": len(sampled.draws.alpha)}
+    found |= {"train_rmse": _rmse(sampled.fitted.cpu(), observations.t, ratings.scale), "holdout_rmse": None}
+    if test is not None:
+        known = seen(ratings)
+        parts = test.pairs.split(chunk_of(sampled.draws))
+        predicted = torch.cat([predict_pairs(sampled.draws, known, part).mean() for part in parts])
+        found["holdout_rmse"] = scores(test.scale.to_stars(predicted), test.stars).rmse
+    return sampled.draws, found
+
+
+def _groups(ratings: Ratings, whose: str) -> tuple[drift.Group, ...]:
+    if whose == "none" or ratings.time is None:
+        return ()
+    user, movie, _ = ratings.tensors()
+    users, movies = whose in ("user", "both"), whose in ("movie", "both")
+    return tuple(drift.groups(user, movie, torch.from_numpy(ratings.time), users, movies))
+
+
+def _features(blocks: Sequence[Block], rows: int, device: torch.device) -> Means | None:
+    found: Means | None = None
+    for block in blocks:
+        pattern = Pattern.of(torch.from_numpy(block.row), torch.from_numpy(block.col), (rows, len(block.columns))).to(device)
+        means = Means.of_features(torch.from_numpy(block.weight).to(device), pattern)
+        found = means if found is None else found.beside(means)
+    return found
+
+
+def _fit(task: Task) -> Generator[Report, None, _Fit]:
+    """One fit. It stops early where the settings say so, except in a refit, whose length is known to be right."""
+    settings, test, epochs, device = task.settings, task.test, task.epochs, task.device
+    assert epochs is not None
+    old = task.resume
+    by_adam = settings.solver == "adam"
+    steps, mode = (_adam if by_adam else _als)(
+        task.observations.to(device), settings, epochs, None if old is None else old["fit"]
+    )
+    pace = PACES[settings.solver]
+    pairs = None if test is None else test.pairs.to(device)
+    best: _Fit | None = None
+    clear, clear_at = math.inf, 0  # the last held-out error that was clearly better, and its epoch
+    recent: deque[float] = deque(maxlen=pace.still_for)
+    if old is not None:
+        best = None if old["best"] is None else _unpacked(old["best"])
+        clear, clear_at = old["clear"], old["clear_at"]
+        recent.extend(old["recent"])
+
+    def snapshot() -> Tree:
+        found = {"best": best, "clear": clear, "clear_at": clear_at, "recent": tuple(recent)}
+        return plain(found) | {"fit": progress.snapshot()}
+
+    for progress in steps:
+        done = progress.step + 1
+        again = old is not None and progress.step == old["fit"]["step"]  # all that follows was said before
+        rmse = None
+        if not again and test is not None and pairs is not None and (progress.step % pace.check_every == 0 or done == epochs):
+            now = mode(progress.state)
+            rmse = scores(test.scale.to_stars(means_of_pairs(now.factors, pairs)), test.stars).rmse
+            if best is None or best.holdout_rmse is None or rmse < best.holdout_rmse:
+                best = _Fit(now, progress.loss, progress.sigma, done, rmse)
+            if rmse < clear * (1 - _CLEARLY):
+                clear, clear_at = rmse, done
+        if not again:
+            recent.append(progress.loss)
+            yield Report(task.phase, progress.step, epochs, progress.loss, progress.sigma, rmse, snapshot=snapshot)
+        if settings.early_stop and task.phase == "fit":
+            still = len(recent) == pace.still_for and max(recent) - min(recent) <= pace.still * abs(progress.loss)
+            if still or (test is not None and done - clear_at >= pace.patience):
+                break
+    best = best or _Fit(mode(progress.state), progress.loss, progress.sigma, progress.step + 1, None)
+    return best._replace(mode=_on_cpu(best.mode))
+
+
+def _unpacked(saved: Tree) -> _Fit:
+    (parameters, factors, *precisions), *rest = saved
+    return _Fit(_Mode(Parameters(*parameters), Factors(*factors), *precisions), *rest)
+
+
+_Steps = tuple[Iterator[Any], Callable[[Any], _Mode]]
+
+
+def _scales(s: Settings) -> Scales:
+    return Scales(s.sigma_u, s.sigma_v, s.sigma_w, s.sigma_x, s.sigma_b)
+
+
+def _adam(observations: Observations, s: Settings, epochs: int, resume: Tree) -> _Steps:
+    how = map_fit.MapSettings(
+        latent=s.latent,
+        scales=_scales(s),
+        sigma=s.sigma,
+        learn_sigma=s.noise == "learned",
+        biases=s.biases,
+        user_means=s.hierarchical in ("users", "both"),
+        movie_means=s.hierarchical == "both",
+        lr=s.lr,
+        block_ratings=s.block_ratings,
+    )
+
+    def prior(scale: float) -> Tensor:
+        return torch.diag(torch.tensor([scale**-2] * s.latent + [s.sigma_b**-2] * s.biases))
+
+    @torch.no_grad()
+    def mode(state: map_fit.State) -> _Mode:
+        parameters = map_fit.gather(state)
+        return _Mode(parameters, effective(parameters, observations), prior(s.sigma_u), prior(s.sigma_v))
+
+    return map_fit.fit(observations, how, epochs, torch.Generator().manual_seed(s.seed), resume), mode
+
+
+def _als(observations: Observations, s: Settings, epochs: int, resume: Tree) -> _Steps:
+    how = als.AlsSettings(
+        latent=s.latent,
+        scales=_scales(s),
+        sigma=s.sigma,
+        biases=s.biases,
+        user_means=s.hierarchical in ("users", "both"),
+        movie_means=s.hierarchical == "both",
+        learn_priors=s.priors == "em",
+        learn_noise=s.noise == "em",
+        shape=s.prior_shape,
+    )
+
+    def mode(state: als.State) -> _Mode:
+        factors = als.current(state, observations, how)
+        return _Mode(als.gather(state, how), factors, state.users.precision, state.movies.precision)
+
+    return als.fit(observations, how, epochs, torch.Generator().manual_seed(s.seed), resume), mode
+
+
+def _pairs_of(pattern: Pattern) -> Pairs:
+    known = torch.ones(pattern.n, dtype=torch.bool)
+    return Pairs(pattern.row.long(), pattern.col.long(), known, known)
+
+
+def _on_cpu(mode: _Mode) -> _Mode:
+    def moved(parts: tuple[Any, ...]) -> list[Any]:
+        return [part.cpu() if isinstance(part, Tensor) else part for part in parts]
+
+    return _Mode(
+        Parameters(*moved(mode.parameters)), Factors(*moved(mode.factors)), mode.precision_u.cpu(), mode.precision_v.cpu()
+    )
+
+
+def _rmse(fitted: Tensor, t: Tensor, scale: Scale) -> float:
+    return scores(scale.to_stars(fitted), scale.to_stars(t)).rmse
+
+
+def seen(ratings: Ratings) -> Seen:
+    """The ratings as a model keeps them."""
+    start = np.searchsorted(ratings.user, np.arange(len(ratings.users) + 1))
+    return Seen(*(torch.from_numpy(part) for part in (start, ratings.movie, ratings.stars)))

@@ -1,0 +1,170 @@
+"""Training that was stopped goes on to the very model of a run that was not."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run
+from test_artifact import Code, saved
+from test_drift import moody
+
+from pmfcli import checkpoint
+from pmfcli.artifact import dumps
+from pmfcli.config import Settings
+from pmfcli.data.ratings import Ratings
+from pmfcli.errors import ModelError, OutputError
+from pmfcli.training import identity, run, train
+
+KILLS = int(os.environ.get("PMF_KILLS", "3"))  # PMF_KILLS=20 takes two minutes
+KINDS = {
+    "adam": {"epochs": 40},
+    "blocks": {"epochs": 25, "block_ratings": 3000, "noise": "learned"},
+    "als": {"solver": "als", "epochs": 12, "latent": 4},
+    "em": {"priors": "em", "noise": "em", "epochs": 12, "latent": 4},
+    "no refit": {"epochs": 20, "refit": False, "hierarchical": "none"},
+    "bayes": {"method": "bayes", "latent": 2, "epochs": 30, "chains": 2, "time": "both"},
+    "gaussian": {"method": "bayes", "latent": 2, "epochs": 20, "likelihood": "gaussian", "holdout": 0.1, "noise": "learned"},
+}
+
+
+@pytest.fixture(scope="module")
+def few(sample: Ratings) -> Ratings:
+    return sample.select(sample.user < 200)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_any_step_to_the_same_bytes(few: Ratings, tmp_path: Path, kind: str) -> None:
+    settings = Settings(**KINDS[kind])
+    path, name = tmp_path / "c", identity(few, settings)
+    training, steps, expected = train(few, settings), [], None
+    while True:
+        try:
+            report = next(training)
+        except StopIteration as end:
+            expected = dumps(end.value)
+            break
+        checkpoint.save(tmp_path / f"{len(steps)}", name, report.snapshot())
+        steps.append(report)
+    phases = {report.phase for report in steps}
+    assert phases == ({"fit"} if kind in ("no refit", "bayes") else {"fit", "refit"})
+    last = max(number for number, report in enumerate(steps) if report.phase == "fit")
+    chosen = {0, last, len(steps) - 1, *random.Random(1).sample(range(len(steps)), 4)}
+    for number in sorted(chosen):
+        resumed = train(few, settings, checkpoint.load(tmp_path / f"{number}", name))
+        first = next(resumed, None) if number + 1 < len(steps) else None
+        if first is not None:
+            assert first[:5] == steps[number + 1][:5]
+        assert dumps(run(resumed)) == expected
+    assert not path.exists()
+
+
+def test_a_search_that_ends_by_itself_ends_there_again() -> None:
+    """Chains that agree, and a fit that stands still, are not carried on."""
+    training, _, _ = moody()
+    for settings in (Settings(method="bayes", latent=1), Settings(latent=1, epochs=400)):
+        snapshots, fitting = [], train(training, settings)
+        while True:
+            try:
+                report = next(fitting)
+            except StopIteration as end:
+                expected = dumps(end.value)
+                break
+            if report.phase == "fit":
+                snapshots = [report.snapshot()]
+                last = report
+        assert last.step + 1 < last.epochs
+        assert dumps(run(train(training, settings, checkpoint_of(snapshots[0])))) == expected
+
+
+def checkpoint_of(snapshot: object) -> object:
+    return torch.load(io.BytesIO(saved(snapshot)), weights_only=True)
+
+
+def test_what_is_no_checkpoint_of_this_run_is_refused(few: Ratings, tmp_path: Path) -> None:
+    settings = Settings(epochs=3)
+    name, path = identity(few, settings), tmp_path / "c"
+    assert checkpoint.load(path, name) is None
+    checkpoint.save(path, name, next(train(few, settings)).snapshot())
+    content = path.read_bytes()
+    for other in (identity(few, Settings(epochs=4)), identity(few.select(few.user > 0), settings)):
+        with pytest.raises(ModelError, match="other settings or ratings; remove it"):
+            checkpoint.load(path, other)
+    assert identity(few, Settings(epochs=3, threads=1)) == name
+    for damaged in (content[:1000], b"", b"x" + content[1:], content[:5000] + b"y" + content[5001:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ModelError, match="remove it to start anew"):
+            checkpoint.load(path, name)
+    path.write_bytes(saved({"format": "pmf-checkpoint", "version": 1, "identity": name, "snapshot": Code()}))
+    with pytest.raises(ModelError, match="none of it was run"):
+        checkpoint.load(path, name)
+    path.write_bytes(saved({"format": "pmf-model"}))
+    with pytest.raises(ModelError, match="no checkpoint of pmf"):
+        checkpoint.load(path, name)
+    with pytest.raises(OutputError, match="the one before it stays"):
+        checkpoint.save(tmp_path / "no" / "c", name, {})
+
+
+def started(folder: Path, *more: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "pmfcli", "train", "--data", "sample", "-j", "1", "-o", "m.pt"]
+    command += ["--checkpoint", "c", "--checkpoint-every", "0", "--resume", *more]
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+@pytest.mark.parametrize("kind", [["--epochs", "30"], ["--method", "bayes", "-k", "2", "--epochs", "15"]], ids=["map", "bayes"])
+def test_killed_at_any_moment_it_goes_on_to_the_same_model(tmp_path: Path, kind: list[str]) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert started(whole, *kind).wait() == 0
+    dice = random.Random(2)
+    killed = 0
+    while True:
+        process = started(tmp_path, *kind)
+        wait = time.monotonic() + dice.uniform(0, 4)
+        while time.monotonic() < wait and process.poll() is None:
+            time.sleep(0.01)
+        if killed < KILLS and process.poll() is None:
+            process.kill()
+            killed += 1
+            process.communicate()
+            continue
+        assert process.wait() == 0, process.stderr.read()
+        break
+    assert (tmp_path / "m.pt").read_bytes() == (whole / "m.pt").read_bytes()
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_told_to_stop_it_leaves_a_checkpoint(tmp_path: Path, number: int, code: int) -> None:
+    process = started(tmp_path, "--method", "bayes", "--epochs", "1000")
+    while not (tmp_path / "c").exists():
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == code
+    assert "stopping after this step; once more stops at once" in said
+    assert "--resume goes on from c" in said
+    assert (tmp_path / "c").exists()
+    assert not (tmp_path / "m.pt").exists()
+
+
+def test_checkpoints_on_the_command_line(answer: Run, tmp_path: Path) -> None:
+    train = ["train", "--data", "sample", "--epochs", "4", "-k", "2"]
+    assert answer(*train, "--resume").returncode == 2
+    assert answer(*train, "--checkpoint", "no/c").returncode == 2
+    (tmp_path / "c").write_text("x")
+    done = answer(*train, "--checkpoint", "c")
+    assert (done.returncode, "--resume goes on from it, or remove it" in done.stderr) == (2, True)
+    done = answer(*train, "--checkpoint", "c", "--resume")
+    assert (done.returncode, "damaged, or no checkpoint" in done.stderr) == (4, True)
+    (tmp_path / "c").unlink()
+    assert answer(*train, "--checkpoint", "c", "--log", "log").returncode == 0
+    assert not (tmp_path / "c").exists()
+    assert "snapshot" not in json.loads((tmp_path / "log").read_text().splitlines()[0])
