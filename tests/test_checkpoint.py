@@ -23,7 +23,7 @@ from pmfcli.data.ratings import Ratings
 from pmfcli.errors import ModelError, OutputError
 from pmfcli.training import identity, run, train
 
-KILLS = int(os.environ.get("PMF_KILLS", "3"))  # PMF_KILLS=20 takes two minutes
+KILLS = int(os.environ.get("KILLS", "3"))  # KILLS=20 takes two minutes
 KINDS = {
     "adam": {"epochs": 40},
     "blocks": {"epochs": 25, "block_ratings": 3000, "noise": "learned"},
