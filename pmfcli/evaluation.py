@@ -284,13 +284,17 @@ _COLUMNS = ("rmse", "mae", "nll", "crps")
 
 def summary(scored: Scored) -> dict[str, Any]:
     """RMSE, MAE, NLL, CRPS and coverage."""
-    inside = (scored.low <= scored.stars[:, None]) & (scored.stars[:, None] <= scored.high)
     return {
         **_errors(scored.stars, scored.model),
         "nll": _number(scored.nll.double().mean()),
         "crps": _number(scored.crps.double().mean()),
-        "coverage": dict(zip(_NAMES, inside.double().mean(0).tolist(), strict=True)),
+        "coverage": dict(zip(_NAMES, _inside(scored).mean(0).tolist(), strict=True)),
     }
+
+
+def _inside(scored: Scored) -> Tensor:
+    """Which ratings lie in the interval of each level, (n, levels), 1 or 0."""
+    return ((scored.low <= scored.stars[:, None]) & (scored.stars[:, None] <= scored.high)).double()
 
 
 def _errors(stars: Tensor, prediction: Tensor) -> dict[str, float]:
@@ -315,9 +319,12 @@ def averages(sums: Tensor, count: Tensor) -> Tensor:
 
 
 def _intervals(scored: Scored) -> dict[str, Any]:
-    """95 % bootstrap intervals of the scores, over users."""
-    drawn = averages(*metrics.bootstrap(scored.user, losses(scored), _SEED))
-    return {name: ends(drawn[:, place]) for place, name in enumerate(_COLUMNS)}
+    """95 % bootstrap intervals of the scores and of the coverage, over users."""
+    k = len(_COLUMNS)
+    sums, count = metrics.bootstrap(scored.user, torch.cat([losses(scored), _inside(scored)], 1), _SEED)
+    drawn, covered = averages(sums[:, :k], count), sums[:, k:] / count[:, None]
+    found: dict[str, Any] = {name: ends(drawn[:, place]) for place, name in enumerate(_COLUMNS)}
+    return found | {"coverage": {name: ends(covered[:, place]) for place, name in enumerate(_NAMES)}}
 
 
 def ends(drawn: Tensor) -> list[float] | None:
@@ -382,5 +389,5 @@ def _groups(scored: Scored, count: Tensor) -> list[dict[str, Any]]:
     for name, inside in groups(count):
         part = scored.select(inside)
         beside = {f"rmse_{name}": _errors(part.stars, getattr(part, name))["rmse"] for name in ("bias", "mean")}
-        found.append({"ratings": name, "n": len(part.stars), **summary(part), **beside})
+        found.append({"ratings": name, "n": len(part.stars), **summary(part), "intervals": _intervals(part), **beside})
     return found

@@ -185,6 +185,9 @@ def test_a_gate_is_7(answer: Run, tmp_path: Path, sample_file: Path, sample) -> 
     assert found["baselines"].keys() == {"mean", "bias"}
     low, high = found["intervals"]["rmse"]
     assert low < found["rmse"] < high
+    for part in (found, *found["by_user_ratings"]):
+        low, high = part["intervals"]["coverage"]["0.8"] or (0, 1)  # none of fewer than ten people
+        assert low <= part["coverage"]["0.8"] <= high
     assert sum(found["pit"]) == pytest.approx(1)
     assert sum(part["n"] for part in found["reliability"]) == 500
     assert found["risk_coverage"][-1] == {"part": 1.0, "rmse": pytest.approx(found["rmse"])}
