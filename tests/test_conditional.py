@@ -137,7 +137,7 @@ def test_em_counts_that_the_weights_are_unsure() -> None:
     """Where no rating says anything, a row varies as its own part and its mean do: (1 + |F_i|^2 / lambda) / Lambda."""
     o = planted("linear")
     how = als_settings(sigma=1e4, learn_priors=True, learn_noise=False, biases=False)
-    state, _ = als.step(als.init(o, how, seeded()), o, how)
+    state, _ = als.step(als.init(o, how, seeded()), als.Problem.of(o, how), how)
     k, before = how.latent, als.init(o, how, seeded()).users
     found = unpack(state.users.spread, k).diagonal(dim1=1, dim2=2).mean(1)
     squares = spmm(o.F.square(), torch.ones(o.pattern.shape[1], 1).to(o.F), o.pattern)[:, 0]

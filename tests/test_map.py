@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 import torch
 from conftest import random_pattern
@@ -91,17 +89,6 @@ def test_blocks_reach_the_optimum_of_the_whole() -> None:
         *_, last = map_fit.fit(o, settings, 800, seeded())
         best[block_ratings] = float(log_posterior(map_fit.gather(last.state), o, SCALES))
     assert best[40] == pytest.approx(best[10**9], rel=2e-3)
-
-
-def test_block_bounds_cover_all_users_once() -> None:
-    counts = torch.tensor([0, 50, 0, 1, 2, 3, 100, 0, 4, 0])
-    crow = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
-    for size in (1, 7, 30, 1000):
-        bounds = map_fit._bounds(crow, size)
-        assert bounds[0][0] == 0
-        assert bounds[-1][1] == len(counts)
-        assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
-        assert all(counts[a:z].sum() > 0 for a, z in bounds)
 
 
 def test_a_checkerboard_is_learned() -> None:

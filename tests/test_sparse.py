@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from conftest import random_pattern
@@ -58,6 +60,26 @@ def test_rows_are_a_slice(pattern: Pattern) -> None:
     first, last = int(pattern.crow[2]), int(pattern.crow[5])
     part = pattern.rows(2, 5)
     torch.testing.assert_close(sampled_dot(U[2:5], V, part), sampled_dot(U, V, pattern)[first:last])
+    seen = pattern.view(2, 5)
+    assert torch.equal(sampled_dot(U[2:5], V, seen), sampled_dot(U[2:5], V, part))
+    values = torch.arange(1.0, pattern.n + 1).to(V)
+    torch.testing.assert_close(spmm(values[first:last], V, seen), spmm(values, V, pattern)[2:5])
+
+
+def test_blocks_cover_all_rows_once() -> None:
+    counts = torch.tensor([0, 50, 0, 1, 2, 3, 100, 0, 4, 0])
+    row = torch.arange(10).repeat_interleave(counts)
+    col = torch.cat([torch.arange(count) for count in counts.tolist()])
+    pattern = Pattern.of(row, col, (10, 100))
+    for size in (1, 7, 30, 1000):
+        for most_rows in (None, 1, 4, 100):
+            bounds = pattern.blocks(size, most_rows)
+            assert bounds[0][0] == 0
+            assert bounds[-1][1] == len(counts)
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
+            assert all(stop - start <= (most_rows or 10) for start, stop in bounds)
+            assert most_rows or all(counts[start:stop].sum() > 0 for start, stop in bounds)
+            assert all(counts[start:stop].sum() - counts[start:stop].max() <= size for start, stop in bounds)
 
 
 @pytest.mark.parametrize(

@@ -19,18 +19,21 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined] # is there, b
 
 from pmfcli.core.conditional import Prior, conditional, features, outer, pack, unpack
 from pmfcli.core.means import Means, ridge
+from pmfcli.core.parallel import by_blocks
 from pmfcli.core.posterior import (
     Factors,
     Observations,
     Parameters,
     Scales,
     linearise,
-    log_posterior,
+    log_likelihood,
+    log_prior,
     mean,
     score,
     slope,
 )
 from pmfcli.core.sparse import Pattern, sampled_dot, spmm
+from pmfcli.core.team import Share
 from pmfcli.core.tree import Tree, like, plain
 from pmfcli.errors import TrainingError
 
@@ -40,7 +43,7 @@ _START = 0.1  # standard deviation of the first factors
 _HALVINGS = 3
 _NOISE_FIRST = 4  # sweeps that leave the priors as they are: under a far too large noise all factors shrink, then their priors
 _ROUNDING = 8  # units in the last place by which a cost may seem worse: at the optimum all steps do, half the time
-_NUMBERS = 1 << 24  # of precisions of rows that settle at a time
+_RATINGS = 1 << 22  # at a time
 _MOST_HALF_STEPS, _STILL = 50, 1e-5  # of rows that settle: at most so many; until no number moves by more
 _LEAST = 1e-8  # of a variance that is learned
 _LEAST_PRIOR = 1e-4  # of one of factors: a feature this small says nothing, and shrinks for ever
@@ -97,14 +100,18 @@ class Progress(NamedTuple):
 
 
 def init(observations: Observations, settings: AlsSettings, generator: torch.Generator) -> State:
-    """First state: factors 0.1 randn, hierarchical weights and biases 0."""
+    """First state: factors 0.1 randn, hierarchical weights and biases 0.
+
+    Args:
+        generator: a CPU generator; the numbers depend neither on the device nor on the number of processes.
+    """
     o, s = observations, settings
     d = s.latent + s.biases
     like = o.t
 
-    def side(rows: int, columns: int, scale: float, scale_w: float, with_means: bool) -> Side:
+    def side(rows: int, columns: int, scale: float, scale_w: float, with_means: bool, share: Share) -> Side:
         A = torch.zeros(rows, d, dtype=like.dtype)
-        A[:, : s.latent] = _START * torch.randn(rows, s.latent, generator=generator, dtype=like.dtype)
+        A[:, : s.latent] = _START * share.randn(rows, s.latent, generator, like.dtype)
         precision = torch.full((d,), scale**-2, dtype=like.dtype)
         precision[s.latent :] = s.scales.sigma_b**-2
         empty = torch.zeros(rows, d * (d + 1) // 2) if s.learn_priors or s.learn_noise else None
@@ -118,27 +125,41 @@ def init(observations: Observations, settings: AlsSettings, generator: torch.Gen
         )
 
     n_users, n_movies = o.pattern.shape
-    users = side(n_users, n_movies, s.scales.sigma_u, s.scales.sigma_w, s.user_means)
-    movies = side(n_movies, n_users, s.scales.sigma_v, s.scales.sigma_x, s.movie_means)
+    users = side(n_users, n_movies, s.scales.sigma_u, s.scales.sigma_w, s.user_means, o.users)
+    movies = side(n_movies, n_users, s.scales.sigma_v, s.scales.sigma_x, s.movie_means, o.movies)
     return State(users, movies, like.new_tensor(s.sigma))
 
 
+class Problem(NamedTuple):
+    """Observations from both sides, with what the hierarchical means need of them."""
+
+    users: Observations
+    movies: Observations  # movies as rows
+    user_means: Means | None
+    movie_means: Means | None
+
+    @classmethod
+    def of(cls, observations: Observations, settings: AlsSettings) -> "Problem":
+        """Made once for a fit."""
+        views = observations, observations.flipped()
+        user_means, movie_means = (
+            Means.of(o.F, o.pattern, o.pattern_t, o.users.team, o.movies.team) if wanted else None
+            for o, wanted in zip(views, (settings.user_means, settings.movie_means), strict=True)
+        )
+        return cls(*views, user_means, movie_means)
+
+
 @torch.no_grad()
-def step(state: State, observations: Observations, settings: AlsSettings) -> tuple[State, Info]:
+def step(state: State, problem: Problem, settings: AlsSettings) -> tuple[State, Info]:
     """Both sides once, then the scales that are learned.
 
     Raises:
         TrainingError: the objective is not finite.
     """
-    o, s = observations, settings
+    p, o, s = problem, problem.users, settings
     users, movies, sigma = state
-    for turn in (0, 1):
-        if turn == 0:
-            users = _rows(users, movies, o, sigma, s.latent)
-            users = _means(users, Means.of(o.F, o.pattern, o.pattern_t), s)
-        else:
-            movies = _rows(movies, users, o.flipped(), sigma, s.latent)
-            movies = _means(movies, Means.of(o.G, o.pattern_t, o.pattern), s)
+    users = _means(_rows(users, movies, p.users, sigma, s.latent), p.user_means, s)
+    movies = _means(_rows(movies, users, p.movies, sigma, s.latent), p.movie_means, s)
     if s.learn_noise:
         sigma = _expected_error(users, movies, o, s.latent).mean().clamp(min=_LEAST).sqrt()
     state = State(users, movies, sigma)
@@ -159,6 +180,7 @@ def fit(
     Raises:
         TrainingError: the objective stopped being finite; names the step and the remedy.
     """
+    problem = Problem.of(observations, settings)
     state = init(observations, settings, generator)
     first = 0
 
@@ -173,7 +195,7 @@ def fit(
         try:
             waits = settings.learn_noise and number < _NOISE_FIRST
             now = settings._replace(learn_priors=settings.learn_priors and not waits)
-            state, info = step(state, observations, now)
+            state, info = step(state, problem, now)
         except (TrainingError, LinAlgError) as error:
             raise TrainingError(f"training diverged at step {number}: {error}; try a larger --sigma") from None
         yield progress(number, state, info)
@@ -216,32 +238,44 @@ def settle(
         rows: (rows, d) start, as [factors, bias] or factors alone. prior: of the rows, one precision for all.
         columns: (columns, d) the other side. spread: (columns, d (d + 1) / 2) its packed covariances, if they count.
     """
-    o, found, none = observations, [], rows.new_zeros(0)
+    o, none = observations, rows.new_zeros(0)
     other = Side(columns, spread, prior.precision, None, torch.zeros_like(columns), none)
-    size = max(1, _NUMBERS // prior.precision.numel())
-    for start in range(0, len(rows), size):
-        stop = min(start + size, len(rows))
-        part = o.pattern.rows(start, stop)
-        t = o.t[int(o.pattern.crow[start]) : int(o.pattern.crow[stop])]
-        of_rows = o._replace(pattern=part, t=t)
+
+    def settled(start: int, stop: int) -> Tensor:
+        part = o.view(start, stop)
         side = Side(rows[start:stop], None, prior.precision, None, prior.mean[start:stop], none)
         for _ in range(_MOST_HALF_STEPS):
             before = side.A
-            side = _rows(side, other, of_rows, sigma, latent)
-            if float((side.A - before).abs().max()) <= _STILL:
+            A, _ = _solved(side, other, part, sigma, latent)
+            side = side._replace(A=A)
+            if float((A - before).abs().max()) <= _STILL:
                 break
-        found.append(side.A)
-    return torch.cat(found)
+        return side.A
+
+    return torch.cat(by_blocks(settled, o.pattern, prior.precision.numel()))
 
 
 def _rows(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -> Side:
     """Every row at the mean of its conditional, with its covariance if that is kept."""
+
+    def solved(start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        spread = None if side.spread is None else side.spread[start:stop]
+        part = side._replace(A=side.A[start:stop], M=side.M[start:stop], spread=spread)
+        return _solved(part, other, o.view(start, stop), sigma, k)
+
+    shared = o.movies.team.size > 1  # its processes add up the same blocks at the same time
+    A, spread = zip(*by_blocks(solved, o.pattern, side.precision.numel(), in_order=shared), strict=True)
+    return side._replace(A=torch.cat(A), spread=None if side.spread is None else torch.cat(spread))
+
+
+def _solved(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+    """The same of some rows: their means, (rows, d), and packed covariances."""
     d = side.A.shape[1]
-    x = score(_factors(side, other, o, k), o.pattern)
+    x = o.t if o.link == "linear" else score(_factors(side, other, o, k), o.pattern)  # the linear one looks at t alone
     weight, seen = linearise(x, o.t, sigma, o.link)
     target = seen - o.offset
     if d > k:
-        target = target - other.A[:, k][o.pattern.col]
+        target = target - other.A[:, k].index_select(0, o.pattern.col)
     second = None if other.spread is None else _factor_spread(other.spread, d, k)
     prior_mean, pull = side.M, torch.zeros_like(side.A)
     if other.spread is not None and d > k:  # a column's factors and bias are correlated: E f (z - c) counts that
@@ -250,12 +284,13 @@ def _rows(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -> Si
         together[:, :k] = other.spread[:, (j == k) & (i < k)]
         pull = spmm(weight, together, o.pattern)
         prior_mean = prior_mean - torch.linalg.solve(side.precision, pull.mT).mT
-    found = conditional(o.pattern, features(other.A, k), weight, target, Prior(prior_mean, side.precision), second)
+    prior = Prior(prior_mean, side.precision)
+    found = conditional(o.pattern, features(other.A, k), weight, target, prior, second, o.movies.team)
     A = found.mean
     if o.link != "linear":
         among = None if second is None else unpack(spmm(weight, second, o.pattern), d)
         A = _shortened(side, other, A, o, sigma, k, among, pull)
-    return side._replace(A=A, spread=None if side.spread is None else pack(found.covariance()))
+    return A, None if side.spread is None else pack(found.covariance())
 
 
 def _shortened(
@@ -271,7 +306,8 @@ def _shortened(
         x = score(_factors(side._replace(A=A), other, o, k), o.pattern)
         off = A - side.M
         error = ((o.t - mean(x, o.link)) / sigma).square()
-        total = spmm(error, error.new_ones(o.pattern.shape[1], 1), o.pattern)[:, 0] + ((off @ side.precision) * off).sum(1)
+        total = o.movies.team.sum(spmm(error, error.new_ones(o.pattern.shape[1], 1), o.pattern))[:, 0]
+        total = total + ((off @ side.precision) * off).sum(1)
         return total if among is None else total + ((A[:, None] @ among)[:, 0] * A + 2 * A * pull).sum(1)
 
     before = cost(side.A) * (1 + _ROUNDING * torch.finfo(A.dtype).eps)
@@ -283,7 +319,7 @@ def _shortened(
     return torch.where((cost(A) > before)[:, None], side.A, A)
 
 
-def _means(side: Side, means: Means, s: AlsSettings) -> Side:
+def _means(side: Side, means: Means | None, s: AlsSettings) -> Side:
     """The hierarchical weights at their mean given the rows, then the prior of both, if it is learned.
 
     The covariance of W given the ratings is that of a ridge in which a row counts by the part of it that its ratings, not its
@@ -291,7 +327,7 @@ def _means(side: Side, means: Means, s: AlsSettings) -> Side:
     F_i W is in units of Lambda^-1; the row's own covariance grows by it.
     """
     k = s.latent
-    if side.W is None:
+    if side.W is None or means is None:
         return _learned(side, side.A.new_zeros(()), side.A.new_zeros(()), s) if s.learn_priors else side
     tau = side.A.new_ones(len(side.A))
     W = ridge(means, means.down(side.A[:, :k]), tau, side.lam, side.W)
@@ -377,9 +413,15 @@ def _expected_error(users: Side, movies: Side, o: Observations, k: int) -> Tenso
 
 
 def _objective(state: State, o: Observations, s: AlsSettings) -> float:
-    if not (s.learn_priors or s.learn_noise):
-        return -float(log_posterior(gather(state, s), o, s.scales))
     users, movies, sigma = state
+    team = o.users.team
+    if not (s.learn_priors or s.learn_noise):
+        total = log_prior(gather(state, s), s.scales, 1 / team.size).double()
+        for start, stop in o.pattern.blocks(_RATINGS):
+            part = o.view(start, stop)
+            x = score(_factors(users._replace(A=users.A[start:stop]), movies, o, s.latent), part.pattern)
+            total += log_likelihood(x, part.t, sigma, o.link)
+        return -float(team.sum(total))
     n = len(o.t)
     log_2pi = math.log(2 * math.pi)
     bound = -0.5 * float(_expected_error(users, movies, o, s.latent).double().sum() / sigma.double() ** 2)

@@ -1,9 +1,7 @@
 """Several chains of the Gibbs sampler side by side, watched until they agree; the draws that are kept of them."""
 
-import contextlib
 import math
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import torch
@@ -15,6 +13,7 @@ from pmfcli.core.diagnostics import effective_size, r_hat
 from pmfcli.core.drift import Drift, Group
 from pmfcli.core.gibbs import GibbsSettings, Problem, State
 from pmfcli.core.means import Means
+from pmfcli.core.parallel import workers
 from pmfcli.core.posterior import Factors, Observations, mean, score
 from pmfcli.core.predict import Draws, Head
 from pmfcli.core.tree import Tree, like, plain
@@ -116,7 +115,7 @@ def fit(
             resume[name] for name in ("number", "burn_in", "agreed", "stride", "verdict")
         )
         seen, losses = list(resume["seen"].unbind()), list(resume["losses"])
-    with _workers(chains, device) as run_all:
+    with workers(chains, device) as run_all:
         while number + 1 < most and not agreed:
             number += 1
             now = settings if number >= warm_up else settings._replace(prior_scales=False, cut_rounds=_ROUNDS)
@@ -148,19 +147,6 @@ def fit(
     draws = _stack(_spread_out(kept, keep), problem, settings)
     loss, sigma = (sum(part) / len(late) for part in zip(*late, strict=True))
     return Sampled(draws, _fitted(draws, problem), number + 1, burn_in, loss, sigma, *verdict)
-
-
-@contextlib.contextmanager
-def _workers(chains: int, device: torch.device) -> Iterator[Callable[..., list[tuple[State, gibbs.Info]]]]:
-    """Something to run all chains once: threads that share the cores, where there are cores; else one after the other."""
-    cores = torch.get_num_threads()
-    count = min(chains, cores)
-    if count == 1 or device.type != "cpu":
-        yield lambda move, numbers: [move(number) for number in numbers]
-        return
-    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(max(1, cores // count),)) as pool:
-        yield lambda move, numbers: list(pool.map(move, numbers))
-    torch.set_num_threads(cores)
 
 
 def _pairs_to_watch(o: Observations, seed: int) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from pmfcli.core.conditional import Prior, conditional, features
 from pmfcli.core.drift import Effects, Group
 from pmfcli.core.means import Means, ridge
 from pmfcli.core.ordinal import Habits, Levels
+from pmfcli.core.parallel import by_blocks
 from pmfcli.core.posterior import Factors, Observations, inverse, score
 from pmfcli.core.sparse import Pattern, spmm
 from pmfcli.errors import TrainingError
@@ -221,11 +222,17 @@ def draw_side(
         counts = W.shape[1] * torch.tensor(means.sizes).to(squares)
         lam = _gamma(1 + 0.5 * counts, 1 + 0.5 * squares, g)
         side = side._replace(W=W, M=means.up(W), lam=lam)
-    target = z
-    if other.A.shape[1] > s.latent:
-        target = z - other.A[:, s.latent].index_select(0, pattern.col)
-    prior = Prior(side.mu + side.M, side.tau[:, None, None] * side.Lambda)
-    side = side._replace(A=conditional(pattern, features(other.A, s.latent), weight, target, prior).draw(g))
+    f, noise = features(other.A, s.latent), _normal(tuple(side.A.shape), side.A, g)
+
+    def drawn(start: int, stop: int) -> Tensor:
+        part, own = pattern.view(start, stop), slice(int(pattern.crow[start]), int(pattern.crow[stop]))
+        target = z[own]
+        if other.A.shape[1] > s.latent:
+            target = target - other.A[:, s.latent].index_select(0, part.col)
+        prior = Prior(side.mu + side.M[start:stop], side.tau[start:stop, None, None] * side.Lambda)
+        return conditional(part, f, weight[own], target, prior).draw_by(noise[start:stop])
+
+    side = side._replace(A=torch.cat(by_blocks(drawn, pattern, side.Lambda.numel())))
     if not s.prior_scales:
         return side
     tau = draw_tau(side.A - side.mu - side.M, side.Lambda, side.prior_dof, g)

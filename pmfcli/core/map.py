@@ -5,7 +5,6 @@ its users and what all users share. The movies' hierarchical mean G X, which nee
 the blocks, gathers its gradient, and X is updated once a pass; with one block this is exactly full-batch Adam.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -86,8 +85,12 @@ class Progress(NamedTuple):
 
 def cut(observations: Observations, block_ratings: int) -> tuple[Observations, ...]:
     """Blocks of users with about equal numbers of ratings, none much above ``block_ratings``; the weights stay the whole's."""
-    bounds = _bounds(observations.pattern.crow, block_ratings)
-    return tuple(_rows(observations, a, z) for a, z in bounds) if len(bounds) > 1 else (observations,)
+    o, bounds = observations, observations.pattern.blocks(block_ratings)
+    if len(bounds) == 1:
+        return (o,)
+    G = torch.empty_like(o.G)
+    G[o.pattern.perm] = o.G  # from the order of pattern_t to that of pattern
+    return tuple(_rows(o, G, start, stop) for start, stop in bounds)
 
 
 def init(observations: Observations, settings: MapSettings, generator: torch.Generator) -> State:
@@ -97,7 +100,7 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
         generator: a CPU generator; the numbers do not depend on the device.
     """
     o, s = observations, settings
-    sizes = [stop - start for start, stop in _bounds(o.pattern.crow, s.block_ratings)]
+    sizes = [stop - start for start, stop in o.pattern.blocks(s.block_ratings)]
     n_movies = o.pattern.shape[1]
     device, dtype = o.t.device, o.t.dtype
 
@@ -287,20 +290,9 @@ def _movie_means(state: State, blocks: tuple[Observations, ...]) -> Tensor | Non
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] if parts else None
 
 
-def _bounds(crow: Tensor, block_ratings: int) -> list[tuple[int, int]]:
-    """Cut user rows into blocks of about equal numbers of ratings, none much above ``block_ratings``."""
-    n, rows = int(crow[-1]), len(crow) - 1
-    count = max(1, math.ceil(n / block_ratings))
-    targets = (torch.arange(1, count, device=crow.device) * n // count).to(crow.dtype)
-    inner = {cut for cut in torch.searchsorted(crow, targets).tolist() if 0 < int(crow[cut]) < n}
-    return list(itertools.pairwise(sorted({0, rows} | inner)))
-
-
-def _rows(o: Observations, start: int, stop: int) -> Observations:
-    """The observations of users ``start`` to ``stop``; the weights stay those of the whole data."""
+def _rows(o: Observations, G: Tensor, start: int, stop: int) -> Observations:
+    """The observations of users ``start`` to ``stop``; the weights stay those of the whole data, G in the order of pattern."""
     pattern = o.pattern.rows(start, stop)
     first, last = int(o.pattern.crow[start]), int(o.pattern.crow[stop])
-    whole_g = torch.empty_like(o.G)
-    whole_g[o.pattern.perm] = o.G  # from the order of pattern_t to that of pattern
-    G = whole_g[first:last][pattern.perm]
-    return Observations(pattern, pattern.T, o.t[first:last], o.F[first:last], G, o.offset, o.link)
+    own = slice(first, last)
+    return Observations(pattern, pattern.T, o.t[own], o.F[own], G[own].index_select(0, pattern.perm), o.offset, o.link)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pmfcli.core.sparse import Pattern, spmm
+from pmfcli.core.team import ALONE, Team
 
 TOLERANCE = 3e-3  # of the residual, relative to the right side, both in the norm of the preconditioner
 _MOST_ITERATIONS = 200
@@ -27,12 +28,16 @@ class Means(NamedTuple):
     pattern_t: Pattern
     sizes: tuple[int, ...]  # columns of each block: what a block is scaled by is its own
     usual: Tensor  # (columns,) what a row of which nothing is known has: nothing, or the mean of features
+    of_rows: Team = ALONE  # processes that have some of the rows each
+    of_columns: Team = ALONE  # the same of columns
 
     @classmethod
-    def of(cls, weight: Tensor, pattern: Pattern, pattern_t: Pattern) -> "Means":
+    def of(
+        cls, weight: Tensor, pattern: Pattern, pattern_t: Pattern, of_rows: Team = ALONE, of_columns: Team = ALONE
+    ) -> "Means":
         """One block, from weights (n,) in the order of the pattern."""
-        nothing = weight.new_zeros(pattern.shape[1])
-        return cls(weight, pattern, weight.index_select(0, pattern.perm), pattern_t, (pattern.shape[1],), nothing)
+        weight_t, nothing = weight.index_select(0, pattern.perm), weight.new_zeros(pattern.shape[1])
+        return cls(weight, pattern, weight_t, pattern_t, (pattern.shape[1],), nothing, of_rows, of_columns)
 
     @classmethod
     def of_features(cls, weight: Tensor, pattern: Pattern) -> "Means":
@@ -58,15 +63,15 @@ class Means(NamedTuple):
 
     def up(self, W: Tensor) -> Tensor:
         """F W, (rows, d)."""
-        return spmm(self.weight, W, self.pattern)
+        return self.of_columns.sum(spmm(self.weight, W, self.pattern))
 
     def down(self, B: Tensor) -> Tensor:
         """F' B, (columns, d)."""
-        return spmm(self.weight_t, B, self.pattern_t)
+        return self.of_rows.sum(spmm(self.weight_t, B, self.pattern_t))
 
     def squares(self, tau: Tensor) -> Tensor:
         """The diagonal of F' diag(tau) F, (columns,)."""
-        return spmm(self.weight_t.square(), tau[:, None], self.pattern_t)[:, 0]
+        return self.of_rows.sum(spmm(self.weight_t.square(), tau[:, None], self.pattern_t))[:, 0]
 
     def variances(self, tau: Tensor, lam: Tensor) -> Tensor:
         """Var W_k given the rows and all other W, in units of Lambda^-1, (columns, d), or (columns, 1) where lambda has no d.
@@ -78,7 +83,11 @@ class Means(NamedTuple):
 
     def up_squared(self, variances: Tensor) -> Tensor:
         """The variance of F W, (rows, d), from those of W."""
-        return spmm(self.weight.square(), variances, self.pattern)
+        return self.of_columns.sum(spmm(self.weight.square(), variances, self.pattern))
+
+    def dot(self, A: Tensor, B: Tensor) -> Tensor:
+        """The dot product of each column of A and B, (columns, d): (d,)."""
+        return self.of_columns.sum((A * B).sum(0))
 
 
 def ridge(means: Means, right: Tensor, tau: Tensor, lam: Tensor, start: Tensor, tolerance: float = TOLERANCE) -> Tensor:
@@ -95,15 +104,15 @@ def ridge(means: Means, right: Tensor, tau: Tensor, lam: Tensor, start: Tensor, 
 
     W, residual = start, right - product(start)
     scaled = residual / diagonal
-    direction, size = scaled, (residual * scaled).sum(0)
-    enough = tolerance**2 * (right * right / diagonal).sum(0).clamp(min=torch.finfo(right.dtype).tiny)
+    direction, size = scaled, means.dot(residual, scaled)
+    enough = tolerance**2 * means.dot(right, right / diagonal).clamp(min=torch.finfo(right.dtype).tiny)
     for _ in range(_MOST_ITERATIONS):
         if bool((size <= enough).all()):
             break
         step = product(direction)
-        length = size / (direction * step).sum(0).clamp(min=torch.finfo(right.dtype).tiny)
+        length = size / means.dot(direction, step).clamp(min=torch.finfo(right.dtype).tiny)
         W, residual = W + length * direction, residual - length * step
         scaled = residual / diagonal
-        size, before = (residual * scaled).sum(0), size
+        size, before = means.dot(residual, scaled), size
         direction = scaled + size / before.clamp(min=torch.finfo(right.dtype).tiny) * direction
     return W

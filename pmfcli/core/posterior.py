@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pmfcli.core.sparse import Pattern, sampled_dot, spmm
+from pmfcli.core.team import WHOLE, Share
 
 Link = Literal["sigmoid", "linear"]
 
@@ -56,16 +57,24 @@ class Observations(NamedTuple):
     G: Tensor  # (n,) weights of the movies' hierarchical means, in pattern_t order
     offset: float  # m, with g(m) the mean of t, or 0
     link: Link = "sigmoid"
+    users: Share = WHOLE  # which of them these are
+    movies: Share = WHOLE
 
     def to(self, device: torch.device) -> "Observations":
         """The same observations on another device."""
-        patterns = self.pattern.to(device), self.pattern_t.to(device)
-        return Observations(*patterns, self.t.to(device), self.F.to(device), self.G.to(device), self.offset, self.link)
+        moved = {name: getattr(self, name).to(device) for name in ("pattern", "pattern_t", "t", "F", "G")}
+        return self._replace(**moved)
 
     def flipped(self) -> "Observations":
         """The same with movies as rows and users as columns."""
         t = self.t.index_select(0, self.pattern.perm)
-        return self._replace(pattern=self.pattern_t, pattern_t=self.pattern, t=t, F=self.G, G=self.F)
+        other = self._replace(pattern=self.pattern_t, pattern_t=self.pattern, t=t, F=self.G, G=self.F)
+        return other._replace(users=self.movies, movies=self.users)
+
+    def view(self, start: int, stop: int) -> "Observations":
+        """The ratings of some rows, without what needs a transpose: for products that need no gradient."""
+        first, last = int(self.pattern.crow[start]), int(self.pattern.crow[stop])
+        return self._replace(pattern=self.pattern.view(start, stop), t=self.t[first:last], F=self.F[first:last])
 
 
 class Factors(NamedTuple):

@@ -6,6 +6,8 @@ Each is the other's backward, so every model written with them has exact gradien
 """
 
 import functools
+import itertools
+import math
 import warnings
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ class Pattern(NamedTuple):
 
     Values that belong to a pattern are vectors of length ``n`` in its own order: sorted by row, then by column.
     ``T`` is the same set of pairs with rows and columns exchanged; ``values[pattern.perm]`` puts values in its order.
-    Indices are int32 where they fit, as the kernels want them; ``perm`` is int64.
+    Indices are int32 where they fit, as the kernels want them.
     """
 
     crow: Tensor  # (rows + 1,) where each row starts
@@ -43,17 +45,19 @@ class Pattern(NamedTuple):
         Raises:
             ValueError: if the pairs are not strictly increasing in (row, col) or fall outside ``shape``.
         """
-        row, col = row.long(), col.long()
-        key = row * shape[1] + col
-        if len(key) and (bool((key[1:] <= key[:-1]).any()) or bool((col < 0).any()) or int(col.max()) >= shape[1]):
-            raise ValueError("pairs must be sorted by row, then column, without repeats, and lie within the shape")
-        if len(row) and (int(row[0]) < 0 or int(row[-1]) >= shape[0]):
-            raise ValueError("a row lies outside the shape")
-        perm = torch.argsort(col, stable=True)
-        col_t, row_t = row[perm], col[perm]
-        crow, crow_t = _starts(row, shape[0]), _starts(row_t, shape[1])
         kind = torch.int32 if max(len(row), *shape) < 2**31 else torch.int64
-        crow, col, row, crow_t, col_t, row_t = (part.to(kind) for part in (crow, col, row, crow_t, col_t, row_t))
+        row, col = row.to(kind), col.to(kind)
+        if len(row):
+            later = (row[1:] > row[:-1]).logical_or_((row[1:] == row[:-1]).logical_and_(col[1:] > col[:-1]))
+            if not bool(later.all()) or int(col.min()) < 0 or int(col.max()) >= shape[1]:
+                raise ValueError("pairs must be sorted by row, then column, without repeats, and lie within the shape")
+            if int(row[0]) < 0 or int(row[-1]) >= shape[0]:
+                raise ValueError("a row lies outside the shape")
+        row_t, order = torch.sort(col, stable=True)
+        perm = order.to(kind)
+        del order
+        col_t = row.index_select(0, perm)
+        crow, crow_t = _starts(row, shape[0]), _starts(row_t, shape[1])
         return cls(crow, col, row, perm, crow_t, col_t, row_t, shape)
 
     @property
@@ -65,7 +69,7 @@ class Pattern(NamedTuple):
     def T(self) -> "Pattern":  # noqa: N802 - the transpose, as torch and numpy call it
         """The transposed pattern. No values are carried: permute them with ``perm``."""
         inverse = torch.empty_like(self.perm)
-        inverse[self.perm] = torch.arange(self.n, device=self.perm.device)
+        inverse[self.perm.long()] = torch.arange(self.n, dtype=self.perm.dtype, device=self.perm.device)
         return Pattern(
             self.crow_t, self.col_t, self.row_t, inverse, self.crow, self.col, self.row, (self.shape[1], self.shape[0])
         )
@@ -83,6 +87,21 @@ class Pattern(NamedTuple):
         first, last = int(self.crow[start]), int(self.crow[stop])
         return Pattern.of(self.row[first:last] - start, self.col[first:last], (stop - start, self.shape[1]))
 
+    def view(self, start: int, stop: int) -> "Pattern":
+        """The same without a transpose, and nothing copied but row numbers: for products that need no gradient."""
+        first, last = int(self.crow[start]), int(self.crow[stop])
+        crow, none = self.crow[start : stop + 1] - first, self.col[:0]
+        row = self.row[first:last] - start
+        return Pattern(crow, self.col[first:last], row, none, none, none, none, (stop - start, self.shape[1]))
+
+    def blocks(self, most_ratings: int, most_rows: int | None = None) -> list[tuple[int, int]]:
+        """Rows in blocks, (start, stop), of about equal numbers of ratings, hardly more than so many, of few enough rows."""
+        n, rows = self.n, self.shape[0]
+        count = max(1, math.ceil(n / most_ratings))
+        targets = (torch.arange(1, count, device=self.crow.device) * n // count).to(self.crow.dtype)
+        inner = {cut for cut in torch.searchsorted(self.crow, targets).tolist() if 0 < int(self.crow[cut]) < n}
+        return list(itertools.pairwise(sorted({0, rows} | inner | set(range(0, rows, most_rows or max(rows, 1))))))
+
     def to(self, device: torch.device) -> "Pattern":
         """The same pattern on another device."""
         crow, col, row, perm, crow_t, col_t, row_t = (part.to(device) for part in self[:-1])
@@ -90,7 +109,8 @@ class Pattern(NamedTuple):
 
 
 def _starts(sorted_index: Tensor, size: int) -> Tensor:
-    return torch.searchsorted(sorted_index, torch.arange(size + 1, device=sorted_index.device))
+    every = torch.arange(size + 1, dtype=sorted_index.dtype, device=sorted_index.device)
+    return torch.searchsorted(sorted_index, every, out_int32=sorted_index.dtype == torch.int32)
 
 
 def sampled_dot(U: Tensor, V: Tensor, pattern: Pattern) -> Tensor:
