@@ -80,10 +80,15 @@ def dumps(model: Model) -> bytes:
         "format": FORMAT,
         "version": VERSION,
         "meta": json.dumps(meta, ensure_ascii=False, allow_nan=False),
-        "tensors": {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+        "tensors": {name: _alone(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()},
     }
     torch.save(content, buffer)
     return buffer.getvalue()
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The same with nothing else in its memory, which would be saved too."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def loads(content: bytes, name: str) -> Model:

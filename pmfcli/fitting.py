@@ -26,15 +26,22 @@ _CLEARLY = 1e-3  # better by this part
 
 
 class Pace(NamedTuple):
-    """How often to look at the held-out ratings, and when to stop. In epochs."""
+    """How often to look at the held-out ratings, and when to stop. In steps: an epoch by blocks has one for each block."""
 
     check_every: int
     patience: int  # without a clearly better held-out error
-    still_for: int  # the loss no longer moves: its relative range over so many epochs is below ``still``
+    still_for: int  # epochs: the loss no longer moves, its relative range over so many is below ``still``
     still: float
+    sure: int  # patience where a difference that is clear is no chance
+
+    def of(self, blocks: int, held_out: int) -> "Pace":
+        """The same in epochs of so many blocks, with so many ratings held out."""
+        patience = self.sure if held_out >= _SURE else self.patience
+        return self._replace(check_every=-(-self.check_every // blocks), patience=-(-patience // blocks))
 
 
-PACES = {"adam": Pace(5, 50, 20, 1e-5), "als": Pace(1, 10, 5, 1e-4)}
+PACES = {"adam": Pace(5, 50, 20, 1e-5, 50), "als": Pace(1, 10, 5, 1e-4, 2)}
+_SURE = 200_000  # held-out ratings, whose RMSE is known to a part in a thousand
 
 
 class Report(NamedTuple):
@@ -192,7 +199,8 @@ def _fit(task: Task) -> Generator[Report, None, _Fit]:
     steps, mode = (_adam if by_adam else _als)(
         task.observations.to(device), settings, epochs, None if old is None else old["fit"]
     )
-    pace = PACES[settings.solver]
+    blocks = max(1, round(task.observations.pattern.n / settings.block_ratings)) if by_adam else 1
+    pace = PACES[settings.solver].of(blocks, 0 if test is None else len(test.stars))
     pairs = None if test is None else test.pairs.to(device)
     best: _Fit | None = None
     clear, clear_at = math.inf, 0  # the last held-out error that was clearly better, and its epoch

@@ -54,8 +54,8 @@ def train(ratings: Ratings, settings: Settings, resume: Tree = None) -> Generato
         del found["holdout_rmse"]
         return _model(ratings, settings, posterior, found)
     before = None if resume is None else resume["before"]
-    fitted = ratings.select(~held)
     if before is None:
+        fitted = ratings.select(~held)
         observations = observed(fitted, settings)
         pairs, stars = held_out(ratings, held)
         test = Test(pairs, stars, ratings.scale)
@@ -68,6 +68,7 @@ def train(ratings: Ratings, settings: Settings, resume: Tree = None) -> Generato
             return _model(fitted, settings, posterior, found | metrics)
         noise = posterior.noise if isinstance(posterior, Laplace) else None
         before, resume = {"metrics": metrics, "epochs": found["epochs"], "noise": noise}, None
+        del posterior, task, test, pairs, stars, observations, bias, fitted  # at size there is no room for two fits
     task = Task("refit", ratings, observed(ratings, settings), settings, before["epochs"], None, before["noise"], device)
     posterior, found = yield from _fitted(task, before, resume)
     del found["holdout_rmse"]

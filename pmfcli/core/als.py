@@ -248,7 +248,7 @@ def settle(
             before = side.A
             A, _ = _solved(side, other, part, sigma, latent)
             side = side._replace(A=A)
-            if float((A - before).abs().max()) <= _STILL:
+            if o.link == "linear" or float((A - before).abs().max()) <= _STILL:
                 break
         return side.A
 
@@ -271,7 +271,7 @@ def _rows(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -> Si
 def _solved(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
     """The same of some rows: their means, (rows, d), and packed covariances."""
     d = side.A.shape[1]
-    x = o.t if o.link == "linear" else score(_factors(side, other, o, k), o.pattern)  # the linear one looks at t alone
+    x = o.t if o.link == "linear" else score(_factors(side, other, o, k), o.pattern)  # the linear link looks at t alone
     weight, seen = linearise(x, o.t, sigma, o.link)
     target = seen - o.offset
     if d > k:
@@ -289,28 +289,29 @@ def _solved(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -> 
     A = found.mean
     if o.link != "linear":
         among = None if second is None else unpack(spmm(weight, second, o.pattern), d)
-        A = _shortened(side, other, A, o, sigma, k, among, pull)
+        A = _shortened(side, other, A, x, o, sigma, k, among, pull)
     return A, None if side.spread is None else pack(found.covariance())
 
 
 def _shortened(
-    side: Side, other: Side, A: Tensor, o: Observations, sigma: Tensor, k: int, among: Tensor | None, pull: Tensor
+    side: Side, other: Side, A: Tensor, x: Tensor, o: Observations, sigma: Tensor, k: int, among: Tensor | None, pull: Tensor
 ) -> Tensor:
     """A Gauss-Newton step of each row, halved until its own objective is not worse.
 
     Args:
+        A: (rows, d) where it leads. x: (n,) where it starts.
         among: (rows, d, d) and pull: (rows, d), what the covariances of the columns add, A' among A + 2 A . pull.
     """
 
-    def cost(A: Tensor) -> Tensor:
-        x = score(_factors(side._replace(A=A), other, o, k), o.pattern)
+    def cost(A: Tensor, x: Tensor | None = None) -> Tensor:
+        x = score(_factors(side._replace(A=A), other, o, k), o.pattern) if x is None else x
         off = A - side.M
         error = ((o.t - mean(x, o.link)) / sigma).square()
         total = o.movies.team.sum(spmm(error, error.new_ones(o.pattern.shape[1], 1), o.pattern))[:, 0]
         total = total + ((off @ side.precision) * off).sum(1)
         return total if among is None else total + ((A[:, None] @ among)[:, 0] * A + 2 * A * pull).sum(1)
 
-    before = cost(side.A) * (1 + _ROUNDING * torch.finfo(A.dtype).eps)
+    before = cost(side.A, x) * (1 + _ROUNDING * torch.finfo(A.dtype).eps)
     for _ in range(_HALVINGS):
         worse = cost(A) > before
         if not worse.any():

@@ -25,6 +25,7 @@ from pmfcli.core.sparse import Pattern
 
 _BLOCK = 1024  # movies ranked at a time, which a cache holds
 _CHUNK, _CHUNK_NUMBERS = 4096, 8_000_000  # pairs answered at a time: at most so many, nor more numbers of their covariances
+_AT_ONCE = 1 << 17  # pairs whose means alone are wanted
 _NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
 
 
@@ -202,12 +203,15 @@ def _rows_of(posterior: Posterior, seen: Seen, pairs: Pairs) -> tuple[Rows, Rows
 @torch.no_grad()
 def means_of_pairs(factors: Factors, pairs: Pairs) -> Tensor:
     """The predictive means alone, (n,), of factors that are still in training."""
-    u = torch.where(pairs.user_known[:, None], factors.U[pairs.user], factors.U.mean(0))
-    x = (u * factors.V[pairs.movie]).sum(1) * pairs.movie_known + factors.offset
-    if factors.b is not None and factors.c is not None:
-        x = x + torch.where(pairs.user_known, factors.b[pairs.user], factors.b.mean())
-        x = x + factors.c[pairs.movie] * pairs.movie_known
-    return mean(x, factors.link).clamp(0, 1)
+    usual, found = factors.U.mean(0), []
+    for part in pairs.split(_AT_ONCE):
+        u = torch.where(part.user_known[:, None], factors.U[part.user], usual)
+        x = (u * factors.V[part.movie]).sum(1) * part.movie_known + factors.offset
+        if factors.b is not None and factors.c is not None:
+            x = x + torch.where(part.user_known, factors.b[part.user], factors.b.mean())
+            x = x + factors.c[part.movie] * part.movie_known
+        found.append(mean(x, factors.link).clamp(0, 1))
+    return torch.cat(found)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -93,6 +94,22 @@ class Pattern(NamedTuple):
         crow, none = self.crow[start : stop + 1] - first, self.col[:0]
         row = self.row[first:last] - start
         return Pattern(crow, self.col[first:last], row, none, none, none, none, (stop - start, self.shape[1]))
+
+    def tiles(self, width: int) -> Iterator[tuple[slice, "Pattern", Tensor | slice]]:
+        """Ranges of so many columns, each as a view, with where its values lie: rows of a matrix that a cache can hold.
+
+        A product with a matrix of many more rows than that waits for memory, four times as long as it multiplies.
+        """
+        if self.shape[1] <= width:
+            yield slice(None), self, slice(None)
+            return
+        none = self.col[:0]
+        for start in range(0, self.shape[1], width):
+            stop = min(start + width, self.shape[1])
+            place = torch.nonzero((self.col >= start).logical_and_(self.col < stop))[:, 0].to(self.col.dtype)
+            crow = torch.searchsorted(place, self.crow, out_int32=self.crow.dtype == torch.int32)
+            col, row = self.col.index_select(0, place) - start, self.row.index_select(0, place)
+            yield slice(start, stop), Pattern(crow, col, row, none, none, none, none, (self.shape[0], stop - start)), place
 
     def blocks(self, most_ratings: int, most_rows: int | None = None) -> list[tuple[int, int]]:
         """Rows in blocks, (start, stop), of about equal numbers of ratings, hardly more than so many, of few enough rows."""

@@ -108,15 +108,11 @@ class Ratings:
         return replace(self, user=self.user[mask], movie=self.movie[mask], stars=self.stars[mask], time=time)
 
     def tensors(self) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
-        """(user rows int64, movie rows int64, ratings on the unit scale float32)."""
+        """(user rows int32, movie rows int32, ratings on the unit scale float32)."""
         import torch
 
         unit = self.scale.to_unit(self.stars.astype(np.float64)).astype(np.float32)
-        return (
-            torch.from_numpy(self.user.astype(np.int64)),
-            torch.from_numpy(self.movie.astype(np.int64)),
-            torch.from_numpy(unit),
-        )
+        return torch.from_numpy(self.user), torch.from_numpy(self.movie), torch.from_numpy(unit)
 
     def digest(self) -> str:
         """SHA-256 of the content: ids, pairs and stars. The order of the rows in the file does not matter."""
