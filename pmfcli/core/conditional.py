@@ -82,7 +82,7 @@ def conditional(
         TrainingError: the precision of a row is not positive definite, as when a weight is not finite.
     """
     d, rows = columns.shape[1], pattern.shape[0]
-    gram = prior.precision.expand(rows, d, d).clone()  # its upper triangle is filled, which is the lower one of its transpose
+    gram = columns.new_zeros(rows, d, d)  # its upper triangle is filled, which is the lower one of its transpose
     on_cpu = columns.device.type == "cpu"
     groups = _triangle(d, _COLUMNS if on_cpu else max(_COLUMNS, _NUMBERS // max(1, len(columns))))
     for among, tile, own in pattern.tiles(_TILE if on_cpu else len(columns)):
@@ -94,11 +94,14 @@ def conditional(
             if unsure is not None:
                 square += unsure[:, done : done + square.shape[1]]
                 done += square.shape[1]
-            added = team.sum(spmm(w, square, tile)).split([stop - start for _, start, stop in pieces], 1)
+            added = spmm(w, square, tile).split([stop - start for _, start, stop in pieces], 1)
             for (i, start, stop), part in zip(pieces, added, strict=True):
                 gram[:, i, start:stop] += part
-    gram = gram.mT  # stored by columns, as the factorization wants it
-    shift = team.sum(spmm(weight * target, columns, pattern))
+    shift = spmm(weight * target, columns, pattern)
+    if team.size > 1:
+        packed, shift = team.sum(torch.cat([pack(gram), shift], 1)).split([d * (d + 1) // 2, d], 1)
+        gram = unpack(packed, d)
+    gram = gram.add_(prior.precision).mT  # stored by columns, as the factorization wants it
     pull = torch.einsum("...ij,...j->...i", prior.precision, prior.mean)
     cholesky, failed = torch.linalg.cholesky_ex(gram)
     if bool(failed.any()):  # by rounding, where the prior is far weaker than the observations and these span too little

@@ -24,6 +24,7 @@ from pmfcli.core.posterior import (
     score,
 )
 from pmfcli.core.sparse import Pattern, spmm
+from pmfcli.core.team import Share, Team
 from pmfcli.core.tree import Tree, leaves, like, plain
 from pmfcli.errors import TrainingError
 
@@ -84,8 +85,11 @@ class Progress(NamedTuple):
 
 
 def cut(observations: Observations, block_ratings: int) -> tuple[Observations, ...]:
-    """Blocks of users with about equal numbers of ratings, none much above ``block_ratings``; the weights stay the whole's."""
-    o, bounds = observations, observations.pattern.blocks(block_ratings)
+    """Blocks of users with about equal numbers of ratings, none much above ``block_ratings``; the weights stay the whole's.
+
+    Processes have equally many, so that each step has one block of each of them, together hardly above ``block_ratings``.
+    """
+    o, bounds = observations, _bounds(observations, block_ratings)
     if len(bounds) == 1:
         return (o,)
     G = torch.empty_like(o.G)
@@ -100,19 +104,18 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
         generator: a CPU generator; the numbers do not depend on the device.
     """
     o, s = observations, settings
-    sizes = [stop - start for start, stop in o.pattern.blocks(s.block_ratings)]
+    sizes = [stop - start for start, stop in _bounds(o, s.block_ratings)]
     n_movies = o.pattern.shape[1]
     device, dtype = o.t.device, o.t.dtype
 
-    def start(rows: int) -> Tensor:
-        values = _START * torch.randn(rows, s.latent, generator=generator, dtype=dtype)
-        return values.to(device).requires_grad_()
+    def start(rows: int, share: Share) -> Tensor:
+        return _START * share.randn(rows, s.latent, generator, dtype).to(device)
 
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(*shape, device=device, dtype=dtype, requires_grad=True)
 
-    Y = [start(size) for size in sizes]
-    Z = start(n_movies)
+    Y = [part.clone().requires_grad_() for part in start(sum(sizes), o.users).split(sizes)]
+    Z = start(n_movies, o.movies).requires_grad_()
     W = zeros(n_movies, s.latent) if s.user_means else None
     c = zeros(n_movies) if s.biases else None
     sigma = torch.tensor(s.sigma, device=device, dtype=dtype, requires_grad=s.learn_sigma)
@@ -132,9 +135,9 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
     leaves += [p for block in parameters for p in (block.Y, block.b) if p is not None]
     adam = [_adam(s.lr, leaves)]
     if W is not None:
-        adam.append(_adam(s.lr * _slower(o.F, o.pattern), [W]))
+        adam.append(_adam(s.lr * _slower(o.F, o.pattern, o.movies.team, o.users.team), [W]))
     xs = [block.X for block in parameters if block.X is not None]
-    adam_x = _adam(s.lr * _slower(o.G, o.pattern_t) if xs else s.lr, xs)
+    adam_x = _adam(s.lr * _slower(o.G, o.pattern_t, o.users.team, o.users.team) if xs else s.lr, xs)
     return State(parameters, s.scales, tuple(adam), adam_x)
 
 
@@ -144,10 +147,11 @@ def step(state: State, blocks: tuple[Observations, ...], generator: torch.Genera
     Raises:
         TrainingError: the loss is not finite; the parameters are then no longer of use.
     """
-    n = sum(block.pattern.n for block in blocks)
+    team, like = blocks[0].users.team, blocks[0].t
+    n = float(team.sum(like.new_tensor(sum(block.pattern.n for block in blocks), dtype=torch.float64)))
     sigma = float(state.parameters[0].sigma.detach())
     held = _movie_means(state, blocks)
-    means = None if held is None else held.detach().requires_grad_()
+    means = None if held is None else team.sum(held.detach().clone()).requires_grad_()
     loss = 0.0
     for number in torch.randperm(len(blocks), generator=generator).tolist():
         p, o = state.parameters[number], blocks[number]
@@ -157,15 +161,18 @@ def step(state: State, blocks: tuple[Observations, ...], generator: torch.Genera
         objective = -log_likelihood(score(factors, o.pattern), o.t, p.sigma, o.link)
         objective = objective - log_prior(p, state.scales, o.pattern.n / n)
         torch.autograd.backward(objective)
-        loss += float(objective.detach())
+        loss += float(team.sum(objective.detach()))
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss}")
+        for shared in (p.Z, p.W, p.c, p.sigma):
+            if shared is not None and shared.grad is not None:
+                shared.grad = team.sum(shared.grad)
         for group in state.adam:
             _move(group)
         if p.sigma.requires_grad:
             p.sigma.data.clamp_(min=_LEAST_SIGMA)
-    if held is not None and means is not None:
-        torch.autograd.backward(held, means.grad)
+    if held is not None and means is not None and means.grad is not None:
+        torch.autograd.backward(held, team.sum(means.grad))
         _move(state.adam_x)
     return state, Info(loss, sigma)
 
@@ -274,14 +281,19 @@ def _move(group: Adam) -> None:
         leaf.grad = None
 
 
-def _slower(weights: Tensor, pattern: Pattern) -> float:
+def _slower(weights: Tensor, pattern: Pattern, of_columns: Team, of_ratings: Team) -> float:
     """What the learning rate of W or X is multiplied by, from the weights F or G.
 
     Adam moves every entry by about the learning rate, so a row of F W, a sum over all that a user rated, moves by the row sum
     of F times it: 20 times for the users of ml-latest-small, 40 for the movies of a dense set, and training then diverges.
+
+    Args:
+        of_columns, of_ratings: processes that have some of them each.
     """
-    sums = spmm(weights, weights.new_ones(pattern.shape[1], 1), pattern)[:, 0]
-    return min(1.0, _LARGEST_MOVE / float(sums[pattern.row].mean()))
+    sums = of_columns.sum(spmm(weights, weights.new_ones(pattern.shape[1], 1), pattern))[:, 0]
+    moves = sums[pattern.row]
+    total, n = of_ratings.sum(torch.stack([moves.sum(), moves.new_tensor(len(moves))]).double())
+    return min(1.0, _LARGEST_MOVE / float(total / n))
 
 
 def _movie_means(state: State, blocks: tuple[Observations, ...]) -> Tensor | None:
@@ -290,9 +302,20 @@ def _movie_means(state: State, blocks: tuple[Observations, ...]) -> Tensor | Non
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] if parts else None
 
 
+def _bounds(o: Observations, block_ratings: int) -> list[tuple[int, int]]:
+    team = o.users.team
+    bounds = o.pattern.blocks(max(1, block_ratings // team.size))
+    if team.size > 1:
+        counts = torch.zeros(team.size, dtype=torch.int64)
+        counts[team.rank] = len(bounds)
+        fewest = int(team.sum(counts).min())
+        bounds = [*bounds[: fewest - 1], (bounds[fewest - 1][0], bounds[-1][1])]
+    return bounds
+
+
 def _rows(o: Observations, G: Tensor, start: int, stop: int) -> Observations:
     """The observations of users ``start`` to ``stop``; the weights stay those of the whole data, G in the order of pattern."""
     pattern = o.pattern.rows(start, stop)
     first, last = int(o.pattern.crow[start]), int(o.pattern.crow[stop])
-    own = slice(first, last)
-    return Observations(pattern, pattern.T, o.t[own], o.F[own], G[own].index_select(0, pattern.perm), o.offset, o.link)
+    G, own = G[first:last].index_select(0, pattern.perm), slice(first, last)
+    return o._replace(pattern=pattern, pattern_t=pattern.T, t=o.t[own], F=o.F[own], G=G)

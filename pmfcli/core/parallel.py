@@ -33,11 +33,12 @@ def by_blocks(function: Callable[[int, int], Any], pattern: Pattern, numbers: in
     """What a function of some rows of a pattern, start and stop, gives for all of them, in blocks of bounded memory.
 
     Args:
-        numbers: that a row takes. in_order: one block after the other.
+        numbers: that a row takes. in_order: one block after the other, by numbers of rows alone.
     """
     device = pattern.col.device
     least = torch.get_num_threads() if device.type == "cpu" and not in_order else 1
-    bounds = pattern.blocks(min(_RATINGS, max(1, -(-pattern.n // least))), max(1, _NUMBERS // numbers))
+    ratings = max(1, pattern.n) if in_order else min(_RATINGS, max(1, -(-pattern.n // least)))
+    bounds = pattern.blocks(ratings, max(1, _NUMBERS // numbers))
     with workers(1 if in_order else len(bounds), device) as each:
         return each(lambda bound: function(*bound), bounds)
 

@@ -103,20 +103,23 @@ def observe(
     rater_power: float = 0.25,
     with_offset: bool = True,
     link: Link = "sigmoid",
+    users: Share = WHOLE,
 ) -> Observations:
     """Prepare ratings: F_ik = n_i^-user_power and G_jl = m_j^-movie_power n_l^-rater_power.
 
     Args:
         pattern: who rated what (users x movies). t: (n,) ratings in [0, 1], in its order.
         user_power: 1 is the divisor of NIPS 2007 Eq. 7.
+        users: which of them these are.
     """
     n_i = pattern.row_counts().clamp(min=1).to(t.dtype)
-    m_j = pattern.col_counts().clamp(min=1).to(t.dtype)
+    m_j = users.team.sum(pattern.col_counts()).clamp(min=1).to(t.dtype)
     F = n_i.pow(-user_power)[pattern.row]
     G = m_j.pow(-movie_power)[pattern.row_t] * n_i.pow(-rater_power)[pattern.col_t]
-    least = 0.5 / max(len(t), 1)  # if all ratings are at one end of the scale, the mean stays just inside it
-    offset = float(inverse(t.double().mean().clamp(least, 1 - least), link)) if with_offset else 0.0
-    return Observations(pattern, pattern.T, t, F, G, offset, link)
+    n, total = users.team.sum(torch.stack([t.new_tensor(len(t), dtype=torch.float64), t.sum(dtype=torch.float64)]))
+    least = 0.5 / max(int(n), 1)  # if all ratings are at one end of the scale, the mean stays just inside it
+    offset = float(inverse((total / n).clamp(least, 1 - least), link)) if with_offset else 0.0
+    return Observations(pattern, pattern.T, t, F, G, offset, link, users)
 
 
 def mean(x: Tensor, link: Link) -> Tensor:
@@ -150,7 +153,7 @@ def effective(parameters: Parameters, observations: Observations) -> Factors:
     """U = Y + F W and V = Z + G X."""
     p, o = parameters, observations
     U = p.Y if p.W is None else p.Y + spmm(o.F, p.W, o.pattern)
-    V = p.Z if p.X is None else p.Z + spmm(o.G, p.X, o.pattern_t)
+    V = p.Z if p.X is None else p.Z + o.users.team.sum(spmm(o.G, p.X, o.pattern_t))
     return Factors(U, V, p.b, p.c, o.offset, o.link)
 
 

@@ -4,10 +4,15 @@ What sums over ratings or users is summed over the processes, and comes out the 
 process is that of a team of one.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from pmfcli.errors import TrainingError
 
 _DRAWN = 1 << 16  # rows of random numbers at a time: a multiple of what a generator makes at once
 
@@ -19,11 +24,19 @@ class Team:
     size = 1
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes of a tensor of the same shape in each; it may be changed in place."""
+        """The sum over all processes of a tensor of the same shape in each; it may be changed in place.
+
+        Raises:
+            TrainingError: another process is gone.
+        """
         return values
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, one after the other, in each of them."""
+    def collect(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, one after the other, in the first of them; the own ones in the others.
+
+        Raises:
+            TrainingError: another process is gone.
+        """
         return rows
 
 
@@ -31,29 +44,41 @@ class Processes(Team):
     """Those of ``torch.distributed``, once it is set up."""
 
     def __init__(self) -> None:
-        import torch.distributed as dist
-
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def sum(self, values: Tensor) -> Tensor:
         """As of one process alone, over all."""
-        import torch.distributed as dist
-
         values = values.contiguous()
-        dist.all_reduce(values)
+        with _gone():
+            dist.all_reduce(values)
         return values
 
-    def gather(self, rows: Tensor) -> Tensor:
+    def collect(self, rows: Tensor) -> Tensor:
         """As of one process alone, of all."""
-        import torch.distributed as dist
-
+        rows = rows.contiguous()
         counts = torch.zeros(self.size, dtype=torch.int64, device=rows.device)
         counts[self.rank] = len(rows)
-        parts = [rows.new_empty(count, *rows.shape[1:]) for count in self.sum(counts).tolist()]
-        for rank, part in enumerate(parts):
-            part.copy_(rows) if rank == self.rank else None
-            dist.broadcast(part, rank)
+        parts = [rows]
+        sizes = self.sum(counts).tolist()
+        with _gone():
+            if self.rank:
+                dist.send(rows, 0)
+            else:
+                for rank, size in enumerate(sizes[1:], 1):
+                    parts.append(rows.new_empty(size, *rows.shape[1:]))
+                    dist.recv(parts[-1], rank)
         return torch.cat(parts)
+
+
+@contextlib.contextmanager
+def _gone() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        why = str(error).splitlines()[0][:100]
+        raise TrainingError(
+            f"another process of this run is gone ({why}); start all of them again, with --resume from the checkpoint"
+        ) from None
 
 
 ALONE = Team()
@@ -65,6 +90,11 @@ class Share(NamedTuple):
     team: Team = ALONE
     first: int = 0  # the first of them, among all
     of: int | None = None  # how many there are in all; None: this process has all
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes have rows too."""
+        return self.team.size > 1
 
     def randn(self, rows: int, width: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Standard normal numbers for the own rows, (rows, width): those that one process would draw for them."""
