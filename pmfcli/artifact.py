@@ -180,8 +180,9 @@ def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
     posterior = packing.unpack(meta["posterior"], tensors, n_users, n_movies)
     if _KINDS.get(meta["method"]) != meta["posterior"]["kind"]:
         raise ValueError("the method is none that pmf knows")
-    if not isinstance(posterior, Blend) and not 0 <= float(meta["settings"]["user_power"]) <= 2:
-        raise ValueError("the power of a user's mean is out of bounds")
+    powers = () if isinstance(posterior, Blend) else ("user_power", "movie_power", "rater_power")
+    if not all(0 <= float(meta["settings"][name]) <= 2 for name in powers):
+        raise ValueError("a power of the hierarchical means is out of bounds")
     seen = Seen(**seen_parts)
     rising = bool((seen.start[1:] >= seen.start[:-1]).all()) and int(seen.start[0]) == 0 and int(seen.start[-1]) == n
     if not rising or (n and not 0 <= int(seen.movie.min()) <= int(seen.movie.max()) < n_movies):

@@ -31,6 +31,8 @@ COMMANDS = (
     "evaluate",
     "compare",
     "blend",
+    "update",
+    "forget",
     "tune",
     "info",
     "cache",

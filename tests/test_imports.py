@@ -26,6 +26,7 @@ ALLOWED = {  # room -> rooms it may import
     "plots": {"errors"},
     "checkpoint": {"artifact", "core", "errors", "files"},
     "blending": {"", "artifact", "core", "data.ratings", "errors", "evaluation"},
+    "updating": {"artifact", "core", "data.ratings", "errors", "fitting", "text"},
     "tuning": {"config", "data.ratings", "data.split", "errors", "evaluation", "training"},
     "cli": {
         "",
@@ -47,6 +48,7 @@ ALLOWED = {  # room -> rooms it may import
         "plots",
         "training",
         "tuning",
+        "updating",
     },
 }
 ONLY_IN = {
@@ -61,6 +63,7 @@ ONLY_IN = {
         "answers",
         "training",
         "evaluation",
+        "updating",
     },
     "torchmetrics": {"core.metrics"},
     "matplotlib": {"plots"},

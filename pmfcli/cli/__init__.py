@@ -10,7 +10,22 @@ from typing import Annotated, NoReturn
 import typer
 
 from pmfcli import __version__
-from pmfcli.cli import blend, cache, compare, demo, download, evaluate, info, predict, recommend, similar, train, tune
+from pmfcli.cli import (
+    blend,
+    cache,
+    compare,
+    demo,
+    download,
+    evaluate,
+    forget,
+    info,
+    predict,
+    recommend,
+    similar,
+    train,
+    tune,
+    update,
+)
 from pmfcli.console import ClosedPipeError
 from pmfcli.errors import PmfError
 from pmfcli.text import clean
@@ -24,7 +39,7 @@ app = typer.Typer(
     "Settings come from flags, PMF_* in the environment, --config FILE or ./pmf.toml, in this order.",
     epilog="Start with: pmf demo",
 )
-for module in (download, train, predict, recommend, similar, evaluate, compare, blend, tune, info, cache, demo):
+for module in (download, train, predict, recommend, similar, evaluate, compare, blend, update, forget, tune, info, cache, demo):
     name = module.__name__.rpartition(".")[2]
     app.command(name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, name))
 

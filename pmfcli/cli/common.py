@@ -1,6 +1,7 @@
 """What several commands do the same way: find the data, load the model."""
 
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,54 @@ def load_model(path: Path) -> "Model":
     if model.data.get("name") == NAME:
         note(f"A model of {NOTICE}.")
     return model
+
+
+def check_is_not_data(flag: str, path: Path | None, data: str | None) -> None:
+    """Refuse to write over the ratings.
+
+    Raises:
+        UsageError: the file to write is the one that they are read from.
+    """
+    if path is not None and data is not None and path.is_file() and Path(data).exists() and path.samefile(data):
+        raise UsageError(f"{flag} {path}: these are the ratings; give another file")
+
+
+def check_output(output: Path, as_json: bool) -> None:
+    """Refuse, before the work, a model file that could not be written after it.
+
+    Raises:
+        UsageError: it is a folder or a terminal, takes the place of ``--json``, or is where nothing may be written.
+    """
+    if str(output) == "-":
+        if as_json:
+            raise UsageError("--output -: the model takes standard output; leave --json out")
+        if sys.stdout.isatty():
+            raise UsageError("--output -: a model is not text; send it to a file or a pipe")
+        return
+    try:
+        if output.is_dir():
+            raise UsageError(f"--output {output}: is a folder; give a file")
+        if not output.exists() or output.is_file():
+            with tempfile.TemporaryFile(dir=output.resolve().parent):
+                pass
+    except OSError as error:
+        raise UsageError(f"--output {output}: {error.strerror or error}; give a file in a folder that you may write") from None
+
+
+def write_model(output: Path, model: "Model") -> int:
+    """Write a model file, whole or not at all; ``-`` is standard output. Its size in bytes.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from pmfcli.artifact import dumps, write_atomically
+
+    content = dumps(model)
+    if str(output) == "-":
+        sys.stdout.buffer.write(content)
+    else:
+        write_atomically(output, content)
+    return len(content)
 
 
 def read_visitor(source: str, model: "Model") -> "Visitor":

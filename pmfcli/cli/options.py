@@ -33,6 +33,15 @@ def _column(role: str) -> Any:
     return typer.Option(f"--{role}-col", help=f"Name of the column of {role}s, if not a usual one.", rich_help_panel=_DATA)
 
 
+UserCol = Annotated[str | None, _column("user")]
+MovieCol = Annotated[str | None, _column("movie")]
+RatingCol = Annotated[str | None, _column("rating")]
+TimeCol = Annotated[str | None, _column("time")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Pass over rows that cannot be read, and count them.", rich_help_panel=_DATA)
+]
+
+
 class Source(NamedTuple):
     """Where ratings come from: the flags of every command that reads them."""
 
@@ -47,13 +56,11 @@ class Source(NamedTuple):
         ),
     ] = None
     data_dir: DataDir = Path("data")
-    user_col: Annotated[str | None, _column("user")] = None
-    movie_col: Annotated[str | None, _column("movie")] = None
-    rating_col: Annotated[str | None, _column("rating")] = None
-    time_col: Annotated[str | None, _column("time")] = None
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Pass over rows that cannot be read, and count them.", rich_help_panel=_DATA)
-    ] = False
+    user_col: UserCol = None
+    movie_col: MovieCol = None
+    rating_col: RatingCol = None
+    time_col: TimeCol = None
+    skip_bad: SkipBad = False
     no_cache: Annotated[
         bool,
         typer.Option(

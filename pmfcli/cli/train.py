@@ -5,14 +5,13 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from pmfcli.cli.common import read_data
+from pmfcli.cli.common import check_is_not_data, check_output, read_data, write_model
 from pmfcli.cli.options import AsJson, Config, Source, with_data_and_settings
 from pmfcli.config import resolve
 from pmfcli.console import document, note, progress
@@ -56,7 +55,6 @@ def train(
 
         choose_device(settings.device)
     ratings = read_data(source)
-    from pmfcli.artifact import dumps, write_atomically
     from pmfcli.training import identity
     from pmfcli.training import train as steps
 
@@ -86,14 +84,10 @@ def train(
         if last is not None:
             _log(lines, last, began, last=True)
     seconds = time.perf_counter() - began
-    content = dumps(model)
-    if str(output) == "-":
-        sys.stdout.buffer.write(content)
-    else:
-        write_atomically(output, content)
+    size = write_model(output, model)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    _say(model, output, len(content), seconds)
+    _say(model, output, size, seconds)
     if as_json:
         m, d = model.metrics, model.data
         document(
@@ -160,23 +154,11 @@ def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
 
 def _check_outputs(output: Path, log: Path | None, data: str | None, as_json: bool) -> None:
     """Refuse before training what could not be written after it, or would write over the ratings."""
-    for flag, path in (("--output", output), ("--log", log)):
-        if path is not None and data is not None and path.is_file() and Path(data).exists() and path.samefile(data):
-            raise UsageError(f"{flag} {path}: these are the ratings; give another file")
-    if str(output) == "-":
-        if as_json or str(log) == "-":
-            raise UsageError("--output -: the model takes standard output; give --log a file, leave --json out")
-        if sys.stdout.isatty():
-            raise UsageError("--output -: a model is not text; send it to a file or a pipe")
-        return
-    try:
-        if output.is_dir():
-            raise UsageError(f"--output {output}: is a folder; give a file")
-        if not output.exists() or output.is_file():
-            with tempfile.TemporaryFile(dir=output.resolve().parent):
-                pass
-    except OSError as error:
-        raise UsageError(f"--output {output}: {error.strerror or error}; give a file in a folder that you may write") from None
+    check_is_not_data("--output", output, data)
+    check_is_not_data("--log", log, data)
+    if str(output) == "-" and str(log) == "-":
+        raise UsageError("--output -: the model takes standard output; give --log a file")
+    check_output(output, as_json)
 
 
 def _check_checkpoint(checkpoint: Path | None, resume: bool) -> None:

@@ -13,10 +13,11 @@ from pmfcli.core.drift import at_no_time
 from pmfcli.core.gibbs import draw_scales, draw_tau
 from pmfcli.core.ordinal import count_kinds, draw_kind, draw_latent, draw_share
 from pmfcli.core.posterior import Observations, inverse
-from pmfcli.core.predict import Draws, Laplace, Posterior, Rows, Seen, curvature, movies_of, stacked
+from pmfcli.core.predict import Draws, Laplace, Posterior, Rows, Seen, curvature, movies_of, stacked, users_of
 from pmfcli.core.sparse import Pattern
 
-_MINI_SWEEPS = 12  # of the sampler that folds a user in on every draw
+MINI_SWEEPS = 12  # of the sampler that folds a user in on every draw
+_FEW_SWEEPS = 3  # where it starts at the user's row
 _MEAN_FIELD_ROUNDS = 4  # in which users settle
 
 
@@ -35,7 +36,7 @@ def fold_in(posterior: Posterior, seen: Seen, movies: Tensor, t: Tensor, user_po
     return (
         _fold_in_mode(posterior, seen, movies, t, weight)
         if isinstance(posterior, Laplace)
-        else _fold_in_draws(posterior, movies, t, weight)
+        else fold_in_draws(posterior, movies, t, weight, torch.Generator().manual_seed(0))
     )
 
 
@@ -47,18 +48,19 @@ def settled(laplace: Laplace, seen: Seen, observations: Observations) -> Laplace
     rows, V = stacked(f.U, f.b), stacked(f.V, f.c)
     means = torch.cat([f.U - p.Y, torch.zeros_like(rows[:, k:])], 1)
     for _ in range(_MEAN_FIELD_ROUNDS if laplace.mean_field else 1):  # the doubt of the movies depends on the users
-        doubt = _doubt(laplace, seen, torch.arange(len(V)))
-        rows = settle(rows, Prior(means, laplace.precision_u), V, doubt, observations, p.sigma, k)
+        spread = spread_of(laplace, seen, torch.arange(len(V)), of_movies=True)
+        rows = settle(rows, Prior(means, laplace.precision_u), V, spread, observations, p.sigma, k)
         U, b = rows[:, :k].clone(), None if f.b is None else rows[:, k].clone()
         laplace = laplace._replace(parameters=p._replace(Y=U - means[:, :k], b=b), factors=f._replace(U=U, b=b))
     return laplace
 
 
-def _doubt(p: Laplace, seen: Seen, movies: Tensor) -> Tensor | None:
-    """Packed covariances of movies, where users are fitted to their distribution."""
+def spread_of(p: Laplace, seen: Seen, rows: Tensor, of_movies: bool) -> Tensor | None:
+    """Packed covariances of movies or users (n,) ascending, where the other side is fitted to their distribution."""
     if not p.mean_field:
         return None
-    covariance = movies_of(p._replace(noise=p.parameters.sigma), seen, movies).covariance
+    side = movies_of if of_movies else users_of
+    covariance = side(p._replace(noise=p.parameters.sigma), seen, rows).covariance
     assert covariance is not None
     return pack(covariance[0])
 
@@ -71,19 +73,26 @@ def _fold_in_mode(p: Laplace, seen: Seen, movies: Tensor, t: Tensor, weight: flo
         m[0, :k] = weight * p.parameters.W[movies].sum(0)
     one = Pattern.of(torch.zeros_like(movies), torch.arange(len(movies)), (1, len(movies)))
     observations = Observations(one, one.T, t, t, t, offset, link)  # F and G are in m and V
-    A = settle(m, Prior(m, p.precision_u), V[movies], _doubt(p, seen, movies), observations, p.parameters.sigma, k)
+    spread = spread_of(p, seen, movies, of_movies=True)
+    A = settle(m, Prior(m, p.precision_u), V[movies], spread, observations, p.parameters.sigma, k)
     covariance = curvature(p, torch.zeros_like(movies), A, movies, V, p.precision_u).covariance()
     return Rows(A[None], A.new_ones(1, 1), covariance[None])
 
 
-def _fold_in_draws(p: Draws, movies: Tensor, t: Tensor, weight: float) -> Rows:
+@torch.no_grad()
+def fold_in_draws(
+    p: Draws, movies: Tensor, t: Tensor, weight: float, generator: torch.Generator, start: Rows | None = None
+) -> Rows:
     """The draws are the rows of one problem, each with its own copy of the user's ratings.
 
     W is what the training ratings say of it, to which this user's are new: the hierarchical mean is as uncertain as W still is.
+
+    Args:
+        weight: of each rating in the hierarchical mean.
+        start: the user as drawn with other ratings, from where a few sweeps are enough.
     """
     k, offset, link = p.head
     draws, n = len(p.alpha), len(movies)
-    generator = torch.Generator().manual_seed(0)
     V = p.V[:, movies].float().flatten(0, 1)
     d = V.shape[1]
     row = torch.arange(draws).repeat_interleave(n)
@@ -102,29 +111,41 @@ def _fold_in_draws(p: Draws, movies: Tensor, t: Tensor, weight: float) -> Rows:
         centre, doubt = centre + weight * p.W[:, movies].float().sum(1), weight**2 * p.var_w[movies].sum()
     white = Gaussians(torch.zeros_like(centre), torch.linalg.cholesky(p.Lambda_u))
     tau, gamma = p.alpha.new_ones(draws), p.alpha.new_ones(draws)
-    A, share = centre, None
+    A, share, sweeps = centre, None, MINI_SWEEPS
     if p.cuts is not None and p.habits is not None and p.grid is not None:
         cuts, share = inverse(p.cuts.flatten(0, 1), link) - offset, p.habits / p.habits.sum(1, keepdim=True)
         level = torch.searchsorted(0.5 * (p.grid[1:] + p.grid[:-1]), t).repeat(draws)
         first = row * share.shape[1]
-    for sweep in range(_MINI_SWEEPS):
+
+    def prior_precision(tau: Tensor) -> Tensor:
+        P = p.Lambda_u / (doubt + 1 / tau)[:, None, None]
+        return P if mood is None else with_mood(P, mood)
+
+    def draw_scale(A: Tensor, tau: Tensor, P: Tensor) -> Tensor:
+        if p.prior_dof is None:
+            return tau
+        part = 1 / (1 + tau * doubt)  # of what is not the mood, what is not due to the mean
+        off = A - centre if mood is None else A - centre - draw_mood(A - centre, P, mood, generator)
+        own = part[:, None] * off + (doubt * part).sqrt()[:, None] * white.draw(generator)
+        return draw_tau(own, p.Lambda_u, p.prior_dof[:, 0], generator)
+
+    if start is not None:
+        A, gamma, sweeps = start.A[:, 0], start.gamma[:, 0], _FEW_SWEEPS
+        share = share if start.share is None else start.share[:, 0]
+        tau = draw_scale(A, tau, prior_precision(tau))
+    for sweep in range(sweeps):
         precision = 1 / (1 / (noise * gamma[row]) + drifting)
         if share is not None and p.habits is not None:
             x, root = (f * A[row]).sum(1) + bias, precision.sqrt()
             kind, _, _ = draw_kind(cuts, share, level, row, first, x, root, generator)
             share = draw_share(p.habits, count_kinds(kind, row, share.shape), generator)
             z = draw_latent(cuts, level, first + kind, x, root, generator) - bias
-        P = p.Lambda_u / (doubt + 1 / tau)[:, None, None]
-        P = P if mood is None else with_mood(P, mood)
+        P = prior_precision(tau)
         found = conditional(pattern, f, precision, z, Prior(centre, P))
-        if sweep + 1 == _MINI_SWEEPS or (p.noise_dof is None and p.prior_dof is None and share is None):
+        if sweep + 1 == sweeps or (p.noise_dof is None and p.prior_dof is None and share is None):
             break
         A = found.draw(generator)
-        if p.prior_dof is not None:
-            part = 1 / (1 + tau * doubt)  # of what is not the mood, what is not due to the mean
-            off = A - centre if mood is None else A - centre - draw_mood(A - centre, P, mood, generator)
-            own = part[:, None] * off + (doubt * part).sqrt()[:, None] * white.draw(generator)
-            tau = draw_tau(own, p.Lambda_u, p.prior_dof[:, 0], generator)
+        tau = draw_scale(A, tau, P)
         if p.noise_dof is not None:
             error = z - (f * A[row]).sum(1)
             gamma = draw_scales(noise * error.square(), pattern, p.noise_dof[:, 0], generator)

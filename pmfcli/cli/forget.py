@@ -1,0 +1,54 @@
+"""pmf forget: take people out of a saved model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pmfcli.cli.common import check_output, load_model, write_model
+from pmfcli.cli.options import AsJson, ModelFile
+from pmfcli.console import document, note
+from pmfcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pmfcli.updating import Forgotten
+
+EXAMPLE = "pmf forget --user 4"
+
+
+def forget(
+    user: Annotated[list[str], typer.Option("--user", "-u", help="A user id; may be repeated.")],
+    model: ModelFile = Path("pmf.pt"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The model file to write; without it, the model is replaced.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take users out of a model: their ids, ratings and rows, and the movies that nobody else rated."""
+    if str(model) == "-" and output is None:
+        raise UsageError("a model from standard input: give --output")
+    check_output(output or model, as_json)
+    old = load_model(model)
+    from pmfcli.answers import find_user
+    from pmfcli.updating import forget as without
+
+    found = without(old, [find_user(old, name) for name in user])
+    _say(found)
+    size = write_model(output or model, found.model)
+    note(f"wrote {output or model} ({size / 1e6:.1f} MB)" + (", in place of the old model" if output in (None, model) else ""))
+    if as_json:
+        counts = {name: value for name, value in found._asdict().items() if name != "model"}
+        counts |= {name: found.model.data[name] for name in ("ratings", "users", "movies")}
+        document({"model": str(output or model), "method": old.method, **counts}, "forget")
+
+
+def _say(found: "Forgotten") -> None:
+    f = found
+    movies = f"{f.forgotten_movies:,} movie(s) that nobody else rated"
+    note(f"forgot {f.forgotten_users:,} user(s) with {f.forgotten_ratings:,} rating(s), and {movies}")
+    if f.recomputed_movies:
+        note(f"computed again without them: {f.recomputed_movies:,} movie(s) that they rated")
+    kept = "what all share"
+    if f.rated_movies_left:  # by draws or a neighbourhood
+        kept = f"what is known of {f.rated_movies_left:,} movie(s) that they rated, and {kept}"
+    note(f"left as learned with them, until the model is trained again: {kept}")

@@ -1,0 +1,67 @@
+"""pmf update: take new ratings into a saved model, without the old ones and without training it again."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pmfcli.cli.common import check_is_not_data, check_output, load_model, read_data, write_model
+from pmfcli.cli.options import AsJson, MovieCol, RatingCol, SkipBad, Source, TimeCol, UserCol
+from pmfcli.console import document, note, progress
+from pmfcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pmfcli.updating import Updated
+
+EXAMPLE = "pmf update pmf.pt new.csv"
+
+
+def update(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.pt", help="A model file; '-' for standard input.")],
+    ratings: Annotated[str, typer.Argument(metavar="FILE", help="New ratings; '-' for standard input.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The model file to write; without it, MODEL.pt is replaced.")
+    ] = None,
+    user_col: UserCol = None,
+    movie_col: MovieCol = None,
+    rating_col: RatingCol = None,
+    time_col: TimeCol = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take new ratings into a model: who and what they are of is computed again, all else stays as it was trained."""
+    if str(model) == "-" and (ratings == "-" or output is None):
+        raise UsageError("a model from standard input: give --output, and the ratings as a file")
+    check_is_not_data("--output", output, ratings)
+    check_output(output or model, as_json)
+    old = load_model(model)
+    columns = {"user_col": user_col, "movie_col": movie_col, "rating_col": rating_col, "time_col": time_col}
+    new = read_data(Source(data=ratings, skip_bad=skip_bad, **columns))  # type: ignore[arg-type] # all are texts
+    from pmfcli.updating import update as take_in
+
+    with progress("update"):
+        found = take_in(old, new)
+    _say(found, new.name)
+    size = write_model(output or model, found.model)
+    note(f"wrote {output or model} ({size / 1e6:.1f} MB)" + (", in place of the old model" if output in (None, model) else ""))
+    if as_json:
+        counts = {name: value for name, value in found._asdict().items() if name != "model"}
+        counts |= {name: found.model.data[name] for name in ("ratings", "users", "movies")}
+        document({"model": str(output or model), "method": old.method, **counts}, "update")
+
+
+def _say(found: "Updated", name: str) -> None:
+    f, data = found, found.model.data
+    again = f"{f.changed:,} in the place of another, {f.repeated:,} that the model has"
+    note(f"{name}: {f.new:,} new rating(s), {again}; {f.new_users:,} new user(s), {f.new_movies:,} new movie(s)")
+    if not f.recomputed_users:
+        note("nothing is new: the model stays as it was")
+        return
+    drawn = found.model.method == "bayes"
+    movies = f"{f.recomputed_movies:,} {'new movie(s)' if drawn else 'movie(s)'}"
+    note(f"computed{' on every draw' if drawn else ''}: {f.recomputed_users:,} user(s), {movies}")
+    note(
+        f"left as trained: {data['users'] - f.recomputed_users:,} user(s), {data['movies'] - f.recomputed_movies:,} movie(s)"
+        + (f", {f.rated_movies_left:,} of them with new ratings" if drawn else "")
+        + ", and what all share"
+    )

@@ -1,0 +1,259 @@
+"""A posterior after its ratings changed: rows are added, taken out, and found again where ratings came or went; the rest stays.
+
+Of a mode the rows of some users and movies are put at the mode of their conditional given the other side, in turn, as training
+puts users in the end. Of draws some users get a new row from their conditional on every draw, as a visitor does, and movies
+that are new get theirs. A movie that was drawn with others stays.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pmfcli.core.als import settle
+from pmfcli.core.conditional import Prior, conditional, features
+from pmfcli.core.drift import Drift
+from pmfcli.core.fold_in import MINI_SWEEPS, fold_in_draws, spread_of
+from pmfcli.core.gibbs import draw_scales, draw_tau
+from pmfcli.core.neighbourhood import Neighbourhood
+from pmfcli.core.ordinal import draw_kind, draw_latent
+from pmfcli.core.posterior import Observations, inverse
+from pmfcli.core.predict import Draws, Laplace, Rows, Seen, stacked, users_of
+from pmfcli.core.sparse import Pattern, spmm
+
+_SWEEPS = 2  # over the rows of a mode that are found again, users and movies in turn
+_AT_A_TIME = 1 << 20  # ratings of new movies, counted on every draw
+
+
+def extended(posterior: Laplace | Draws, users: int, movies: int) -> Laplace | Draws:
+    """The same with so many rows: the new ones lie behind the others, at the mean of their prior."""
+    p = posterior
+    if isinstance(p, Laplace):
+        return _each(p, lambda rows: _longer(rows, users), lambda rows: _longer(rows, movies))
+
+    def behind(rows: Tensor, one: Tensor, count: int) -> Tensor:
+        new = one.unsqueeze(1).to(rows).expand(-1, count - rows.shape[1], *rows.shape[2:])
+        return torch.cat([rows, new], 1)
+
+    ones = torch.ones_like(p.alpha)
+    share, habits, W, var_w = p.share, p.habits, p.W, p.var_w
+    if share is not None and habits is not None:
+        share = behind(share, habits / habits.sum(1, keepdim=True), users)
+    if W is not None and var_w is not None:  # the variance of the prior is not kept, that of the movie known least comes near
+        W = behind(W, torch.zeros_like(p.mu_v), movies)
+        var_w = torch.cat([var_w, var_w.max().expand(movies - len(var_w))])
+    return p._replace(
+        U=behind(p.U, p.mu_u, users),
+        V=behind(p.V, p.mu_v, movies),
+        W=W,
+        var_w=var_w,
+        gamma_u=behind(p.gamma_u, ones, users),
+        gamma_v=behind(p.gamma_v, ones, movies),
+        share=share,
+    )
+
+
+def kept(posterior: Laplace | Draws | Neighbourhood, users: Tensor, movies: Tensor) -> Laplace | Draws | Neighbourhood:
+    """The rows of some users and movies alone, by ascending index."""
+    p = posterior
+    if isinstance(p, Laplace):
+        return _each(p, lambda rows: rows[users], lambda rows: rows[movies])
+    if isinstance(p, Neighbourhood):
+        near = _places(movies, len(p.c))[p.near[movies].long()]
+        weight = p.weight[movies] * (near >= 0)
+        return p._replace(b=p.b[users], c=p.c[movies], near=near.clamp(min=0).int(), weight=weight)
+    U = p.U[:, users]
+    return p._replace(
+        U=U,
+        V=p.V[:, movies],
+        W=None if p.W is None else p.W[:, movies],
+        var_w=None if p.var_w is None else p.var_w[movies],
+        gamma_u=p.gamma_u[:, users],
+        gamma_v=p.gamma_v[:, movies],
+        mean_u=U.mean(1, dtype=torch.float32),
+        share=None if p.share is None else p.share[:, users],
+        drift=None if p.drift is None else _kept_in_time(p.drift, users, movies, p.U.shape[1], p.V.shape[1]),
+    )
+
+
+@torch.no_grad()
+def resettled(laplace: Laplace, seen: Seen, observations: Observations, users: Tensor, movies: Tensor) -> Laplace:
+    """The same with some users and movies at the mode of their conditional given the others, in turn, the users last.
+
+    They begin at their own part on their new prior mean. What else depends on who rated what is Z: a user with more ratings
+    counts less for each of their movies (``observe``). These movies stay where they are, and their own part makes up for it.
+
+    Args:
+        observations: all ratings, in the order of ``seen``, with the offset of the mode. users, movies: (n,) ascending rows.
+    """
+    o, q, f = observations, laplace.parameters, laplace.factors
+    k = laplace.head.latent
+    U, V = stacked(f.U, f.b).clone(), stacked(f.V, f.c).clone()
+    mean_u, mean_v = torch.zeros_like(U), torch.zeros_like(V)
+    if q.W is not None:
+        mean_u[:, :k] = spmm(o.F, q.W, o.pattern)
+    if q.X is not None:
+        mean_v[:, :k] = spmm(o.G, q.X, o.pattern_t)
+    U[users, :k], V[movies, :k] = (q.Y + mean_u[:, :k])[users], (q.Z + mean_v[:, :k])[movies]
+    of_users, their_movies = _ratings_of(users, o)
+    of_movies, their_users = _ratings_of(movies, o.flipped())
+
+    def now() -> Laplace:
+        Y, Z = q.Y.clone(), q.Z.clone()
+        Y[users] = (U - mean_u)[users, :k]
+        moved = torch.cat([movies, their_movies]).unique()
+        Z[moved] = (V - mean_v)[moved, :k]
+        b, c = (None, None) if f.b is None else (U[:, k].clone(), V[:, k].clone())
+        return laplace._replace(
+            factors=f._replace(U=U[:, :k].clone(), V=V[:, :k].clone(), b=b, c=c), parameters=q._replace(Y=Y, Z=Z, b=b, c=c)
+        )
+
+    for turn in range(2 * _SWEEPS + 1):
+        if turn % 2 == 0 and len(users):
+            spread = spread_of(now(), seen, their_movies, of_movies=True)
+            prior = Prior(mean_u[users], laplace.precision_u)
+            U[users] = settle(U[users], prior, V[their_movies], spread, of_users, q.sigma, k)
+        elif turn % 2 == 1 and len(movies):
+            spread = spread_of(now(), seen, their_users, of_movies=False)
+            prior = Prior(mean_v[movies], laplace.precision_v)
+            V[movies] = settle(V[movies], prior, U[their_users], spread, of_movies, q.sigma, k)
+    return now()
+
+
+@torch.no_grad()
+def redrawn(draws: Draws, seen: Seen, t: Tensor, users: Tensor, old: tuple[int, int], user_power: float) -> Draws:
+    """The same with a new row of some users on every draw, and of movies that are new.
+
+    First the users given the movies that were drawn with others, then the new movies given the users, then those who rated them
+    given all: a Gibbs sampler on every draw. (More rounds of it do not predict better, and take longer.)
+
+    Args:
+        seen, t: all ratings, and the same on the unit scale (n,). users: (u,) ascending rows, all new ones among them.
+        old: how many users and movies, the first ones, are drawn already.
+    """
+    changing = [name for name in ("U", "V", "gamma_u", "gamma_v", "share") if getattr(draws, name) is not None]
+    p, g = draws._replace(**{name: getattr(draws, name).clone() for name in changing}), torch.Generator().manual_seed(0)
+    n_users, n_movies = p.U.shape[1], p.V.shape[1]
+    _draw_users(p, seen, t, users, old, user_power, g)
+    new = torch.arange(old[1], n_movies)
+    for some in _parts(new, seen.movie_counts(n_movies)[new] * len(p.alpha)):
+        _draw_movies(p, seen, t, some, g)
+    raters = seen.users()[seen.movie >= old[1]].unique()
+    _draw_users(p, seen, t, raters, (n_users, n_movies), user_power, g)
+    return p._replace(mean_u=p.U.mean(1, dtype=torch.float32))
+
+
+def _draw_users(
+    p: Draws, seen: Seen, t: Tensor, users: Tensor, known: tuple[int, int], power: float, g: torch.Generator
+) -> None:
+    """New rows of users, in place, by their ratings of the movies that are known; known users begin at the row they have."""
+    for user in users.tolist():
+        mine = torch.arange(int(seen.start[user]), int(seen.start[user + 1]))
+        mine = mine[seen.movie[mine] < known[1]]
+        start = users_of(p, seen, torch.tensor([user])) if user < known[0] else None
+        weight = max(len(mine), 1) ** -power
+        found = fold_in_draws(p, seen.movie[mine].long(), t[mine], weight, g, start)
+        p.U[:, user], p.gamma_u[:, user] = _draw(found, g).half(), found.gamma[:, 0].half()
+        if p.share is not None and found.share is not None:
+            p.share[:, user] = found.share[:, 0].half()
+
+
+def _draw(row: Rows, g: torch.Generator) -> Tensor:
+    """One row on every draw, (draws, d), from its Gaussian."""
+    assert row.covariance is not None
+    size, axes = torch.linalg.eigh(row.covariance[:, 0])
+    white = torch.randn(size.shape, generator=g)
+    away: Tensor = (axes @ (size.clamp(min=0).sqrt() * white)[:, :, None])[:, :, 0]
+    return row.A[:, 0] + away
+
+
+def _draw_movies(p: Draws, seen: Seen, t: Tensor, movies: Tensor, g: torch.Generator) -> None:
+    """New rows of movies, in place, by who rated them: as ``fold_in`` does it, sides exchanged, habits as they are."""
+    k, offset, link = p.head
+    place = _places(movies, p.V.shape[1])[seen.movie.long()]
+    mine = torch.nonzero(place >= 0)[:, 0]
+    mine = mine[torch.argsort(place[mine], stable=True)]
+    user, draws, n = seen.users()[mine], len(p.alpha), len(mine)
+    draw, each = torch.arange(draws).repeat_interleave(n), torch.arange(draws * n)
+    row = draw * len(movies) + place[mine].repeat(draws)
+    pattern = Pattern.of(row, each, (draws * len(movies), draws * n))
+    U = p.U[:, user].float().flatten(0, 1)
+    f, bias = features(U, k), U[:, k] if U.shape[1] > k else U.new_zeros(())
+    noise = p.alpha[draw] * p.gamma_u[:, user].float().flatten()
+    z = (inverse(t[mine], link) - offset).repeat(draws) - bias
+    centre, Lambda = (part.repeat_interleave(len(movies), 0) for part in (p.mu_v, p.Lambda_v))
+    tau = gamma = torch.ones(len(centre))
+    A, share = centre, None
+    if p.cuts is not None and p.share is not None and p.grid is not None:
+        cuts, share = inverse(p.cuts.flatten(0, 1), link) - offset, p.share[:, user].float().flatten(0, 1)
+        level = torch.searchsorted(0.5 * (p.grid[1:] + p.grid[:-1]), t[mine]).repeat(draws)
+        first = draw * share.shape[1]
+    exact = p.prior_dof is None and p.noise_dof is None and share is None
+    for _ in range(1 if exact else MINI_SWEEPS):
+        precision = noise * gamma[row]
+        if share is not None:
+            x, root = (f * A[row]).sum(1) + bias, precision.sqrt()
+            kind, _, _ = draw_kind(cuts, share, level, each, first, x, root, g)
+            z = draw_latent(cuts, level, first + kind, x, root, g) - bias
+        A = conditional(pattern, f, precision, z, Prior(centre, tau[:, None, None] * Lambda)).draw(g)
+        if p.prior_dof is not None:
+            tau = draw_tau(A - centre, Lambda, p.prior_dof[:, 1].repeat_interleave(len(movies)), g)
+        if p.noise_dof is not None:
+            error = z - (f * A[row]).sum(1)
+            gamma = draw_scales(noise * error.square(), pattern, p.noise_dof[:, 1].repeat_interleave(len(movies)), g)
+    p.V[:, movies] = A.unflatten(0, (draws, -1)).half()
+    p.gamma_v[:, movies] = gamma.unflatten(0, (draws, -1)).half()
+
+
+def _parts(rows: Tensor, size: Tensor) -> list[Tensor]:
+    """Rows (n,) in parts whose sizes (n,) add up to about what is done at a time."""
+    part = (size.cumsum(0) - size) // _AT_A_TIME
+    return [rows[part == number] for number in part.unique().tolist()]
+
+
+def _ratings_of(rows: Tensor, o: Observations) -> tuple[Observations, Tensor]:
+    """The ratings of some rows alone, and which columns, (n,), these are of: the columns of the ratings' pattern.
+
+    F and G are left out: they are in the prior mean.
+    """
+    place = _places(rows, o.pattern.shape[0])[o.pattern.row.long()]
+    mine = torch.nonzero(place >= 0)[:, 0]
+    used, column = o.pattern.col[mine].long().unique(return_inverse=True)
+    pattern, t = Pattern.of(place[mine], column, (len(rows), len(used))), o.t[mine]
+    return Observations(pattern, pattern.T, t, t, t, o.offset, o.link), used
+
+
+def _places(rows: Tensor, count: int) -> Tensor:
+    """Where each of so many rows stands in an index (n,), (count,); -1 where it does not."""
+    place = torch.full((count,), -1)
+    place[rows] = torch.arange(len(rows))
+    return place
+
+
+def _each(p: Laplace, users: Callable[[Tensor], Tensor], movies: Callable[[Tensor], Tensor]) -> Laplace:
+    """A mode with something done to all that has rows of users, and of movies."""
+    f, q = p.factors, p.parameters
+    b, c = (None, None) if f.b is None or f.c is None else (users(f.b), movies(f.c))
+    W, X = None if q.W is None else movies(q.W), None if q.X is None else users(q.X)
+    return p._replace(
+        factors=f._replace(U=users(f.U), V=movies(f.V), b=b, c=c),
+        parameters=q._replace(Y=users(q.Y), Z=movies(q.Z), W=W, X=X, b=b, c=c),
+    )
+
+
+def _longer(rows: Tensor, count: int) -> Tensor:
+    return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
+
+
+def _kept_in_time(drift: Drift, users: Tensor, movies: Tensor, n_users: int, n_movies: int) -> Drift:
+    s = drift.stretches
+    places = _places(users, n_users), _places(movies, n_movies)
+    parts = [
+        places[of_movies][row] for row, of_movies in zip(s.row.split(s.length.tolist()), s.of_movies.tolist(), strict=True)
+    ]
+    row, length = torch.cat(parts), torch.stack([(part >= 0).sum() for part in parts])
+    stay = row >= 0
+    usual_u = None if drift.usual_u is None else drift.usual_u[:, users]
+    usual_v = None if drift.usual_v is None else drift.usual_v[:, movies]
+    stretches = s._replace(length=length, row=row[stay], start=s.start[stay], end=s.end[stay])
+    return drift._replace(stretches=stretches, value=drift.value[:, stay], usual_u=usual_u, usual_v=usual_v)
