@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from pmfcli.artifact import check_archive
+from pmfcli.core.team import Team
 from pmfcli.core.tree import Tree
 from pmfcli.errors import ModelError, OutputError
 from pmfcli.files import replacing
@@ -56,3 +57,63 @@ def load(path: Path, identity: str) -> Tree:
     if raw.get("identity") != identity:
         raise ModelError(f"--checkpoint {path}: of a run with other settings or ratings; {remedy}, or give another file")
     return raw["snapshot"]
+
+
+def save_part(path: Path, identity: str, snapshot: Tree, mark: str, team: Team) -> None:
+    """The same by several processes, which all call it: each leaves its part beside the file, which then names the parts.
+
+    A kill of any of them, at any time, leaves the parts before, or these, whole.
+
+    Args:
+        mark: a name for where the run stands.
+
+    Raises:
+        OutputError: as ``save``.
+        TrainingError: another process is gone.
+    """
+    old = _named(path, team)
+    save(_part(path, mark, team), identity, snapshot)
+    team.sum(torch.ones(()))  # all have
+    if team.rank == 0:
+        save(path, _of(team), mark)
+    team.sum(torch.ones(()))
+    if old not in (None, mark):
+        _part(path, str(old), team).unlink(missing_ok=True)
+
+
+def load_part(path: Path, identity: str, team: Team) -> Tree:
+    """What ``save_part`` left of this process; None if there is no file yet.
+
+    Raises:
+        ModelError: as ``load``.
+    """
+    mark = _named(path, team)
+    if mark is None:
+        return None
+    found = load(_part(path, mark, team), identity)
+    if found is None:
+        raise ModelError(f"--checkpoint {path}: its part {_part(path, mark, team).name} is missing; remove it to start anew")
+    return found
+
+
+def remove_part(path: Path, team: Team) -> None:
+    """The end of a run of several processes."""
+    mark = _named(path, team)
+    team.sum(torch.ones(()))
+    if team.rank == 0:
+        path.unlink(missing_ok=True)
+    if mark is not None:
+        _part(path, mark, team).unlink(missing_ok=True)
+
+
+def _named(path: Path, team: Team) -> str | None:
+    mark = load(path, _of(team))
+    return None if mark is None else str(mark)
+
+
+def _of(team: Team) -> str:
+    return f"parts of {team.size} processes"
+
+
+def _part(path: Path, mark: str, team: Team) -> Path:
+    return path.with_name(f"{path.name}.{mark}.{team.rank}")

@@ -36,8 +36,19 @@ class Shape(NamedTuple):
     ids: int = 2  # first columns, that say what a row is
 
 
+_quiet = False
+
+
+def hush() -> None:
+    """Say no more to people: another process does."""
+    global _quiet
+    _quiet = True
+
+
 def note(text: str) -> None:
     """A line for people, on stderr."""
+    if _quiet:
+        return
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
@@ -104,7 +115,7 @@ def terminal(stream: TextIO) -> "Console":
 @contextmanager
 def progress(label: str) -> "Iterator[Progress]":
     """A progress bar on stderr while the block runs, if stderr is a terminal."""
-    if not sys.stderr.isatty():
+    if _quiet or not sys.stderr.isatty():
         yield Progress(None, label)
         return
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn

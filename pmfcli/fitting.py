@@ -18,6 +18,7 @@ from pmfcli.core.metrics import scores
 from pmfcli.core.posterior import Factors, Observations, Parameters, Scales, effective, mean, observe, score
 from pmfcli.core.predict import Laplace, Pairs, Posterior, Seen, chunk_of, estimate_noise, means_of_pairs, predict_pairs
 from pmfcli.core.sparse import Pattern
+from pmfcli.core.team import ALONE, WHOLE, Share, Team
 from pmfcli.core.tree import Tree, plain
 from pmfcli.data.ratings import Block, Ratings, Scale
 from pmfcli.errors import TrainingError
@@ -97,7 +98,7 @@ class _Fit(NamedTuple):
     holdout_rmse: float | None
 
 
-def observed(ratings: Ratings, settings: Settings) -> Observations:
+def observed(ratings: Ratings, settings: Settings, users: Share = WHOLE) -> Observations:
     """Ratings as the core takes them."""
     user, movie, t = ratings.tensors()
     return observe(
@@ -108,6 +109,7 @@ def observed(ratings: Ratings, settings: Settings) -> Observations:
         rater_power=settings.rater_power,
         with_offset=settings.offset,
         link=settings.link,
+        users=users,
     )
 
 
@@ -117,6 +119,7 @@ Found = tuple[Posterior, dict[str, Any]]
 def climb(task: Task) -> Generator[Report, None, Found]:
     """A mode with its curvature, and what was found on the way."""
     ratings, observations, settings, test, noise = task.ratings, task.observations, task.settings, task.test, task.noise
+    team = observations.users.team
     fit = yield from _fit(task)
     mode, known = fit.mode, seen(ratings)
     by_em = settings.solver == "als" and "em" in (settings.priors, settings.noise)
@@ -126,11 +129,11 @@ def climb(task: Task) -> Generator[Report, None, Found]:
     if settings.early_stop:  # else the fit is to be what so many steps make of it
         laplace = settled(laplace, known, observations)
     fitted = mean(score(laplace.factors, observations.pattern), observations.link).clamp(0, 1)
-    train_rmse = _rmse(fitted, observations.t, ratings.scale)
+    train_rmse = _rmse(fitted, observations.t, ratings.scale, team)
     if noise is None:
         of_test = None if test is None else (test.pairs, ratings.scale.to_unit(test.stars))
         pairs, t = of_test or (_pairs_of(observations.pattern), observations.t)
-        noise = estimate_noise(laplace, known, pairs, t, fitted=test is None, seed=settings.seed)
+        noise = estimate_noise(laplace, known, pairs, t, fitted=test is None, seed=settings.seed, team=team)
     laplace = laplace._replace(noise=noise)
     found = {key: getattr(fit, key) for key in ("epochs", "loss", "sigma", "holdout_rmse")}
     return laplace, found | {"train_rmse": train_rmse}
@@ -199,8 +202,10 @@ def _fit(task: Task) -> Generator[Report, None, _Fit]:
     steps, mode = (_adam if by_adam else _als)(
         task.observations.to(device), settings, epochs, None if old is None else old["fit"]
     )
-    blocks = max(1, round(task.observations.pattern.n / settings.block_ratings)) if by_adam else 1
-    pace = PACES[settings.solver].of(blocks, 0 if test is None else len(test.stars))
+    team = task.observations.users.team
+    sizes = torch.tensor([task.observations.pattern.n, 0 if test is None else len(test.stars)])
+    n, held_out = team.sum(sizes).tolist()
+    pace = PACES[settings.solver].of(max(1, round(n / settings.block_ratings)) if by_adam else 1, held_out)
     pairs = None if test is None else test.pairs.to(device)
     best: _Fit | None = None
     clear, clear_at = math.inf, 0  # the last held-out error that was clearly better, and its epoch
@@ -220,7 +225,7 @@ def _fit(task: Task) -> Generator[Report, None, _Fit]:
         rmse = None
         if not again and test is not None and pairs is not None and (progress.step % pace.check_every == 0 or done == epochs):
             now = mode(progress.state)
-            rmse = scores(test.scale.to_stars(means_of_pairs(now.factors, pairs)), test.stars).rmse
+            rmse = scores(test.scale.to_stars(means_of_pairs(now.factors, pairs)), test.stars, team).rmse
             if best is None or best.holdout_rmse is None or rmse < best.holdout_rmse:
                 best = _Fit(now, progress.loss, progress.sigma, done, rmse)
             if rmse < clear * (1 - _CLEARLY):
@@ -306,8 +311,8 @@ def _on_cpu(mode: _Mode) -> _Mode:
     )
 
 
-def _rmse(fitted: Tensor, t: Tensor, scale: Scale) -> float:
-    return scores(scale.to_stars(fitted), scale.to_stars(t)).rmse
+def _rmse(fitted: Tensor, t: Tensor, scale: Scale, team: Team = ALONE) -> float:
+    return scores(scale.to_stars(fitted), scale.to_stars(t), team).rmse
 
 
 def seen(ratings: Ratings) -> Seen:

@@ -14,22 +14,27 @@ from pmfcli.artifact import Model
 from pmfcli.config import Settings
 from pmfcli.core.metrics import fit_biases, predict_baselines, scores
 from pmfcli.core.predict import Laplace, Pairs, Posterior
+from pmfcli.core.team import ALONE, WHOLE, Team
 from pmfcli.core.tree import Tree, plain
 from pmfcli.data.ratings import STEPS, Array, Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import UsageError
 from pmfcli.fitting import Found, Report, Task, Test, climb, observed, sample, seen
+from pmfcli.sharing import Part, collected, mask
 
 LEAST_HELD = 50  # fewer held-out ratings than this say nothing about the best epoch, and none are held out
 
 
-def train(ratings: Ratings, settings: Settings, resume: Tree = None) -> Generator[Report, None, Model]:
+def train(
+    ratings: Ratings, settings: Settings, resume: Tree = None, part: Part | None = None
+) -> Generator[Report, None, Model]:
     """Fit a model, yielding a Report after every epoch; the return value of the generator is the model.
 
     A part is held out only if it has at least LEAST_HELD ratings; the metrics of the model have no ``holdout_rmse`` else.
 
     Args:
         resume: the snapshot of a report of a run with the same ``identity``, to go on from: to the same model.
+        part: what the ratings are of those of several processes. The first of them has the model of all in the end.
 
     Raises:
         DataError: ratings that no model can be fitted to.
@@ -47,32 +52,44 @@ def train(ratings: Ratings, settings: Settings, resume: Tree = None) -> Generato
     if settings.time != "none" and ratings.time is None:
         raise UsageError(f"--time {settings.time}: {ratings.name} has no timestamps; name them by --time-col, or leave it out")
     settings = _with_likelihood(settings, ratings)
-    held = random_mask(ratings.n, settings.holdout, settings.seed)
-    if not LEAST_HELD <= held.sum() < ratings.n:
-        task = Task("fit", ratings, observed(ratings, settings), settings, settings.epochs, None, None, device)
+    users = WHOLE if part is None else part.share
+    if part is not None:
+        _check_kind(settings)
+    how = (settings.holdout, settings.seed)
+    held = random_mask(ratings.n, *how) if part is None else mask(ratings.n, part.first_rating, *how)
+    out, n = users.team.sum(torch.tensor([int(held.sum()), ratings.n])).tolist()
+    if not LEAST_HELD <= out < n:
+        task = Task("fit", ratings, observed(ratings, settings, users), settings, settings.epochs, None, None, device)
         posterior, found = yield from _fitted(task, None, resume)
         del found["holdout_rmse"]
-        return _model(ratings, settings, posterior, found)
+        return _model(ratings, settings, posterior, found, part)
     before = None if resume is None else resume["before"]
     if before is None:
         fitted = ratings.select(~held)
-        observations = observed(fitted, settings)
-        pairs, stars = held_out(ratings, held)
+        observations = observed(fitted, settings, users)
+        pairs, stars = held_out(ratings, held, users.team)
         test = Test(pairs, stars, ratings.scale)
         task = Task("fit", fitted, observations, settings, settings.epochs, test, None, device)
         posterior, found = yield from _fitted(task, None, resume)
-        bias = fit_biases(observations.pattern, ratings.scale.to_stars(observations.t))
-        beside = {name: scores(value, stars)._asdict() for name, value in predict_baselines(bias, pairs).items()}
+        bias = fit_biases(observations.pattern, ratings.scale.to_stars(observations.t), users.team)
+        beside = {name: scores(value, stars, users.team)._asdict() for name, value in predict_baselines(bias, pairs).items()}
         metrics = {"holdout_rmse": found.pop("holdout_rmse"), "holdout_baselines": beside}
         if not settings.refit:
-            return _model(fitted, settings, posterior, found | metrics)
+            return _model(fitted, settings, posterior, found | metrics, part)
         noise = posterior.noise if isinstance(posterior, Laplace) else None
         before, resume = {"metrics": metrics, "epochs": found["epochs"], "noise": noise}, None
         del posterior, task, test, pairs, stars, observations, bias, fitted  # at size there is no room for two fits
-    task = Task("refit", ratings, observed(ratings, settings), settings, before["epochs"], None, before["noise"], device)
+    observations = observed(ratings, settings, users)
+    task = Task("refit", ratings, observations, settings, before["epochs"], None, before["noise"], device)
     posterior, found = yield from _fitted(task, before, resume)
     del found["holdout_rmse"]
-    return _model(ratings, settings, posterior, found | before["metrics"])
+    return _model(ratings, settings, posterior, found | before["metrics"], part)
+
+
+def _check_kind(settings: Settings) -> None:
+    if settings.method == "bayes" or "em" in (settings.priors, settings.noise):
+        way = "--method bayes" if settings.method == "bayes" else "--priors em and --noise em"
+        raise UsageError(f"{way}: not by several processes; leave torchrun out, -j takes more cores")
 
 
 def _fitted(task: Task, before: Tree, resume: Tree) -> Generator[Report, None, Found]:
@@ -138,21 +155,24 @@ def _with_likelihood(settings: Settings, ratings: Ratings) -> Settings:
     return settings.model_copy(update={"likelihood": settings.likelihood or usual})
 
 
-def held_out(ratings: Ratings, held: Array) -> tuple[Pairs, Tensor]:
+def held_out(ratings: Ratings, held: Array, team: Team = ALONE) -> tuple[Pairs, Tensor]:
     """Held-out ratings as pairs and their stars (n,); a side with no rating and no features left to learn from is unknown.
 
     Args:
-        held: (n,) bool over all ratings.
+        held: (n,) bool over all ratings. team: processes that have some of the users each.
     """
+    of_movies = team.sum(torch.from_numpy(np.bincount(ratings.movie[~held], minlength=len(ratings.movies)))).numpy()
     left_user = (np.bincount(ratings.user[~held], minlength=len(ratings.users)) > 0) | bool(ratings.user_features)
-    left_movie = (np.bincount(ratings.movie[~held], minlength=len(ratings.movies)) > 0) | bool(ratings.movie_features)
+    left_movie = (of_movies > 0) | bool(ratings.movie_features)
     user, movie = ratings.user[held].astype(np.int64), ratings.movie[held].astype(np.int64)
     parts = (user, movie, left_user[user], left_movie[movie])
     time = None if ratings.time is None else torch.from_numpy(ratings.time[held])
     return Pairs(*map(torch.from_numpy, parts))._replace(time=time), torch.from_numpy(ratings.stars[held])
 
 
-def _model(ratings: Ratings, settings: Settings, posterior: Posterior, metrics: dict[str, Any]) -> Model:
+def _model(ratings: Ratings, settings: Settings, posterior: Posterior, metrics: dict[str, Any], part: Part | None) -> Model:
+    if part is not None and isinstance(posterior, Laplace):
+        ratings, posterior = collected(ratings, posterior, part)
     return Model(
         method=settings.method,
         posterior=posterior,

@@ -221,7 +221,7 @@ def _observations(ratings: Ratings, mode: Laplace, settings: dict[str, Any], n_m
     """
     user, movie, t = ratings.tensors()
     pattern = Pattern.of(user, movie, (len(ratings.users), len(ratings.movies) if n_movies is None else n_movies))
-    powers = {name: float(settings[name]) for name in ("user_power", "movie_power", "rater_power")}
+    powers: dict[str, Any] = {name: float(settings[name]) for name in ("user_power", "movie_power", "rater_power")}
     found = observe(pattern, t, **powers, with_offset=False, link=mode.head.link)
     return found._replace(offset=mode.head.offset)
 

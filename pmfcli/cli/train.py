@@ -14,11 +14,13 @@ import typer
 from pmfcli.cli.common import check_is_not_data, check_output, read_data, write_model
 from pmfcli.cli.options import AsJson, Config, Source, with_data_and_settings
 from pmfcli.config import resolve
-from pmfcli.console import document, note, progress
+from pmfcli.console import document, hush, note, progress
 from pmfcli.errors import UsageError
 
 if TYPE_CHECKING:
     from pmfcli.artifact import Model
+    from pmfcli.core.team import Team
+    from pmfcli.core.tree import Tree
     from pmfcli.fitting import Report
 
 EXAMPLE = "pmf train --epochs 1000 --latent 30"
@@ -48,26 +50,29 @@ def train(
 ) -> None:
     """Fit a model and write it to a file that answers alone."""
     settings = resolve(given, config, os.environ)
+    team = _team()
+    if team is not None and team.rank:
+        log = None
     _check_outputs(output, log, source.data, as_json)
     _check_checkpoint(checkpoint, resume)
     if settings.device not in ("auto", "cpu"):
         from pmfcli.training import choose_device
 
         choose_device(settings.device)
-    ratings = read_data(source)
+    ratings, part = read_data(source), None
+    if team is not None:
+        from pmfcli.sharing import share_out
+
+        ratings, part = share_out(ratings, team)
     from pmfcli.training import identity
     from pmfcli.training import train as steps
 
     began = time.perf_counter()
     run = identity(ratings, settings) if checkpoint is not None else ""
-    old = None
-    if checkpoint is not None and resume:
-        from pmfcli.checkpoint import load
-
-        old = load(checkpoint, run)
-    keeper = _Keeper(checkpoint, checkpoint_every, run)
+    keeper = _Keeper(checkpoint, checkpoint_every, run, team)
+    old = keeper.before() if resume else None
     with _open_log(log) as lines, progress("fit") as bar, keeper:
-        training = steps(ratings, settings, old)
+        training = steps(ratings, settings, old, part)
         last: Report | None = None
         while True:
             try:
@@ -84,9 +89,14 @@ def train(
         if last is not None:
             _log(lines, last, began, last=True)
     seconds = time.perf_counter() - began
-    size = write_model(output, model)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+    size = 0 if team is not None and team.rank else write_model(output, model)
+    keeper.forget()
+    if team is not None:
+        from pmfcli.sharing import leave
+
+        leave()
+        if team.rank:
+            return
     _say(model, output, size, seconds)
     if as_json:
         m, d = model.metrics, model.data
@@ -101,6 +111,18 @@ def train(
             },
             "train",
         )
+
+
+def _team() -> "Team | None":
+    """The processes of a run by torchrun; only the first of them speaks."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    from pmfcli.sharing import join
+
+    team = join()
+    if team.rank:
+        hush()
+    return team
 
 
 def _say(model: "Model", output: Path, size: int, seconds: float) -> None:
@@ -175,8 +197,8 @@ def _check_checkpoint(checkpoint: Path | None, resume: bool) -> None:
 class _Keeper:
     """Writes checkpoints as training goes, and one more when it is told to stop; told again, it stops at once."""
 
-    def __init__(self, path: Path | None, every: float, identity: str) -> None:
-        self._path, self._every, self._identity = path, every, identity
+    def __init__(self, path: Path | None, every: float, identity: str, team: "Team | None") -> None:
+        self._path, self._every, self._identity, self._team = path, every, identity, team
         self._written = time.perf_counter()
         self._told = 0
         self._before: dict[int, Any] = {}
@@ -194,17 +216,50 @@ class _Keeper:
         self._told = number
         note("stopping after this step; once more stops at once")
 
+    def before(self) -> "Tree":
+        """Where an earlier run was; None if there is none."""
+        from pmfcli.checkpoint import load, load_part
+
+        assert self._path is not None
+        if self._team is None:
+            return load(self._path, self._identity)
+        return load_part(self._path, self._identity, self._team)
+
     def look(self, report: "Report") -> None:
+        """After every step."""
         if self._path is None or report.snapshot is None:
             return
-        if self._told or time.perf_counter() - self._written >= self._every:
-            from pmfcli.checkpoint import save
+        due = time.perf_counter() - self._written >= self._every
+        if self._team is not None:  # they stop and save together: all when one is told to stop, or when the first one is due
+            from pmfcli.sharing import agreed
 
-            save(self._path, self._identity, report.snapshot())
+            due, self._told = agreed(self._team, due, self._told)
+        if self._told or due:
+            self._save(self._path, report)
             self._written = time.perf_counter()
         if self._told:
             note(f"stopped after step {report.step}; --resume goes on from {self._path}")
             raise typer.Exit(128 + self._told)
+
+    def forget(self) -> None:
+        """The model is written."""
+        if self._path is None:
+            return
+        if self._team is None:
+            self._path.unlink(missing_ok=True)
+        else:
+            from pmfcli.checkpoint import remove_part
+
+            remove_part(self._path, self._team)
+
+    def _save(self, path: Path, report: "Report") -> None:
+        from pmfcli.checkpoint import save, save_part
+
+        assert report.snapshot is not None
+        if self._team is None:
+            save(path, self._identity, report.snapshot())
+        else:
+            save_part(path, self._identity, report.snapshot(), f"{report.phase}-{report.step}", self._team)
 
 
 def _open_log(log: Path | None) -> TextIO:

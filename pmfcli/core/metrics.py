@@ -5,6 +5,7 @@ estimation" (JASA 2007), lower is better; its calibration is looked at as in Gne
 forecasts, calibration and sharpness" (JRSS B 2007).
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pmfcli.core.predict import Pairs
 from pmfcli.core.sparse import Pattern
+from pmfcli.core.team import ALONE, Team
 
 _DAMPING_USER, _DAMPING_MOVIE, _SWEEPS = 15.0, 10.0, 10
 _LEAST_MASS = 1e-12  # of a rating that came all the same
@@ -38,23 +40,29 @@ class BiasOnly(NamedTuple):
         return self.mean + self.b[pairs.user] * pairs.user_known + self.c[pairs.movie] * pairs.movie_known
 
 
-def scores(prediction: Tensor, truth: Tensor) -> Scores:
-    """RMSE and MAE of predictions (n,) against the truth (n,), both in stars, n > 0."""
+def scores(prediction: Tensor, truth: Tensor, team: Team = ALONE) -> Scores:
+    """RMSE and MAE of predictions (n,) against the truth (n,), both in stars, n > 0 over all processes."""
     error = prediction.cpu().double() - truth.cpu().double()
-    return Scores(len(error), float(error.square().mean().sqrt()), float(error.abs().mean()))
+    total = torch.stack([error.new_tensor(len(error)), error.square().sum(), error.abs().sum()])
+    n, square, absolute = team.sum(total).tolist()
+    return Scores(int(n), math.sqrt(square / n), absolute / n)
 
 
-def fit_biases(pattern: Pattern, stars: Tensor) -> BiasOnly:
+def fit_biases(pattern: Pattern, stars: Tensor, team: Team = ALONE) -> BiasOnly:
     """Alternating ridge regressions of the stars (n,), in pattern order, on user and movie biases.
 
     Damping as in Koren, "Factor in the Neighbors" (TKDD 2010), section 2.1, with 15 for users and 10 for movies.
+
+    Args:
+        team: processes that have some of the users each.
     """
     r = stars.double()
-    mean = float(r.mean())
-    n_i, m_j = pattern.row_counts(), pattern.col_counts()
+    total, n = team.sum(torch.stack([r.sum(), r.new_tensor(len(r))])).tolist()
+    mean = total / n
+    n_i, m_j = pattern.row_counts(), team.sum(pattern.col_counts())
     b, c = r.new_zeros(pattern.shape[0]), r.new_zeros(pattern.shape[1])
     for _ in range(_SWEEPS):
-        c = torch.zeros_like(c).index_add_(0, pattern.col, r - mean - b[pattern.row]) / (_DAMPING_MOVIE + m_j)
+        c = team.sum(torch.zeros_like(c).index_add_(0, pattern.col, r - mean - b[pattern.row])) / (_DAMPING_MOVIE + m_j)
         b = damped(torch.zeros_like(b).index_add_(0, pattern.row, r - mean - c[pattern.col]), n_i)
     return BiasOnly(mean, b, c)
 

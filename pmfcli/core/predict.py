@@ -22,10 +22,12 @@ from pmfcli.core.drift import Drift, at_no_time, at_times
 from pmfcli.core.posterior import Factors, Link, Parameters, linearise, mean, slope
 from pmfcli.core.predictive import Masses, Mixture, Predictive
 from pmfcli.core.sparse import Pattern
+from pmfcli.core.team import ALONE, Team
 
 _BLOCK = 1024  # movies ranked at a time, which a cache holds
 _CHUNK, _CHUNK_NUMBERS = 4096, 8_000_000  # pairs answered at a time: at most so many, nor more numbers of their covariances
 _AT_ONCE = 1 << 17  # pairs whose means alone are wanted
+_MOVIES_AMONG = 256  # movies at a time, whose ratings are several processes'
 _NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
 
 
@@ -215,7 +217,9 @@ def means_of_pairs(factors: Factors, pairs: Pairs) -> Tensor:
 
 
 @torch.no_grad()
-def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted: bool, seed: int) -> Tensor:
+def estimate_noise(
+    laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted: bool, seed: int, team: Team = ALONE
+) -> Tensor:
     """The noise of a rating at a mode, on the unit scale, (). The sigma of a fit may be fixed at more, against overfitting.
 
     Of ratings that were held out: squared errors, each divided by its predicted variance, are 1 on average. Of ratings that the
@@ -223,18 +227,49 @@ def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted
 
     Args:
         pairs, t: (n,) pairs and their ratings on the unit scale; a sample of them is used.
+        team: processes that have some of the users, and of the pairs, each.
     """
-    most = min(_NOISE_SAMPLE, chunk_of(laplace))
+    most = min(_NOISE_SAMPLE, chunk_of(laplace)) // team.size
     some = torch.randperm(len(t), generator=torch.Generator().manual_seed(seed))[:most]
     pairs, t = pairs.at(some), t[some]
     noise = laplace.noise
     for _ in range(_NOISE_STEPS):
         laplace = laplace._replace(noise=noise)
-        found = mixture(laplace, *_rows_of(laplace, seen, pairs))
+        rows = _rows_of(laplace, seen, pairs) if team.size == 1 else _rows_among(laplace, seen, pairs, team)
+        found = mixture(laplace, *rows)
         error, predicted = (t - found.centre[0]).square(), found.spread[0].square()
-        square = (error + predicted).mean() - noise.square() if fitted else noise.square() * (error / predicted).mean()
+        each = error + predicted if fitted else error / predicted
+        total, n = team.sum(torch.stack([each.sum(), each.new_tensor(len(each))]))
+        square = total / n - noise.square() if fitted else noise.square() * total / n
         noise = square.sqrt().clamp(min=_LEAST_NOISE)
     return noise
+
+
+def _rows_among(p: Laplace, seen: Seen, pairs: Pairs, team: Team) -> tuple[Rows, Rows]:
+    """The rows of pairs whose users are this process's; the ratings of their movies are everybody's."""
+    user, user_at = torch.where(pairs.user_known, pairs.user, -1).unique(return_inverse=True)
+    V = stacked(p.factors.V, p.factors.c)
+    wanted = torch.zeros(len(V), dtype=torch.int64)
+    wanted[pairs.movie[pairs.movie_known]] = 1
+    rows = torch.nonzero(team.sum(wanted))[:, 0]
+    covariance = torch.cat([_curvature_among(p, seen, part, team).covariance() for part in rows.split(_MOVIES_AMONG)])
+    known = pairs.movie_known
+    at = torch.searchsorted(rows, pairs.movie).clamp(max=len(rows) - 1)
+    prior = torch.linalg.inv(p.precision_v)
+    A = torch.where(known[:, None], V[pairs.movie], 0.0)
+    movies = Rows(A[None], A.new_ones(1, len(A)), torch.where(known[:, None, None], covariance[at], prior)[None])
+    return users_of(p, seen, user).at(user_at), movies
+
+
+def _curvature_among(p: Laplace, seen: Seen, movies: Tensor, team: Team) -> Gaussians:
+    U, V = stacked(p.factors.U, p.factors.b), stacked(p.factors.V, p.factors.c)
+    place = torch.full((len(V),), -1, dtype=torch.int32)
+    place[movies] = torch.arange(len(movies), dtype=torch.int32)
+    of = place.index_select(0, seen.movie)
+    rating = torch.nonzero(of >= 0)[:, 0]
+    of, order = torch.sort(of[rating], stable=True)
+    user = torch.searchsorted(seen.start, rating, right=True) - 1
+    return curvature(p, of.long(), V[movies], user[order], U, p.precision_v, team)
 
 
 @torch.no_grad()
@@ -291,11 +326,12 @@ def movies_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
     return _with_unknown(V[rows], fitted, known, torch.zeros_like(V[0]), torch.linalg.inv(p.precision_v))
 
 
-def curvature(p: Laplace, of: Tensor, A: Tensor, others: Tensor, B: Tensor, precision: Tensor) -> Gaussians:
+def curvature(p: Laplace, of: Tensor, A: Tensor, others: Tensor, B: Tensor, precision: Tensor, team: Team = ALONE) -> Gaussians:
     """The conditional covariance of rows A (n, d), at their modes.
 
     Args:
         of: (ratings,) ascending place in A, others: (ratings,) row in B, of each rating.
+        team: processes that have some of the ratings each.
     """
     k, offset, link = p.head
     used, column = others.unique(return_inverse=True)
@@ -305,7 +341,8 @@ def curvature(p: Laplace, of: Tensor, A: Tensor, others: Tensor, B: Tensor, prec
         x = x + A[of, k] + B[column, k]
     weight, _ = linearise(x, mean(x, link), p.noise, link)
     pattern = Pattern.of(of, column, (len(A), len(used)))
-    return conditional(pattern, features(B, k), weight, torch.zeros_like(x), Prior(torch.zeros_like(A), precision))
+    prior = Prior(torch.zeros_like(A), precision)
+    return conditional(pattern, features(B, k), weight, torch.zeros_like(x), prior, team=team)
 
 
 def _with_unknown(A: Tensor, fitted: Gaussians, known: Tensor, centre: Tensor, wide: Tensor) -> Rows:

@@ -1,0 +1,113 @@
+"""Processes that were started by ``torchrun``: who they are, which ratings each has, and how what they found becomes one.
+
+Users fall to processes in the order of their rows, with about equally many ratings each.
+"""
+
+import itertools
+import os
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pmfcli.core.predict import Laplace
+from pmfcli.core.team import Processes, Share, Team
+from pmfcli.data.ratings import Array, Ratings, Vocabulary
+from pmfcli.errors import DataError, TrainingError
+
+
+class Part(NamedTuple):
+    """What a process has of the ratings of all."""
+
+    share: Share  # its users
+    first_rating: int  # among all
+    users: Vocabulary  # of all
+
+
+def join() -> Team:
+    """The processes of a run by ``torchrun``, of which this is one.
+
+    Raises:
+        TrainingError: they do not find each other.
+    """
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    except (RuntimeError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise TrainingError(f"torchrun: the processes do not find each other ({why}); start all of them again") from None
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return Processes()
+
+
+def leave() -> None:
+    """The end of working together."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def agreed(team: Team, due: bool, told: int) -> tuple[bool, int]:
+    """Whether it is time for the first process, and the signal that any of them was told to stop by, or 0."""
+    said = torch.zeros(1 + team.size, dtype=torch.int64)
+    said[0], said[1 + team.rank] = due and team.rank == 0, told
+    said = team.sum(said)
+    return bool(said[0]), int(said[1:].max())
+
+
+def share_out(ratings: Ratings, team: Team) -> tuple[Ratings, Part]:
+    """The ratings of this process's users, whose rows begin at 0, of those of all.
+
+    Raises:
+        DataError: there are not enough users for so many processes.
+    """
+    reached = np.cumsum(np.bincount(ratings.user, minlength=len(ratings.users)))
+    wanted = ratings.n * np.arange(1, team.size) / team.size
+    cuts = [0, *(np.searchsorted(reached, wanted) + 1).tolist(), len(ratings.users)]
+    first, last = cuts[team.rank], cuts[team.rank + 1]
+    if any(stop <= start for start, stop in itertools.pairwise(cuts)):
+        raise DataError(f"{ratings.name}: {len(ratings.users):,} users are too few for {team.size} processes; start fewer")
+    own = slice(*(int(place) for place in np.searchsorted(ratings.user, [first, last])))
+    part = replace(
+        ratings,
+        user=ratings.user[own] - np.int32(first),
+        movie=ratings.movie[own].copy(),
+        stars=ratings.stars[own].copy(),
+        time=None if ratings.time is None else ratings.time[own].copy(),
+        users=Vocabulary(ratings.users.ids[first:last]),
+    )
+    return part, Part(Share(team, first, len(ratings.users)), int(own.start), ratings.users)
+
+
+def mask(n: int, first: int, fraction: float, seed: int) -> Array:
+    """Hold out each of n ratings with this probability: (n,) bool. It is the same however the ratings are shared out.
+
+    Args:
+        first: the place of the first of them, among all.
+    """
+    stream = np.random.PCG64(seed)
+    stream.advance(first)
+    found: Array = np.random.Generator(stream).random(n) < fraction
+    return found
+
+
+def collected(ratings: Ratings, mode: Laplace, part: Part) -> tuple[Ratings, Laplace]:
+    """The ratings and rows of all in the first process; in others their own."""
+    team = part.share.team
+
+    def rows(own: Tensor | None) -> Tensor | None:
+        return None if own is None else team.collect(own)
+
+    f, p = mode.factors, mode.parameters
+    U, Y = team.collect(f.U), team.collect(p.Y)
+    b = rows(f.b)
+    mode = mode._replace(factors=f._replace(U=U, b=b), parameters=p._replace(Y=Y, X=rows(p.X), b=b))
+    counts = team.collect(torch.from_numpy(np.bincount(ratings.user, minlength=len(ratings.users))))
+    movie, stars = (team.collect(torch.from_numpy(column)).numpy() for column in (ratings.movie, ratings.stars))
+    time = None if ratings.time is None else team.collect(torch.from_numpy(ratings.time)).numpy()
+    if team.rank:
+        return ratings, mode
+    user = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(counts).numpy()
+    return replace(ratings, user=user, movie=movie, stars=stars, time=time, users=part.users), mode

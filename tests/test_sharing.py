@@ -1,0 +1,164 @@
+"""Several processes find what one does. Threads stand in for them here; one run is by torchrun itself."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pmfcli import checkpoint
+from pmfcli.artifact import Model, load
+from pmfcli.config import Settings
+from pmfcli.core.team import Team
+from pmfcli.data.ratings import Ratings
+from pmfcli.errors import DataError, ModelError, UsageError
+from pmfcli.sharing import agreed, mask, share_out
+from pmfcli.training import run, train
+
+
+class Thread(Team):
+    """One of several threads, which leave what they say on a board."""
+
+    def __init__(self, rank: int, board: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self.size, self._board, self._barrier = rank, len(board), board, barrier
+
+    def _all(self, own: Tensor) -> list[Tensor]:
+        self._board[self.rank] = own.clone()
+        self._barrier.wait(60)
+        found = list(self._board)
+        self._barrier.wait(60)
+        return found
+
+    def sum(self, values: Tensor) -> Tensor:
+        return torch.stack(self._all(values)).sum(0).to(values.dtype)
+
+    def collect(self, rows: Tensor) -> Tensor:
+        found = self._all(rows)
+        return rows if self.rank else torch.cat(found)
+
+
+def together(size: int, work: Callable[[Team], Any]) -> list[Any]:
+    """What each of so many gives."""
+    board, barrier = [None] * size, threading.Barrier(size)
+
+    def one(rank: int) -> Any:
+        try:
+            return work(Thread(rank, board, barrier))
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        return [found.result() for found in [pool.submit(one, rank) for rank in range(size)]]
+
+
+def trained(ratings: Ratings, settings: Settings, size: int) -> Model:
+    def work(team: Team) -> Model:
+        own, part = share_out(ratings, team)
+        return run(train(own, settings, part=part))
+
+    return together(size, work)[0]
+
+
+KINDS = {
+    "adam": {"epochs": 30},
+    "learned": {"epochs": 30, "noise": "learned", "biases": False},
+    "blocks": {"epochs": 40, "block_ratings": 30_000, "early_stop": False},
+    "als": {"solver": "als", "epochs": 6, "latent": 4},
+    "linear": {"solver": "als", "epochs": 6, "latent": 4, "link": "linear", "hierarchical": "none"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_found_does_not_depend_on_how_many_there_are(sample: Ratings, kind: str) -> None:
+    settings = Settings(**KINDS[kind])
+    one, three = trained(sample, settings, 1), trained(sample, settings, 3)
+    assert three.users == one.users == sample.users
+    assert three.data == one.data
+    assert all(torch.equal(a, b) for a, b in zip(three.seen, one.seen, strict=True))
+    near = {"rtol": 0, "atol": 0.02 if kind == "blocks" else 1e-3}  # blocks have other users in them
+    if kind != "blocks":
+        torch.testing.assert_close(three.posterior.factors.U, one.posterior.factors.U, **near)
+        torch.testing.assert_close(three.posterior.factors.V, one.posterior.factors.V, **near)
+    for name in ("train_rmse", "holdout_rmse"):
+        assert three.metrics[name] == pytest.approx(one.metrics[name], abs=near["atol"])
+    assert three.metrics["holdout_baselines"]["bias"]["rmse"] == pytest.approx(one.metrics["holdout_baselines"]["bias"]["rmse"])
+    assert float(three.posterior.noise) == pytest.approx(float(one.posterior.noise), rel=0.1)  # of other pairs
+
+
+def test_several_find_what_a_plain_run_does(sample: Ratings) -> None:
+    """Where none are held out, which is done in another way."""
+    settings = Settings(epochs=20, holdout=0)
+    plain, two = run(train(sample, settings)), trained(sample, settings, 2)
+    torch.testing.assert_close(two.posterior.factors.V, plain.posterior.factors.V, rtol=0, atol=1e-3)
+    assert two.data == plain.data
+
+
+def test_ratings_are_shared_out_evenly(sample: Ratings) -> None:
+    parts = together(4, lambda team: share_out(sample, team))
+    assert sum(own.n for own, _ in parts) == sample.n
+    assert max(own.n for own, _ in parts) < 1.1 * sample.n / 4
+    assert np.concatenate([own.user + part.share.first for own, part in parts]).tolist() == sample.user.tolist()
+    assert [part.first_rating for _, part in parts] == np.cumsum([0] + [own.n for own, _ in parts])[:-1].tolist()
+    with pytest.raises(DataError, match="too few for 2000"):
+        share_out(sample, Thread(0, [None] * 2000, threading.Barrier(1)))
+
+
+def test_what_is_held_out_does_not_depend_on_the_parts() -> None:
+    whole = mask(1000, 0, 0.1, 7)
+    assert 60 < whole.sum() < 140
+    assert np.concatenate([mask(300, 0, 0.1, 7), mask(700, 300, 0.1, 7)]).tolist() == whole.tolist()
+
+
+def test_what_several_cannot_do_is_refused(sample: Ratings) -> None:
+    for settings in (Settings(method="bayes"), Settings(priors="em", noise="em")):
+        with pytest.raises(UsageError, match="not by several processes"):
+            trained(sample, settings, 2)
+
+
+def test_a_checkpoint_of_parts_is_that_of_one_moment(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+
+    def work(team: Team) -> list[Any]:
+        said = [checkpoint.load_part(path, f"run {team.rank}", team)]
+        for step in range(3):
+            checkpoint.save_part(path, f"run {team.rank}", {"step": step, "of": team.rank}, f"fit-{step}", team)
+            said.append(checkpoint.load_part(path, f"run {team.rank}", team))
+        return said
+
+    for rank, (first, *later) in enumerate(together(2, work)):
+        assert first is None
+        assert later == [{"step": step, "of": rank} for step in range(3)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["c", "c.fit-2.0", "c.fit-2.1"]
+    (tmp_path / "c.fit-2.1").unlink()
+    with pytest.raises(ModelError, match=r"part c\.fit-2\.1 is missing"):
+        together(2, lambda team: checkpoint.load_part(path, f"run {team.rank}", team))
+    with pytest.raises(ModelError, match="other settings or ratings"):
+        together(3, lambda team: checkpoint.load_part(path, "run", team))
+    together(2, lambda team: checkpoint.remove_part(path, team))
+    assert not list(tmp_path.iterdir())
+
+
+def test_they_stop_together() -> None:
+    assert together(2, lambda team: agreed(team, team.rank == 1, 15 * team.rank)) == [(False, 15)] * 2
+    assert together(2, lambda team: agreed(team, team.rank == 0, 0)) == [(True, 0)] * 2
+
+
+def test_torchrun(tmp_path: Path, sample: Ratings) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pmfcli", "train"]
+    command += ["--data", "sample", "--epochs", "20", "--holdout", "0", "--checkpoint", "c", "--resume", "-o", "two.pt"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("wrote two.pt") == 1
+    plain = run(train(sample, Settings(epochs=20, holdout=0)))
+    two = load(tmp_path / "two.pt")
+    torch.testing.assert_close(two.posterior.factors.V, plain.posterior.factors.V, rtol=0, atol=1e-3)
+    assert [file.name for file in tmp_path.iterdir()] == ["two.pt"]
