@@ -142,6 +142,7 @@ def climb(task: Task) -> Generator[Report, None, Found]:
 def sample(task: Task) -> Generator[Report, None, Found]:
     """Draws of the posterior, and what was found on the way."""
     ratings, observations, s, test, device = task.ratings, task.observations, task.settings, task.test, task.device
+    team = observations.users.team
     how = gibbs.GibbsSettings(
         latent=s.latent,
         biases=s.biases,
@@ -167,12 +168,12 @@ def sample(task: Task) -> Generator[Report, None, Found]:
         yield Report(task.phase, p.step, task.epochs or chains.MOST, p.loss, p.sigma, None, p.r_hat, p.ess, p.snapshot)
     found: dict[str, Any] = {key: getattr(sampled, key) for key in ("burn_in", "loss", "sigma", "r_hat", "ess")}
     found |= {"epochs": sampled.sweeps, "draws": len(sampled.draws.alpha)}
-    found |= {"train_rmse": _rmse(sampled.fitted.cpu(), observations.t, ratings.scale), "holdout_rmse": None}
+    found |= {"train_rmse": _rmse(sampled.fitted.cpu(), observations.t, ratings.scale, team), "holdout_rmse": None}
     if test is not None:
         known = seen(ratings)
         parts = test.pairs.split(chunk_of(sampled.draws))
         predicted = torch.cat([predict_pairs(sampled.draws, known, part).mean() for part in parts])
-        found["holdout_rmse"] = scores(test.scale.to_stars(predicted), test.stars).rmse
+        found["holdout_rmse"] = scores(test.scale.to_stars(predicted), test.stars, team).rmse
     return sampled.draws, found
 
 

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pmfcli.core.predict import Laplace
+from pmfcli.core.predict import Draws, Laplace
+from pmfcli.core.streams import RANGE
 from pmfcli.core.team import Processes, Share, Team
 from pmfcli.data.ratings import Array, Ratings, Vocabulary
 from pmfcli.errors import DataError, TrainingError
@@ -65,7 +66,8 @@ def share_out(ratings: Ratings, team: Team) -> tuple[Ratings, Part]:
     """
     reached = np.cumsum(np.bincount(ratings.user, minlength=len(ratings.users)))
     wanted = ratings.n * np.arange(1, team.size) / team.size
-    cuts = [0, *(np.searchsorted(reached, wanted) + 1).tolist(), len(ratings.users)]
+    whole = np.round((np.searchsorted(reached, wanted) + 1) / RANGE).astype(int) * RANGE  # of ranges with random numbers
+    cuts = [0, *whole.tolist(), len(ratings.users)]
     first, last = cuts[team.rank], cuts[team.rank + 1]
     if any(stop <= start for start, stop in itertools.pairwise(cuts)):
         raise DataError(f"{ratings.name}: {len(ratings.users):,} users are too few for {team.size} processes; start fewer")
@@ -93,21 +95,29 @@ def mask(n: int, first: int, fraction: float, seed: int) -> Array:
     return found
 
 
-def collected(ratings: Ratings, mode: Laplace, part: Part) -> tuple[Ratings, Laplace]:
+def collected(ratings: Ratings, posterior: Laplace | Draws, part: Part) -> tuple[Ratings, Laplace | Draws]:
     """The ratings and rows of all in the first process; in others their own."""
     team = part.share.team
 
     def rows(own: Tensor | None) -> Tensor | None:
         return None if own is None else team.collect(own)
 
-    f, p = mode.factors, mode.parameters
-    U, Y = team.collect(f.U), team.collect(p.Y)
-    b = rows(f.b)
-    mode = mode._replace(factors=f._replace(U=U, b=b), parameters=p._replace(Y=Y, X=rows(p.X), b=b))
+    if isinstance(posterior, Laplace):
+        f, p = posterior.factors, posterior.parameters
+        U, Y = team.collect(f.U), team.collect(p.Y)
+        b = rows(f.b)
+        posterior = posterior._replace(factors=f._replace(U=U, b=b), parameters=p._replace(Y=Y, X=rows(p.X), b=b))
+    else:
+
+        def draws(own: Tensor) -> Tensor:
+            return team.collect(own.transpose(0, 1)).transpose(0, 1).contiguous()
+
+        share = None if posterior.share is None else draws(posterior.share)
+        posterior = posterior._replace(U=draws(posterior.U), gamma_u=draws(posterior.gamma_u), share=share)
     counts = team.collect(torch.from_numpy(np.bincount(ratings.user, minlength=len(ratings.users))))
     movie, stars = (team.collect(torch.from_numpy(column)).numpy() for column in (ratings.movie, ratings.stars))
     time = None if ratings.time is None else team.collect(torch.from_numpy(ratings.time)).numpy()
     if team.rank:
-        return ratings, mode
+        return ratings, posterior
     user = torch.arange(len(counts), dtype=torch.int32).repeat_interleave(counts).numpy()
-    return replace(ratings, user=user, movie=movie, stars=stars, time=time, users=part.users), mode
+    return replace(ratings, user=user, movie=movie, stars=stars, time=time, users=part.users), posterior

@@ -13,7 +13,7 @@ from pmfcli import __version__
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
 from pmfcli.core.metrics import fit_biases, predict_baselines, scores
-from pmfcli.core.predict import Laplace, Pairs, Posterior
+from pmfcli.core.predict import Draws, Laplace, Pairs, Posterior
 from pmfcli.core.team import ALONE, WHOLE, Team
 from pmfcli.core.tree import Tree, plain
 from pmfcli.data.ratings import STEPS, Array, Ratings
@@ -54,7 +54,7 @@ def train(
     settings = _with_likelihood(settings, ratings)
     users = WHOLE if part is None else part.share
     if part is not None:
-        _check_kind(settings)
+        _check_kind(ratings, settings)
     how = (settings.holdout, settings.seed)
     held = random_mask(ratings.n, *how) if part is None else mask(ratings.n, part.first_rating, *how)
     out, n = users.team.sum(torch.tensor([int(held.sum()), ratings.n])).tolist()
@@ -86,10 +86,13 @@ def train(
     return _model(ratings, settings, posterior, found | before["metrics"], part)
 
 
-def _check_kind(settings: Settings) -> None:
-    if settings.method == "bayes" or "em" in (settings.priors, settings.noise):
-        way = "--method bayes" if settings.method == "bayes" else "--priors em and --noise em"
-        raise UsageError(f"{way}: not by several processes; leave torchrun out, -j takes more cores")
+def _check_kind(ratings: Ratings, settings: Settings) -> None:
+    """Refuse what several processes cannot do."""
+    ways = ["--priors em and --noise em"] if "em" in (settings.priors, settings.noise) else []
+    ways += ["--time"] if settings.time != "none" else []
+    ways += ["--side and features"] if ratings.user_features or ratings.movie_features else []
+    if ways:
+        raise UsageError(f"{ways[0]}: not by several processes; leave it out, or torchrun (-j takes more cores)")
 
 
 def _fitted(task: Task, before: Tree, resume: Tree) -> Generator[Report, None, Found]:
@@ -171,7 +174,7 @@ def held_out(ratings: Ratings, held: Array, team: Team = ALONE) -> tuple[Pairs, 
 
 
 def _model(ratings: Ratings, settings: Settings, posterior: Posterior, metrics: dict[str, Any], part: Part | None) -> Model:
-    if part is not None and isinstance(posterior, Laplace):
+    if part is not None and isinstance(posterior, Laplace | Draws):
         ratings, posterior = collected(ratings, posterior, part)
     return Model(
         method=settings.method,

@@ -94,6 +94,20 @@ def test_what_is_found_does_not_depend_on_how_many_there_are(sample: Ratings, ki
     assert float(three.posterior.noise) == pytest.approx(float(one.posterior.noise), rel=0.1)  # of other pairs
 
 
+@pytest.mark.parametrize("likelihood", ["ordinal", "gaussian"])
+def test_draws_do_not_depend_on_how_many_there_are(sample: Ratings, likelihood: str) -> None:
+    """A few sweeps: rounding grows, and now and then makes another number of a rejection."""
+    settings = Settings(method="bayes", likelihood=likelihood, latent=3, epochs=4, chains=2, keep=8)
+    one, three = trained(sample, settings, 1), trained(sample, settings, 3)
+    a, b = one.posterior, three.posterior
+    x, y = ((p.U.float() @ p.V.float().mT) for p in (a, b))
+    assert float((x - y).abs().mean()) < 0.01 * float(x.std())
+    torch.testing.assert_close(a.alpha, b.alpha, rtol=1e-3, atol=0)
+    torch.testing.assert_close(a.mean_u, b.mean_u, rtol=0, atol=2e-3)
+    assert three.metrics["train_rmse"] == pytest.approx(one.metrics["train_rmse"], abs=1e-3)
+    assert three.data == one.data
+
+
 def test_several_find_what_a_plain_run_does(sample: Ratings) -> None:
     """Where none are held out, which is done in another way."""
     settings = Settings(epochs=20, holdout=0)
@@ -119,7 +133,7 @@ def test_what_is_held_out_does_not_depend_on_the_parts() -> None:
 
 
 def test_what_several_cannot_do_is_refused(sample: Ratings) -> None:
-    for settings in (Settings(method="bayes"), Settings(priors="em", noise="em")):
+    for settings in (Settings(method="bayes", time="both"), Settings(priors="em", noise="em")):
         with pytest.raises(UsageError, match="not by several processes"):
             trained(sample, settings, 2)
 

@@ -11,11 +11,12 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined] # is there, b
 from pmfcli.core import drift, gibbs, ordinal
 from pmfcli.core.diagnostics import effective_size, r_hat
 from pmfcli.core.drift import Drift, Group
-from pmfcli.core.gibbs import GibbsSettings, Problem, State
+from pmfcli.core.gibbs import GibbsSettings, Own, Problem, State
 from pmfcli.core.means import Means
 from pmfcli.core.parallel import workers
 from pmfcli.core.posterior import Factors, Observations, mean, score
 from pmfcli.core.predict import Draws, Head
+from pmfcli.core.streams import RANGE, Ranges
 from pmfcli.core.tree import Tree, like, plain
 from pmfcli.errors import TrainingError
 
@@ -91,7 +92,8 @@ def fit(
     problem = gibbs.prepare(o, settings, *features, groups)
     seeds = torch.randint(2**62, (chains,), generator=torch.Generator().manual_seed(seed)).tolist()
     generators = [torch.Generator(device).manual_seed(number) for number in seeds]
-    states = [gibbs.init(problem, settings, generator) for generator in generators]
+    own = [_own(o, number) if o.users.of is not None else None for number in seeds]
+    states = [gibbs.init(problem, settings, *each) for each in zip(generators, own, strict=True)]
     watched = _pairs_to_watch(o, seed)
     seen: list[Tensor] = []  # (chains, watched) a sweep
     losses: list[tuple[float, float]] = []
@@ -104,24 +106,28 @@ def fit(
     def snapshot() -> Tree:
         found = {"number": number, "burn_in": burn_in, "agreed": agreed, "stride": stride, "verdict": verdict, "losses": losses}
         found |= {"states": states, "held": held, "seen": torch.stack(seen)}
+        found |= {"asked": [None if one is None else (one.rows.asked, one.ratings.asked) for one in own]}
         return plain(found) | {"generators": [generator.get_state() for generator in generators]}
 
     if resume is not None:
         states = list(like(tuple(states), resume["states"]))
         for generator, saved in zip(generators, resume["generators"], strict=True):
             generator.set_state(saved)
+        for one, asked in zip(own, resume["asked"], strict=True):
+            if one is not None:
+                one.rows.asked, one.ratings.asked = asked
         held = [[_Kept(*draw) for draw in chain] for chain in resume["held"]]
         number, burn_in, agreed, stride, verdict = (
             resume[name] for name in ("number", "burn_in", "agreed", "stride", "verdict")
         )
         seen, losses = list(resume["seen"].unbind()), list(resume["losses"])
-    with workers(chains, device) as run_all:
+    with workers(1 if o.users.shared else chains, device) as run_all:
         while number + 1 < most and not agreed:
             number += 1
             now = settings if number >= warm_up else settings._replace(prior_scales=False, cut_rounds=_ROUNDS)
 
             def move(chain: int) -> tuple[State, gibbs.Info]:
-                return gibbs.step(states[chain], problem, now, generators[chain])  # noqa: B023 - used before the next turn
+                return gibbs.step(states[chain], problem, now, generators[chain], own[chain])  # noqa: B023 - used before the next turn
 
             try:
                 moved = run_all(move, range(chains))
@@ -149,9 +155,24 @@ def fit(
     return Sampled(draws, _fitted(draws, problem), number + 1, burn_in, loss, sigma, *verdict)
 
 
+def _own(o: Observations, seed: int) -> Own:
+    """Random numbers by ranges of users, none of which two processes have a part of."""
+    users, device = o.users, o.t.device
+    edges = [*range(-users.first % RANGE, o.pattern.shape[0], RANGE), o.pattern.shape[0]]
+    if edges[0] != 0:
+        raise ValueError("a process has a part of a range of users")
+    number = users.first // RANGE
+    sizes, ratings = torch.tensor(edges).diff().tolist(), o.pattern.crow[torch.tensor(edges).to(device)].diff().tolist()
+    return Own(Ranges(2 * seed, number, sizes, device), Ranges(2 * seed + 1, number, ratings, device))
+
+
 def _pairs_to_watch(o: Observations, seed: int) -> tuple[Tensor, Tensor]:
     """Random users with random rated movies, mostly pairs without a rating: predictions that a person might ask for."""
     generator = torch.Generator().manual_seed(seed)
+    if o.users.of is not None:  # who rated what is not known to all processes
+        user = torch.randint(o.users.of, (_WATCHED,), generator=generator) - o.users.first
+        movie = torch.randint(o.pattern.shape[1], (_WATCHED,), generator=generator)
+        return user.to(o.t.device), movie.to(o.t.device)
     user = torch.randint(o.pattern.shape[0], (_WATCHED,), generator=generator).to(o.t.device)
     movie = o.pattern.col[torch.randint(o.pattern.n, (_WATCHED,), generator=generator).to(o.t.device)].long()
     return user, movie
@@ -164,14 +185,16 @@ def _watch(state: State, problem: Problem, pairs: tuple[Tensor, Tensor], latent:
     that stop by the sum are too short: on ml-latest-small their held-out error is 0.004 stars larger.
     """
     users, movies, alpha, habits, _ = state
+    own, team = (pairs[0] >= 0) & (pairs[0] < len(users.A)), problem.users.users.team
+    pairs = torch.where(own, pairs[0], 0), pairs[1]
     u, v = users.A[pairs[0]], movies.A[pairs[1]]
     x = (u[:, :latent] * v[:, :latent]).sum(1)
     x = x + u[:, latent:].sum(1) + v[:, latent:].sum(1)
     if habits is None:
-        return x.cpu()
+        return team.sum(x * own).cpu()
     spread = (alpha * users.gamma[pairs[0]] * movies.gamma[pairs[1]]).rsqrt()
     mass = ordinal.masses(habits.cuts[None], habits.share[pairs[0]][None], x[None], spread[None])
-    return (mass @ problem.grid).cpu()
+    return team.sum((mass @ problem.grid) * own).cpu()
 
 
 def _agree(verdict: _Verdict, chains: int) -> bool:
@@ -191,7 +214,9 @@ def _keep(sweep: int, state: State, problem: Problem) -> _Kept:
     u, v, alpha, habits, effects = state
     rows = {"U": u.A, "V": v.A, "gamma_u": u.gamma, "gamma_v": v.gamma}
     mu_v = v.mu if v.W is None or problem.movie_means is None else v.mu + problem.movie_means.usual @ v.W
-    small = {"mean_u": u.A.mean(0), "mu_u": u.mu, "mu_v": mu_v, "Lambda_u": u.Lambda, "Lambda_v": v.Lambda, "alpha": alpha}
+    users = problem.users.users
+    mean_u = users.team.sum(u.A.sum(0)) / users.of if users.of is not None else u.A.mean(0)
+    small = {"mean_u": mean_u, "mu_u": u.mu, "mu_v": mu_v, "Lambda_u": u.Lambda, "Lambda_v": v.Lambda, "alpha": alpha}
     small |= {"prior_dof": torch.stack([u.prior_dof, v.prior_dof]), "noise_dof": torch.stack([u.noise_dof, v.noise_dof])}
     if u.W is not None:
         rows["W"] = u.W

@@ -26,6 +26,9 @@ from pmfcli.core.ordinal import Habits, Levels
 from pmfcli.core.parallel import by_blocks
 from pmfcli.core.posterior import Factors, Observations, inverse, score
 from pmfcli.core.sparse import Pattern, spmm
+from pmfcli.core.streams import Ranges, Source, normal
+from pmfcli.core.streams import gamma as gamma_of
+from pmfcli.core.team import ALONE, Team
 from pmfcli.errors import TrainingError
 
 BETA0 = 2.0  # of the Normal-Wishart, as in ICML 2008
@@ -83,6 +86,23 @@ class Info(NamedTuple):
     sigma: float  # on the unit scale
 
 
+class Own(NamedTuple):
+    """Random numbers for the users that a process has, where it is one of several, and for their ratings."""
+
+    rows: Ranges
+    ratings: Ranges
+
+
+class Sides(NamedTuple):
+    """Where the random numbers of one side come from, and which processes have some of its rows, or of its columns, each."""
+
+    all: torch.Generator
+    rows: Source
+    columns: Source
+    of_rows: Team = ALONE
+    of_columns: Team = ALONE
+
+
 class Problem(NamedTuple):
     """Observations as the sampler needs them, from both sides."""
 
@@ -107,8 +127,9 @@ def prepare(
     o, s = observations, settings
     if o.link != "linear":
         raise ValueError("the sampler is for the linear link")
-    rated = [Means.of(o.F, o.pattern, o.pattern_t) if s.user_means else None]
-    rated.append(Means.of(o.G, o.pattern_t, o.pattern) if s.movie_means else None)
+    team, found = o.users.team, o.flipped()
+    rated = [Means.of(o.F, o.pattern, o.pattern_t, of_rows=team) if s.user_means else None]
+    rated.append(Means.of(o.G, o.pattern_t, o.pattern, of_columns=team) if s.movie_means else None)
     user_means, movie_means = (
         features if one is None else one if features is None else one.beside(features)
         for one, features in zip(rated, (user_features, movie_features), strict=True)
@@ -118,17 +139,19 @@ def prepare(
         group._replace(row=group.row.to(z.device), stretch=group.stretch.to(z.device), part=group.part.to(z))
         for group in groups
     ]
-    return Problem(o, o.flipped(), z, *ordinal.levels(o.t, z), user_means, movie_means, tuple(moved))
+    steps = ordinal.levels(o.t, z, team) if s.habits else (ordinal.Levels(*[z.new_zeros(0)] * 3), z.new_zeros(0))
+    return Problem(o, found, z, *steps, user_means, movie_means, tuple(moved))
 
 
-def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator) -> State:
+def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator, own: Own | None = None) -> State:
     """First state: factors 0.1 randn, weights and biases 0, precisions 1. ``generator`` is on the device of the ratings."""
+    of_users = generator if own is None else own.rows
     s, like = settings, problem.z
     d = s.latent + s.biases
 
-    def side(rows: int, means: Means | None, with_noise: bool) -> Side:
+    def side(rows: int, means: Means | None, with_noise: bool, source: Source) -> Side:
         A = like.new_zeros(rows, d)
-        A[:, : s.latent] = _SPREAD * _normal((rows, s.latent), like, generator)
+        A[:, : s.latent] = _SPREAD * normal((rows, s.latent), like, source)
         return Side(
             A=A,
             W=None if means is None else like.new_zeros(means.pattern.shape[1], d),
@@ -143,31 +166,39 @@ def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator) 
         )
 
     n_users, n_movies = problem.users.pattern.shape
-    users, movies = side(n_users, problem.user_means, s.user_noise), side(n_movies, problem.movie_means, s.movie_noise)
-    habits = ordinal.init(problem.levels, s.habits, n_users, generator) if s.habits else None
+    users = side(n_users, problem.user_means, s.user_noise, of_users)
+    movies = side(n_movies, problem.movie_means, s.movie_noise, generator)
+    habits = ordinal.init(problem.levels, s.habits, n_users, of_users) if s.habits else None
     return State(users, movies, like.new_ones(()), habits, tuple(drift.init(group, like) for group in problem.groups))
 
 
 @torch.no_grad()
-def step(state: State, problem: Problem, settings: GibbsSettings, generator: torch.Generator) -> tuple[State, Info]:
+def step(
+    state: State, problem: Problem, settings: GibbsSettings, generator: torch.Generator, own: Own | None = None
+) -> tuple[State, Info]:
     """One sweep over all conditionals: cut points; each side's hyper-parameters, weights, rows and row scales; time; the noise.
+
+    Args:
+        generator: in the same state in all processes. own: where there are several.
 
     Raises:
         TrainingError: the loss is not finite, or a precision not positive definite.
     """
     s, p, g = settings, problem, generator
     users, movies, alpha, habits, effects = state
+    team = p.users.users.team
+    of_users, of_ratings = (g, g) if own is None else own
     row, col, perm = p.users.pattern.row, p.users.pattern.col, p.users.pattern.perm
     weight = alpha * users.gamma.index_select(0, row) * movies.gamma.index_select(0, col)
     z, f = p.z, drift.total([one.value for one in effects], p.groups, p.z)
     if habits is not None:
         x = score(factors(users, movies, p.users, s.latent), p.users.pattern) - p.users.offset + f
-        habits, z, loss = ordinal.step(habits, p.levels, row, x, weight, s.cut_rounds, g)
+        habits, z, loss = ordinal.step(habits, p.levels, row, x, weight, s.cut_rounds, g, of_users, of_ratings, team)
     z = z - f
-    users = draw_side(users, movies, p.users.pattern, weight, z, p.user_means, s, g)
-    movies = draw_side(
-        movies, users, p.movies.pattern, weight.index_select(0, perm), z.index_select(0, perm), p.movie_means, s, g
-    )
+    users = draw_side(users, movies, p.users.pattern, weight, z, p.user_means, s, Sides(g, of_users, g, team))
+    by_movie = weight.index_select(0, perm), z.index_select(0, perm)
+    of_movies = Sides(g, g, of_users, of_columns=team)
+    movies = draw_side(movies, users, p.movies.pattern, *by_movie, p.movie_means, s, of_movies)
     error = z - score(factors(users, movies, p.users, s.latent), p.users.pattern) + p.users.offset
     drawn = []
     for one, group in zip(effects, p.groups, strict=True):
@@ -175,18 +206,20 @@ def step(state: State, problem: Problem, settings: GibbsSettings, generator: tor
         drawn.append(one)
     square = error.square()
     if s.user_noise:
-        gamma = draw_scales(alpha * square * movies.gamma.index_select(0, col), p.users.pattern, users.noise_dof, g)
-        users = users._replace(gamma=gamma, noise_dof=draw_dof(gamma, g))
+        gamma = draw_scales(alpha * square * movies.gamma.index_select(0, col), p.users.pattern, users.noise_dof, of_users)
+        users = users._replace(gamma=gamma, noise_dof=draw_dof(gamma, g, team))
     square = square * users.gamma.index_select(0, row)
     if s.movie_noise:
-        gamma = draw_scales((alpha * square).index_select(0, perm), p.movies.pattern, movies.noise_dof, g)
+        gamma = draw_scales((alpha * square).index_select(0, perm), p.movies.pattern, movies.noise_dof, g, team)
         movies = movies._replace(gamma=gamma, noise_dof=draw_dof(gamma, g))
     square = square * movies.gamma.index_select(0, col)
     n, total = len(square), square.sum()
-    alpha = _gamma(1 + 0.5 * square.new_full((), n), 1 + 0.5 * total, g)
+    if team.size > 1:
+        n, total = int(team.sum(torch.tensor(n, device=square.device))), team.sum(total)
+    alpha = gamma_of(1 + 0.5 * square.new_full((), n), 1 + 0.5 * total, g)
     spread = 0.25 / alpha.sqrt()  # dt = dz / 4
     if habits is None:
-        log_gamma = users.gamma.log()[row].sum() + movies.gamma.log()[col].sum()
+        log_gamma = team.sum(users.gamma.log()[row].sum() + movies.gamma.log()[col].sum())
         loss = 0.5 * alpha * total - 0.5 * log_gamma + n * (spread.log() + 0.5 * math.log(2 * math.pi))
     if not math.isfinite(float(loss)):
         raise TrainingError(f"the loss is {float(loss)}")
@@ -206,23 +239,23 @@ def draw_side(
     z: Tensor,
     means: Means | None,
     settings: GibbsSettings,
-    generator: torch.Generator,
+    sides: Sides,
 ) -> Side:
     """mu, Lambda, then W and lambda, then the rows, then their scales, each given all else.
 
     Args:
         pattern: the side's rows x the other's. weight: (n,) precision of each rating. z: (n,) ratings less the offset.
     """
-    s, g = settings, generator
-    mu, Lambda = draw_hyper(side, means, g)
+    s, g = settings, sides.all
+    mu, Lambda = draw_hyper(side, means, sides)
     side = side._replace(mu=mu, Lambda=Lambda)
     if side.W is not None and means is not None:
-        W = draw_weights(side, side.W, means, g)
-        squares = torch.stack([part.sum() for part in ((W @ Lambda) * W).split(means.sizes)])
-        counts = W.shape[1] * torch.tensor(means.sizes).to(squares)
-        lam = _gamma(1 + 0.5 * counts, 1 + 0.5 * squares, g)
+        W = draw_weights(side, side.W, means, sides.rows, sides.columns)
+        squares = sides.of_columns.sum(torch.stack([part.sum() for part in ((W @ Lambda) * W).split(means.sizes)]))
+        counts = W.shape[1] * sides.of_columns.sum(torch.tensor(means.sizes).to(squares))
+        lam = gamma_of(1 + 0.5 * counts, 1 + 0.5 * squares, g)
         side = side._replace(W=W, M=means.up(W), lam=lam)
-    f, noise = features(other.A, s.latent), _normal(tuple(side.A.shape), side.A, g)
+    f, noise = features(other.A, s.latent), normal(tuple(side.A.shape), side.A, sides.rows)
 
     def drawn(start: int, stop: int) -> Tensor:
         part, own = pattern.view(start, stop), slice(int(pattern.crow[start]), int(pattern.crow[stop]))
@@ -230,55 +263,60 @@ def draw_side(
         if other.A.shape[1] > s.latent:
             target = target - other.A[:, s.latent].index_select(0, part.col)
         prior = Prior(side.mu + side.M[start:stop], side.tau[start:stop, None, None] * side.Lambda)
-        return conditional(part, f, weight[own], target, prior).draw_by(noise[start:stop])
+        return conditional(part, f, weight[own], target, prior, team=sides.of_columns).draw_by(noise[start:stop])
 
-    side = side._replace(A=torch.cat(by_blocks(drawn, pattern, side.Lambda.numel())))
+    shared = sides.of_columns.size > 1
+    side = side._replace(A=torch.cat(by_blocks(drawn, pattern, side.Lambda.numel(), in_order=shared)))
     if not s.prior_scales:
         return side
-    tau = draw_tau(side.A - side.mu - side.M, side.Lambda, side.prior_dof, g)
-    return side._replace(tau=tau, prior_dof=draw_dof(tau, g))
+    tau = draw_tau(side.A - side.mu - side.M, side.Lambda, side.prior_dof, sides.rows)
+    return side._replace(tau=tau, prior_dof=draw_dof(tau, g, sides.of_rows))
 
 
-def draw_hyper(side: Side, means: Means | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_hyper(side: Side, means: Means | None, sides: Sides) -> tuple[Tensor, Tensor]:
     """mu, Lambda given the rows, their means, scales and W: Normal-Wishart. ICML 2008, Eq. 14, rows weighted by tau."""
     off, tau, d = (side.A - side.M).double(), side.tau.double(), side.A.shape[1]
-    k = tau.sum()
-    centre = (tau[:, None] * off).sum(0) / k
-    scatter = ((off - centre) * tau[:, None]).mT @ (off - centre)
+    generator, rows, columns = sides.all, sides.of_rows, sides.of_columns
+    k = rows.sum(tau.sum())
+    centre = rows.sum((tau[:, None] * off).sum(0)) / k
+    scatter = rows.sum(((off - centre) * tau[:, None]).mT @ (off - centre))
     scatter = scatter + torch.eye(d).to(off) + k * BETA0 / (k + BETA0) * torch.outer(centre, centre)
-    freedom = d + len(off)
+    freedom = d + int(rows.sum(torch.tensor(len(off), device=off.device)))
     if side.W is not None and means is not None:
         W = side.W.double()
-        scatter, freedom = scatter + (means.each(side.lam) * W).mT @ W, freedom + len(W)
+        scatter = scatter + columns.sum((means.each(side.lam) * W).mT @ W)
+        freedom += int(columns.sum(torch.tensor(len(W), device=off.device)))
     Lambda = draw_wishart(torch.linalg.inv(scatter), freedom, generator)
     root = torch.linalg.cholesky((BETA0 + k) * Lambda)
-    away = torch.linalg.solve_triangular(root.mT, _normal((d, 1), Lambda, generator), upper=True)[:, 0]
+    away = torch.linalg.solve_triangular(root.mT, normal((d, 1), Lambda, generator), upper=True)[:, 0]
     return (k / (k + BETA0) * centre + away).to(side.A), Lambda.to(side.A)
 
 
 def draw_wishart(scale: Tensor, freedom: float, generator: torch.Generator) -> Tensor:
     """Wishart(scale, freedom), mean freedom * scale, by Bartlett's decomposition. scale: (d, d), freedom >= d."""
     d = len(scale)
-    lower = _normal((d, d), scale, generator).tril(-1)
-    chi_square = 2 * _gamma((freedom - torch.arange(d).to(scale)) / 2, scale.new_ones(()), generator)
+    lower = normal((d, d), scale, generator).tril(-1)
+    chi_square = 2 * gamma_of((freedom - torch.arange(d).to(scale)) / 2, scale.new_ones(()), generator)
     root = torch.linalg.cholesky(scale) @ (lower + torch.diag(chi_square.sqrt()))
     drawn: Tensor = root @ root.mT
     return drawn
 
 
-def draw_weights(side: Side, start: Tensor, means: Means, generator: torch.Generator) -> Tensor:
+def draw_weights(side: Side, start: Tensor, means: Means, of_rows: Source, of_columns: Source) -> Tensor:
     """W given the rows, by noise-injected conjugate gradients: Simm et al. 2017, Eq. 6, rows weighted by tau."""
     root = torch.linalg.cholesky(side.Lambda).mT
 
-    def noise(rows: int) -> Tensor:
-        white = _normal((side.A.shape[1], rows), side.A, generator)
+    def noise(count: int, source: Source) -> Tensor:
+        d = side.A.shape[1]
+        ranges = isinstance(source, Ranges)
+        white = normal((count, d), side.A, source).mT if ranges else normal((d, count), side.A, source)
         drawn: Tensor = torch.linalg.solve_triangular(root, white, upper=True).mT
         return drawn
 
     tau = side.tau[:, None]
     lam = means.each(side.lam)
-    right = means.down(tau * (side.A - side.mu) + tau.sqrt() * noise(len(side.A))) + lam.sqrt() * noise(len(start))
-    return ridge(means, right, side.tau, lam, start, _TOLERANCE)
+    right = means.down(tau * (side.A - side.mu) + tau.sqrt() * noise(len(side.A), of_rows))
+    return ridge(means, right + lam.sqrt() * noise(len(start), of_columns), side.tau, lam, start, _TOLERANCE)
 
 
 def mean_weights(A: Tensor, mu: Tensor, tau: Tensor, lam: Tensor, means: Means, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,34 +326,27 @@ def mean_weights(A: Tensor, mu: Tensor, tau: Tensor, lam: Tensor, means: Means, 
     return mean, means.variances(tau, each)[:, 0]
 
 
-def draw_tau(off: Tensor, Lambda: Tensor, dof: Tensor, generator: torch.Generator) -> Tensor:
+def draw_tau(off: Tensor, Lambda: Tensor, dof: Tensor, source: Source) -> Tensor:
     """The scale of every row, (rows,), given how far it is from its prior mean.
 
     Args:
         off: (rows, d). Lambda: (d, d), or (rows, d, d). dof: (), or (rows,).
     """
     squares = ((off[:, None] @ Lambda)[:, 0] * off).sum(1)
-    return _gamma((0.5 * (dof + off.shape[1])).expand_as(squares), 0.5 * (dof + squares), generator).clamp(min=_LEAST)
+    return gamma_of((0.5 * (dof + off.shape[1])).expand_as(squares), 0.5 * (dof + squares), source).clamp(min=_LEAST)
 
 
-def draw_scales(square: Tensor, pattern: Pattern, dof: Tensor, generator: torch.Generator) -> Tensor:
+def draw_scales(square: Tensor, pattern: Pattern, dof: Tensor, source: Source, of_columns: Team = ALONE) -> Tensor:
     """gamma of every row given its weighted squared errors (n,), (rows,). dof: (), or (rows,)."""
-    total = spmm(square, square.new_ones(pattern.shape[1], 1), pattern)[:, 0]
-    return _gamma(0.5 * (dof + pattern.row_counts()), 0.5 * (dof + total), generator).clamp(min=_LEAST)
+    total = of_columns.sum(spmm(square, square.new_ones(pattern.shape[1], 1), pattern))[:, 0]
+    count = of_columns.sum(pattern.row_counts())
+    return gamma_of(0.5 * (dof + count), 0.5 * (dof + total), source).clamp(min=_LEAST)
 
 
-def draw_dof(scales: Tensor, generator: torch.Generator) -> Tensor:
+def draw_dof(scales: Tensor, generator: torch.Generator, of_rows: Team = ALONE) -> Tensor:
     """The degrees of freedom, (), of the Gamma that scales (rows,) come from: one of DOFS, with its probability."""
     half, drawn = 0.5 * DOFS.to(scales.device), scales.double()
-    log_p = len(drawn) * (half * half.log() - half.lgamma()) + (half - 1) * drawn.log().sum() - half * drawn.sum()
+    count, logs, total = of_rows.sum(torch.stack([drawn.new_tensor(len(drawn)), drawn.log().sum(), drawn.sum()]))
+    log_p = count * (half * half.log() - half.lgamma()) + (half - 1) * logs - half * total
     place = torch.multinomial(torch.softmax(log_p, 0), 1, generator=generator)[0]
     return (2 * half[place]).to(scales)
-
-
-def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-
-
-def _gamma(shape: Tensor, rate: Tensor, generator: torch.Generator) -> Tensor:
-    drawn: Tensor = torch._standard_gamma(shape.contiguous(), generator=generator) / rate
-    return drawn

@@ -16,6 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pmfcli.core.streams import Source, dirichlet, uniform
+from pmfcli.core.team import ALONE, Team, everywhere
+
 _BLOCK = 2048  # ratings at a time, which a cache holds
 _LEAST = 1e-37  # of a probability
 _IMPOSSIBLE = -1e30  # logarithm of one that is 0
@@ -39,43 +42,64 @@ class Habits(NamedTuple):
     prior: Tensor  # (S,) a
 
 
-def levels(t: Tensor, z: Tensor) -> tuple[Levels, Tensor]:
-    """Ratings t (n,) by their place among the different ones, which come too, (K,). z (n,): the same on another scale."""
-    grid, level = t.unique(return_inverse=True)
-    steps = z.new_zeros(len(grid)).index_copy(0, level, z)
-    return Levels(level, 0.5 * (steps[1:] + steps[:-1]), z.std(correction=0)), grid
+def levels(t: Tensor, z: Tensor, team: Team = ALONE) -> tuple[Levels, Tensor]:
+    """Ratings t (n,) by their place among the different ones, which come too, (K,). z (n,): the same on another scale.
+
+    Args:
+        team: processes that have some of the ratings each.
+    """
+    if team.size == 1:
+        grid, level = t.unique(return_inverse=True)
+        steps = z.new_zeros(len(grid)).index_copy(0, level, z)
+        return Levels(level, 0.5 * (steps[1:] + steps[:-1]), z.std(correction=0)), grid
+    grid = everywhere(team, t.unique()).unique()
+    level = torch.searchsorted(grid, t)
+    n, total, squares = team.sum(torch.stack([z.new_tensor(len(z)), z.sum(), z.square().sum()]).double())
+    have = torch.bincount(level, minlength=len(grid)).to(z)
+    steps = team.sum(z.new_zeros(len(grid)).index_add(0, level, z)) / team.sum(have)
+    return Levels(level, 0.5 * (steps[1:] + steps[:-1]), (squares / n - (total / n).square()).sqrt().to(z)), grid
 
 
-def init(data: Levels, habits: int, rows: int, generator: torch.Generator) -> Habits:
+def init(data: Levels, habits: int, rows: int, source: Source) -> Habits:
     """Equal cut points, and shares drawn from their prior, for else all habits would stay the same."""
     prior = data.middle.new_full((habits,), 1 / habits)
-    return Habits(data.middle.repeat(habits, 1), _dirichlet(prior.expand(rows, -1), generator), prior)
+    return Habits(data.middle.repeat(habits, 1), dirichlet(prior.expand(rows, -1), source), prior)
 
 
 def step(
-    habits: Habits, data: Levels, row: Tensor, x: Tensor, weight: Tensor, rounds: int, generator: torch.Generator
+    habits: Habits,
+    data: Levels,
+    row: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rounds: int,
+    generator: torch.Generator,
+    of_rows: Source,
+    of_ratings: Source,
+    team: Team = ALONE,
 ) -> tuple[Habits, Tensor, Tensor]:
     """One sweep over habits, cut points and z, given x: (habits, z (n,), -log likelihood of the ratings ()).
 
     Args:
         row: (n,) who gave each rating. x: (n,) what z has as its mean. weight: (n,) its precision.
         rounds: of steps for the cut points.
+        of_rows, of_ratings: random numbers of these, of which processes have some each. team: those processes.
     """
     cuts, share, prior = habits
     root, row, g = weight.sqrt(), row.long(), generator
-    kind, mass, loss = draw_kind(cuts, share, data.level, row, 0, x, root, g)
+    kind, mass, loss = draw_kind(cuts, share, data.level, row, 0, x, root, of_ratings)
     if len(cuts) > 1:
         counts = count_kinds(kind, row, share.shape)
-        prior = draw_prior(prior, counts, g)
-        share = draw_share(prior, counts, g)
+        prior = draw_prior(prior, counts, g, team)
+        share = draw_share(prior, counts, of_rows)
     log_mass = mass.clamp(min=_LEAST).log()
     for _ in range(rounds):
-        cuts, log_mass = draw_cuts(cuts, data, kind, log_mass, x, root, g)
-    return Habits(cuts, share, prior), draw_latent(cuts, data.level, kind, x, root, g), loss
+        cuts, log_mass = draw_cuts(cuts, data, kind, log_mass, x, root, g, team)
+    return Habits(cuts, share, prior), draw_latent(cuts, data.level, kind, x, root, of_ratings), team.sum(loss)
 
 
 def draw_kind(
-    cuts: Tensor, share: Tensor, level: Tensor, row: Tensor, first: Tensor | int, x: Tensor, root: Tensor, g: torch.Generator
+    cuts: Tensor, share: Tensor, level: Tensor, row: Tensor, first: Tensor | int, x: Tensor, root: Tensor, g: Source
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The habit behind every rating, (n,) of 0 .. S - 1, with z integrated out; the rating's probability given that, (n,).
 
@@ -88,7 +112,7 @@ def draw_kind(
     parts = torch.stack([_mass(*_bin(cuts, first + s, level), x, root) for s in range(share.shape[1])], 1)
     reached = (share.index_select(0, row) * parts).cumsum(1)
     total = reached[:, -1]
-    kind = ((_uniform(x, x.shape, g) * total)[:, None] > reached[:, :-1]).sum(1)
+    kind = ((uniform(x.shape, x, g) * total)[:, None] > reached[:, :-1]).sum(1)
     return kind, parts.gather(1, kind[:, None])[:, 0], -total.clamp(min=_LEAST).log().sum()
 
 
@@ -97,31 +121,40 @@ def count_kinds(kind: Tensor, row: Tensor, shape: torch.Size) -> Tensor:
     return torch.bincount(row * shape[1] + kind, minlength=shape.numel()).view(shape)
 
 
-def draw_share(prior: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
+def draw_share(prior: Tensor, counts: Tensor, source: Source) -> Tensor:
     """The shares of each row, (rows, S), given its counts and the Dirichlet parameters (S,), or (rows, S)."""
-    return _dirichlet(prior + counts, generator)
+    return dirichlet(prior + counts, source)
 
 
-def draw_prior(prior: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
+def draw_prior(prior: Tensor, counts: Tensor, generator: torch.Generator, team: Team = ALONE) -> Tensor:
     """The Dirichlet parameters a, (S,), given how often each row has each habit, (rows, S), by a Metropolis step on log a."""
+
+    rows = float(team.sum(prior.new_tensor(len(counts), dtype=torch.float64)))
 
     def log_p(a: Tensor) -> Tensor:
         total, of_all = a.sum(), counts.sum(1).double()
-        fit = (a + counts.double()).lgamma().sum() - (total + of_all).lgamma().sum() + len(counts) * total.lgamma()
-        found: Tensor = fit - len(counts) * a.lgamma().sum() - 0.5 * (a.log() + math.log(len(a))).square().sum()
+        fit = team.sum((a + counts.double()).lgamma().sum() - (total + of_all).lgamma().sum()) + rows * total.lgamma()
+        found: Tensor = fit - rows * a.lgamma().sum() - 0.5 * (a.log() + math.log(len(a))).square().sum()
         return found
 
     now = prior.double()
     away = torch.randn(now.shape, generator=generator, dtype=now.dtype, device=now.device)
     proposal = now * (_reach(now, (), _REACH_OF_PRIOR, generator) * away).exp()
-    accepted = _uniform(now, (), generator).log() < log_p(proposal) - log_p(now)
+    accepted = uniform((), now, generator).log() < log_p(proposal) - log_p(now)
     return torch.where(accepted & (proposal > _LEAST_PRIOR).all() & (proposal < 1 / _LEAST_PRIOR).all(), proposal, now).to(
         prior
     )
 
 
 def draw_cuts(
-    cuts: Tensor, data: Levels, kind: Tensor, log_mass: Tensor, x: Tensor, root: Tensor, generator: torch.Generator
+    cuts: Tensor,
+    data: Levels,
+    kind: Tensor,
+    log_mass: Tensor,
+    x: Tensor,
+    root: Tensor,
+    generator: torch.Generator,
+    team: Team = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """The cut points given everything but z, (S, K - 1), by Metropolis steps; and the new ``log_mass``.
 
@@ -135,21 +168,24 @@ def draw_cuts(
     count, width = cuts.shape
     g, bins = generator, width + 1
     place = kind * bins + data.level
-    have = _by_bin(torch.ones_like(x), place, (count, bins))
-    starts = _uniform(cuts, (count, width), g) < 0.5
+    have = team.sum(_by_bin(torch.ones_like(x), place, (count, bins)))
+    starts = uniform((count, width), cuts, g) < 0.5
     block = starts.cumsum(1)  # 0 .. width
     touching = have[:, :-1] + have[:, 1:]
     size = cuts.new_zeros(count, bins).scatter_add(1, block, touching.to(cuts))
     away = torch.randn(size.shape, generator=g, dtype=cuts.dtype, device=cuts.device) * _reach(
         cuts, size.shape, _REACH_OF_CUTS, g
     )
-    shift = (away / (root.square().mean() * (1 + size)).sqrt()).gather(1, block)
+    weight = root.square().mean()
+    if team.size > 1:
+        weight = (team.sum(root.square().sum(dtype=torch.float64)) / have.sum()).to(cuts)
+    shift = (away / (weight * (1 + size)).sqrt()).gather(1, block)
     for parity in (0, 1):
         moving = block % 2 == parity
         proposal = torch.where(moving, cuts + shift, cuts)
         padded = _padded(proposal)
         then = _log_mass(proposal, place, x, root)
-        ratio = _by_bin(then - log_mass, place, (count, bins))
+        ratio = team.sum(_by_bin(then - log_mass, place, (count, bins)))
         ratio = torch.where(padded[:, 1:] > padded[:, :-1], ratio, _IMPOSSIBLE)
         edge = moving.new_zeros(count, 1)
         left, right = torch.cat([edge, moving], 1), torch.cat([moving, edge], 1)
@@ -157,17 +193,17 @@ def draw_cuts(
         gain = ratio.new_zeros(count, bins).scatter_add(1, owner, torch.where(left | right, ratio, 0.0))
         far = ((cuts - data.middle).square() - (proposal - data.middle).square()) / (2 * data.spread.square())
         gain = gain.scatter_add(1, block, far.double())
-        accepted = _uniform(gain, gain.shape, g).log() < gain
+        accepted = uniform(gain.shape, gain, g).log() < gain
         cuts = torch.where(accepted.gather(1, block) & moving, proposal, cuts)
         log_mass = torch.where((accepted.gather(1, owner) & (left | right)).flatten().index_select(0, place), then, log_mass)
     return cuts, log_mass
 
 
-def draw_latent(cuts: Tensor, level: Tensor, kind: Tensor, x: Tensor, root: Tensor, generator: torch.Generator) -> Tensor:
+def draw_latent(cuts: Tensor, level: Tensor, kind: Tensor, x: Tensor, root: Tensor, source: Source) -> Tensor:
     """z given its rating, (n,): a normal between two cut points."""
     low, high = _bin(cuts, kind, level)
     one, other, sign = _tails(low, high, x, root)
-    u = one + (other - one) * _uniform(x, x.shape, generator)
+    u = one + (other - one) * uniform(x.shape, x, source)
     numbers = torch.finfo(x.dtype)
     away = torch.special.ndtri(u.clamp(numbers.tiny, 1 - 0.5 * numbers.eps))
     drawn: Tensor = (x + sign * away / root).clamp(low, high)
@@ -242,16 +278,7 @@ def _by_bin(values: Tensor, place: Tensor, shape: tuple[int, int]) -> Tensor:
     return values.new_zeros(math.prod(shape), dtype=torch.float64).index_add(0, place, values.double()).view(shape)
 
 
-def _dirichlet(parameters: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch._standard_gamma(parameters.contiguous(), generator=generator).clamp(min=_LEAST)
-    return drawn / drawn.sum(-1, keepdim=True)
-
-
-def _uniform(like: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
-
-
 def _reach(like: Tensor, shape: tuple[int, ...], powers: tuple[float, float], generator: torch.Generator) -> Tensor:
     """Scales of proposals, from too small to too large: one of them fits, whatever the posterior."""
     low, high = powers
-    return 10 ** (low + (high - low) * _uniform(like, shape, generator))
+    return 10 ** (low + (high - low) * uniform(shape, like, generator))

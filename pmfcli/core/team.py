@@ -84,6 +84,17 @@ def _gone() -> Iterator[None]:
 ALONE = Team()
 
 
+def everywhere(team: Team, values: Tensor) -> Tensor:
+    """The values (n,) of all processes, one after the other, in each of them."""
+    counts = torch.zeros(team.size, dtype=torch.int64, device=values.device)
+    counts[team.rank] = len(values)
+    counts = team.sum(counts)
+    first = int(counts[: team.rank].sum())
+    found = values.new_zeros(int(counts.sum()))
+    found[first : first + len(values)] = values
+    return team.sum(found)
+
+
 class Share(NamedTuple):
     """The rows that a process has, of a side that may be shared out."""
 
