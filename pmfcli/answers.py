@@ -2,9 +2,11 @@
 
 import difflib
 import itertools
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,11 +14,12 @@ import torch
 
 from pmfcli.artifact import Model
 from pmfcli.core import blend
-from pmfcli.core.blend import Person
+from pmfcli.core.blend import People
 from pmfcli.core.neighbours import Metric
 from pmfcli.core.neighbours import similar as nearest
-from pmfcli.core.predict import Pairs, Rank
+from pmfcli.core.predict import Pairs
 from pmfcli.core.predictive import Predictive
+from pmfcli.core.recommend import Best, Rank, best, block_of
 from pmfcli.data.ratings import LIKED, STEPS, Vocabulary
 from pmfcli.errors import UnknownIdError, UsageError
 
@@ -24,6 +27,7 @@ Row = dict[str, Any]
 _ARTICLE = re.compile(r"^(.*), (The|A|An|Le|La|Les|L'|Il|El|Das|Der|Die)( \(|$)", re.IGNORECASE)
 _COMMON = 10  # ratings that similar movies or users have at least, where enough have
 _NAMED = 20  # candidates of an ambiguous title that are named
+_NUMBERS = ("prediction", "sd", "lo", "hi")
 _SOURCES = {(True, True): "model", (False, True): "movie-only", (True, False): "user-only", (False, False): "prior"}
 
 
@@ -47,6 +51,21 @@ class Visitor(NamedTuple):
 
     movies: tuple[int, ...]  # rows, ascending
     stars: tuple[float, ...]
+
+
+class Recommended(NamedTuple):
+    """The recommendations for a number of users, by column."""
+
+    users: int
+    columns: dict[str, Any]  # (k,) each: lists of texts, arrays of numbers in 32 bits
+
+    def rows(self) -> Iterator[Row]:
+        """The same by row."""
+        plain = [
+            column if isinstance(column, list) else list(map(shortest if column.dtype.kind == "f" else int, column))
+            for column in self.columns.values()
+        ]
+        return (dict(zip(self.columns, values, strict=True)) for values in zip(*plain, strict=True))
 
 
 def find_user(model: Model, name: str, by_row: bool = False) -> int:
@@ -73,7 +92,7 @@ def find_movie(model: Model, name: str, by_row: bool = False, flag: str = "--mov
     if len(found) == 1:
         return found[0]
     if found:
-        counts = model.seen.movie_counts(len(model.movies))
+        counts = model.movie_counts
         found.sort(key=lambda row: -int(counts[row]))
         more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         raise UnknownIdError(f"{flag}: '{name}' fits {len(found)} movies, give an id: {_named(model, found)}{more}")
@@ -98,36 +117,43 @@ def predict(model: Model, wanted: Iterable[Asked], detail: Detail, visitor: Visi
 
 
 def _answers(
-    model: Model, wanted: Iterable[Asked], detail: Detail, visitor: Visitor | None, person: Person | None
+    model: Model, wanted: Iterable[Asked], detail: Detail, visitor: Visitor | None, person: People | None
 ) -> Iterator[Row]:
-    iterator = iter(wanted)
-    user_counts, movie_counts = model.seen.start.diff(), model.seen.movie_counts(len(model.movies))
+    posterior, iterator, size = model.posterior, iter(wanted), blend.chunk_of(model.posterior)
+    looked_at = 0  # ratings of the movies of chunks, from which their covariances are computed
+    user_counts, movie_counts = model.seen.start.diff(), model.movie_counts
     has_features = bool(model.data.get("features"))
     own = {} if visitor is None else dict(zip(visitor.movies, visitor.stars, strict=True))
-    while chunk := list(itertools.islice(iterator, blend.chunk_of(model.posterior))):
+    while chunk := list(itertools.islice(iterator, size)):
         user, user_known = model.users.rows([pair.user for pair in chunk])
         movie, movie_known = model.movies.rows([pair.movie for pair in chunk])
+        if looked_at >= len(model.seen.movie):  # once for all will be less than for each chunk again
+            posterior = blend.ready(posterior, model.seen)
+        looked_at += int(movie_counts[np.unique(movie)].sum())
         if person is None:
             times = [pair.time for pair in chunk if pair.time is not None]
             pairs = Pairs(*map(torch.from_numpy, (user, movie, user_known, movie_known)))
             pairs = pairs._replace(time=torch.tensor(times) if times else None)
-            found = blend.predict_pairs(model.posterior, model.seen, pairs)
+            found = blend.predict_pairs(posterior, model.seen, pairs)
+            rated = _ratings(model, pairs)
         else:
             asked = torch.where(torch.from_numpy(movie_known), torch.from_numpy(movie), -1)
-            found = blend.predict_movies(model.posterior, model.seen, person, asked)
-        for (user_id, movie_id, _), u, m, knows_user, knows_movie, said in zip(
+            movies = blend.movies_of(posterior, model.seen, asked)
+            found = blend.predictive(posterior, person, torch.tensor([0]), movies)
+            rated = [own.get(m) for m in asked.tolist()]
+        for (user_id, movie_id, _), u, m, knows_user, knows_movie, rating, said in zip(
             chunk,
             user.tolist(),
             movie.tolist(),
             user_known.tolist(),
             movie_known.tolist(),
+            rated,
             _said(model, found, detail),
             strict=True,
         ):
             if person is not None:
-                rating, source = (own.get(m), "fold-in") if knows_movie else (None, _SOURCES[True, False])
+                source = "fold-in" if knows_movie else _SOURCES[True, False]
             else:
-                rating = _rating(model, u, m) if knows_user and knows_movie else None
                 bare = (knows_user and not user_counts[u]) or (knows_movie and not movie_counts[m])
                 source = "features" if bare and has_features else _SOURCES[knows_user, knows_movie]
             yield {
@@ -168,21 +194,67 @@ def recommend(
         who: the row of a user, or somebody with ratings.
         by: the predictive mean, or an end of its interval.
     """
+    if isinstance(who, int):
+        (found,) = recommend_all(model, [who], n, candidates, exclude, include_seen, by, detail)
+        return list(found.rows())
+    movies = _choice(model, candidates, exclude, detail)
+    rated, person = torch.tensor(() if include_seen else who.movies, dtype=torch.int64), _folded_in(model, who)
+    chosen = best(model.posterior, model.seen, person, movies, (0 * rated, rated), n, by, detail.interval)
+    return list(_recommended(model, [None], person, chosen, ["fold-in"] * len(chosen.movie), detail).rows())
+
+
+def recommend_all(
+    model: Model,
+    users: Sequence[int],
+    n: int,
+    candidates: Sequence[int],
+    exclude: Sequence[int],
+    include_seen: bool,
+    by: Rank,
+    detail: Detail,
+) -> Iterator[Recommended]:
+    """The same for each of many users, by row: a block of them at a time, so that memory is bounded."""
+    movies = _choice(model, candidates, exclude, detail)
+    if len(users) > 1:
+        model = replace(model, posterior=blend.ready(model.posterior, model.seen))
+    p, seen, has_features = model.posterior, model.seen, bool(model.data.get("features"))
+    for block in torch.tensor(users).split(block_of(p, len(movies), n)):
+        people = blend.people(p, seen, block)
+        start, place = seen.places_of(block[:0] if include_seen else block)
+        rated = torch.arange(len(start) - 1).repeat_interleave(start.diff()), seen.movie[place].long()
+        chosen = best(p, seen, people, movies, rated, n, by, detail.interval)
+        bare = (seen.start.diff()[block][chosen.person] == 0) | (model.movie_counts[chosen.movie] == 0)
+        sources = ["features" if one and has_features else "model" for one in bare.tolist()]
+        yield _recommended(model, [model.users.ids[user] for user in block.tolist()], people, chosen, sources, detail)
+
+
+def _choice(model: Model, candidates: Sequence[int], exclude: Sequence[int], detail: Detail) -> torch.Tensor:
+    """The rows of the movies to choose from."""
     _check_detail(model, detail)
     allowed = torch.full((len(model.movies),), not candidates)
     allowed[list(candidates)] = True
     allowed[list(exclude)] = False
-    visitor = who if isinstance(who, Visitor) else None
-    if not include_seen:
-        allowed[model.seen.of(who)[0] if isinstance(who, int) else list(who.movies)] = False
-    movies = torch.nonzero(allowed)[:, 0]
-    p, seen = model.posterior, model.seen
-    person = blend.person(p, seen, who) if isinstance(who, int) else _folded_in(model, who)
-    order = torch.sort(blend.rank(p, seen, person, movies, by, detail.interval), descending=True, stable=True).indices[:n]
-    name = model.users.ids[who] if isinstance(who, int) else ""
-    pairs = [Asked(name, model.movies.ids[movie]) for movie in movies[order].tolist()]
-    answers = _answers(model, pairs, detail, visitor, None if visitor is None else person)
-    return [{"rank": place, **answer} for place, answer in enumerate(answers, 1)]
+    return torch.nonzero(allowed)[:, 0]
+
+
+def _recommended(
+    model: Model, names: Sequence[str | None], people: People, chosen: Best, sources: list[str], detail: Detail
+) -> Recommended:
+    """What was chosen for people, by column; those without a name are visitors."""
+    p, person, movie = model.posterior, chosen.person, chosen.movie
+    parts = []
+    for part in torch.arange(len(movie)).split(blend.chunk_of(p)):
+        said = blend.predictive(p, people, person[part], blend.movies_of(p, model.seen, movie[part]))
+        parts.append(_numbers(model, said, detail.interval))
+    rank = torch.arange(len(person)) - torch.searchsorted(person, person) + 1
+    columns = {
+        "user": [names[place] for place in person.tolist()],
+        "rank": rank.int().numpy(),
+        "movie": [model.movies.ids[row] for row in movie.tolist()],
+        "title": [model.titles[row] for row in movie.tolist()],
+    }
+    numbers = dict(zip(_NUMBERS, torch.cat(parts, 1).numpy(), strict=True))
+    return Recommended(len(names), columns | numbers | {"source": sources})
 
 
 def similar(
@@ -194,7 +266,7 @@ def similar(
     """
     movies = side == "movie"
     vectors = blend.vectors(model.posterior, movies)
-    counts = model.seen.movie_counts(len(model.movies)) if movies else model.seen.start.diff()
+    counts = model.movie_counts if movies else model.seen.start.diff()
     if min_ratings is None:
         others = torch.cat([counts[:row], counts[row + 1 :]]).sort(descending=True).values
         min_ratings = min(_COMMON, int(others[: 3 * n][-1])) if len(others) else 0
@@ -224,7 +296,7 @@ def _movie(model: Model, row: int) -> Row:
     return {"movie": model.movies.ids[row], "title": model.titles[row]}
 
 
-def _folded_in(model: Model, visitor: Visitor) -> Person:
+def _folded_in(model: Model, visitor: Visitor) -> People:
     t = model.scale.to_unit(torch.tensor(visitor.stars, dtype=torch.float64)).float()
     movies, power = torch.tensor(visitor.movies, dtype=torch.int64), float(model.settings.get("user_power", 0))
     return blend.visitor(model.posterior, model.seen, movies, t, power)
@@ -237,14 +309,19 @@ def _check_detail(model: Model, detail: Detail) -> None:
         raise UsageError(f"--stars: the ratings have more than {STEPS} different values; there are no stars to tell apart")
 
 
+def _numbers(model: Model, found: Predictive, interval: float) -> torch.Tensor:
+    """The prediction, its sd and the ends of its interval, in stars, (4, n)."""
+    scale = model.scale
+    stars = [scale.to_stars(found.mean()), found.sd() * (scale.hi - scale.lo)]
+    return torch.stack(stars + [scale.to_stars(end) for end in found.interval(interval)])
+
+
 def _said(model: Model, found: Predictive, detail: Detail) -> Iterator[Row]:
     """The prediction and its uncertainty, in stars, for every rating."""
     scale, grid = model.scale, model.steps
-    stars = [scale.to_stars(found.mean()), found.sd() * (scale.hi - scale.lo)]
-    stars += [scale.to_stars(end) for end in found.interval(detail.interval)]
-    columns = [part.tolist() for part in stars]
+    columns = _numbers(model, found, detail.interval).tolist()
     columns.append((1 - found.below(scale.to_unit(_edge(grid, LIKED)))).tolist() if scale.lo < LIKED <= scale.hi else [])
-    names = ["prediction", "sd", "lo", "hi", "p_ge_4"]
+    names = [*_NUMBERS, "p_ge_4"]
     if not columns[-1]:  # a scale that has no 4 in it: all ratings are above, or none is
         columns[-1] = [float(scale.lo >= LIKED)] * found.n
     if detail.stars:
@@ -261,10 +338,11 @@ def _edge(grid: Sequence[float], star: float) -> float:
     return (below[-1] + above[0]) / 2 if below and above else star
 
 
-def _rating(model: Model, user: int, movie: int) -> float | None:
-    movies, stars = model.seen.of(user)
-    place = int(torch.searchsorted(movies, movie))
-    return shortest(float(stars[place])) if place < len(movies) and int(movies[place]) == movie else None
+def _ratings(model: Model, pairs: Pairs) -> list[float | None]:
+    """What is known of pairs, in stars; None where nothing is."""
+    place = torch.where(pairs.user_known & pairs.movie_known, model.seen.find(pairs.user, pairs.movie), -1)
+    stars = torch.where(place >= 0, model.seen.stars[place], math.nan).tolist()
+    return [None if math.isnan(star) else shortest(star) for star in stars]
 
 
 def _find(vocabulary: Vocabulary, name: str, by_row: bool, what: str, flag: str) -> int:

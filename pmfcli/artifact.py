@@ -52,6 +52,11 @@ class Model:
         """The different ratings that the data has, ascending."""
         return tuple(self.seen.stars.unique().tolist())
 
+    @cached_property
+    def movie_counts(self) -> Tensor:
+        """Training ratings of each movie."""
+        return self.seen.movie_counts(len(self.movies))
+
     @property
     def steps(self) -> tuple[float, ...]:
         """The same where they are so few that they are the steps of a scale; else none."""
@@ -134,15 +139,12 @@ def load(path: Path) -> Model:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill, sees the old content or the new. A pipe or device is written to as it is.
+    """Write a file so that a reader, or a kill, sees the old content or the new.
 
     Raises:
         OutputError: it cannot be written; nothing is left behind.
     """
     try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(content)
-            return
         with replacing(path) as file:
             file.write(content)
     except OSError as error:

@@ -123,10 +123,11 @@ def _mass(model: Model, held_out: Ratings) -> Tensor:
     """The probability of every held-out rating, (n,), or of what is very near where there are no steps."""
     pairs, t = matched(model, held_out), model.scale.to_unit(torch.from_numpy(held_out.stars))
     size = core.chunk_of(model.posterior)
+    posterior = core.ready(model.posterior, model.seen) if len(t) > size else model.posterior
     grid = _grid(model)
     found = []
     for part, truth in zip(pairs.split(size), t.split(size), strict=True):
-        said = core.predict_pairs(model.posterior, model.seen, part)
+        said = core.predict_pairs(posterior, model.seen, part)
         if grid is None:
             found.append(said.below(truth + _NARROW) - said.below(truth - _NARROW))
         else:

@@ -74,15 +74,20 @@ def emit(rows: Iterable[Row], shape: Shape, output: Format) -> None:
 
 
 def _write(rows: Iterable[Row], shape: Shape, output: Format) -> None:
-    columns, out = shape.columns, sys.stdout
     remaining = iter(rows)
     first = list(itertools.islice(remaining, 1))  # what is wrong from the start is said before a header is written
     rows = itertools.chain(first, remaining)
     if output == "table":
         _table(rows, shape)
     elif output == "json":
-        document({"rows": [_plain(row, columns) for row in rows]}, shape.schema)
-    elif output == "jsonl":
+        document({"rows": [_plain(row, shape.columns) for row in rows]}, shape.schema)
+    else:
+        write_lines(rows, shape.columns, output, sys.stdout)
+
+
+def write_lines(rows: Iterable[Row], columns: Sequence[str], output: Literal["tsv", "csv", "jsonl"], out: TextIO) -> None:
+    """Write rows to a stream as they come, a line each."""
+    if output == "jsonl":
         for row in rows:
             out.write(json.dumps(_plain(row, columns), ensure_ascii=False, allow_nan=False) + "\n")
     elif output == "csv":
@@ -113,16 +118,16 @@ def terminal(stream: TextIO) -> "Console":
 
 
 @contextmanager
-def progress(label: str) -> "Iterator[Progress]":
-    """A progress bar on stderr while the block runs, if stderr is a terminal."""
-    if _quiet or not sys.stderr.isatty():
+def progress(label: str, shown: bool = True) -> "Iterator[Progress]":
+    """A progress bar on stderr while the block runs, if stderr is a terminal. What goes to stdout meanwhile goes there."""
+    if _quiet or not shown or not sys.stderr.isatty():
         yield Progress(None, label)
         return
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
     look = TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[info]}", markup=False)
-    with Bar(*look, TimeElapsedColumn(), console=terminal(sys.stderr), transient=True) as bar:
+    with Bar(*look, TimeElapsedColumn(), console=terminal(sys.stderr), transient=True, redirect_stdout=False) as bar:
         yield Progress(bar, label)
 
 

@@ -17,6 +17,7 @@ from pmfcli.config import Settings
 from pmfcli.core import blend, metrics
 from pmfcli.core.predict import Pairs
 from pmfcli.core.predictive import Predictive
+from pmfcli.core.recommend import rank
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import LIKED, Array, Ratings, Scale
 from pmfcli.errors import DataError
@@ -172,7 +173,7 @@ def report(parts: Sequence[Scored]) -> dict[str, Any]:
 
 def _score(model: Model, pairs: Pairs, stars: Tensor, people: Tensor) -> Scored:
     seen, scale = model.seen, model.scale
-    user_counts, movie_counts = seen.start.diff(), seen.movie_counts(len(model.movies))
+    user_counts, movie_counts = seen.start.diff(), model.movie_counts
     of_user = seen.users()
     pattern = Pattern.of(of_user, seen.movie, (len(model.users), len(model.movies)))
     beside = metrics.predict_baselines(metrics.fit_biases(pattern, seen.stars), pairs)
@@ -180,9 +181,10 @@ def _score(model: Model, pairs: Pairs, stars: Tensor, people: Tensor) -> Scored:
         name: [] for name in ("model", "sd", "nll", "crps", "low", "high", "below", "up_to", "liked")
     }
     size = blend.chunk_of(model.posterior)
+    posterior = blend.ready(model.posterior, seen) if len(stars) > size else model.posterior
     grid = torch.tensor(model.steps) if model.steps else None
     for part, truth in zip(pairs.split(size), stars.split(size), strict=True):
-        for name, column in _predicted(blend.predict_pairs(model.posterior, seen, part), scale, grid, truth).items():
+        for name, column in _predicted(blend.predict_pairs(posterior, seen, part), scale, grid, truth).items():
             found[name].append(column)
     often = torch.bincount(_steps(grid, seen.stars), minlength=len(grid)) / len(seen.stars) if grid is not None else None
     return Scored(
@@ -204,7 +206,7 @@ def _rank(model: Model, pairs: Pairs, stars: Tensor, k: int) -> Ranked:
     wanted = (stars >= LIKED) & pairs.user_known & pairs.movie_known
     users = pairs.user[wanted].unique()
     users = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(_SEED))[:_RANKED_USERS]]
-    popular = seen.movie_counts(n_movies).float()
+    popular = model.movie_counts.float()
     found = []
     for user in users.tolist():
         unseen = torch.ones(n_movies, dtype=torch.bool)
@@ -213,7 +215,8 @@ def _rank(model: Model, pairs: Pairs, stars: Tensor, k: int) -> Ranked:
         liked = torch.isin(movies, pairs.movie[wanted & (pairs.user == user)])
         if not bool(liked.any()):
             continue
-        score = blend.rank(posterior, seen, blend.person(posterior, seen, user), movies, "mean", LEVELS[0])
+        who = blend.people(posterior, seen, torch.tensor([user]))
+        score = rank(posterior, seen, who, movies, "mean", LEVELS[0])[0]
         found.append([user, *metrics.ranking(score, liked, k), *metrics.ranking(popular[movies], liked, k)])
     columns = torch.tensor(found, dtype=torch.float64).reshape(-1, len(Ranked._fields)).T
     return Ranked(*columns)

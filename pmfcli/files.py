@@ -12,11 +12,16 @@ from typing import IO
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write, that takes the place of ``path`` in the end; if something goes wrong, the old one stays.
 
-    Through a link, the file that it points to is replaced. The mode of the old one is kept.
+    Through a link, the file that it points to is replaced. The mode of the old one is kept. A pipe or device is written to as
+    it is.
 
     Raises:
         OSError: it cannot be written.
     """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as there:
+            yield there
+        return
     path = path.resolve()
     temporary = None
     try:

@@ -5,10 +5,10 @@
 Yao, Vehtari, Simpson & Gelman, "Using stacking to average Bayesian predictive distributions" (Bayesian Analysis 2018); the
 second term is a Dirichlet prior, by which few ratings leave the weights nearly equal.
 
-What answers ask of a posterior is here too, for one of any kind: a person, and what they would give.
+What answers ask of a posterior is here too, for one of any kind: people, and what they would give.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +17,12 @@ from pmfcli.core import neighbourhood
 from pmfcli.core import predict as one
 from pmfcli.core.fold_in import fold_in
 from pmfcli.core.neighbourhood import Neighbourhood, Rated
-from pmfcli.core.predict import Draws, Laplace, Pairs, Rank, Rows, Seen
+from pmfcli.core.predict import Draws, Laplace, Pairs, Rows, Seen
 from pmfcli.core.predictive import Predictive, pooled
 
 _PRIOR = 10.0  # ratings that the prior counts for each part
 _ROUNDS, _STILL = 1000, 1e-9  # of EM, at most, and when it stands still
 _LEAST = 1e-12  # of a rating's probability
-_RANKED = 1024  # movies at a time
 _CHUNK = 4096  # pairs at a time, of a neighbourhood
 
 
@@ -41,12 +40,17 @@ Posterior = Laplace | Draws | Neighbourhood | Blend
 
 
 class Views(NamedTuple):
-    """Somebody as each part of a blend sees them."""
+    """People as each part of a blend sees them."""
 
     of: tuple[Rows | Rated, ...]
 
+    def at(self, index: Tensor) -> "Views":
+        """The people of an index (k,)."""
+        return Views(tuple(part.at(index) for part in self.of))
 
-Person = Rows | Rated | Views
+
+People = Rows | Rated | Views
+Movies = Rows | Tensor | tuple[Any, ...]  # a tuple: as each part of a blend sees them
 
 
 @torch.no_grad()
@@ -85,17 +89,24 @@ def predict_pairs(posterior: Posterior, seen: Seen, pairs: Pairs) -> Predictive:
     return one.predict_pairs(posterior, seen, pairs)
 
 
-def person(posterior: Posterior, seen: Seen, user: int) -> Person:
-    """A user of the training data, by row."""
+def ready(posterior: Posterior, seen: Seen) -> Posterior:
+    """The same, for many answers: what all of them need of the movies is computed once."""
     if isinstance(posterior, Blend):
-        return Views(tuple(_alone(person(part, seen, user)) for part in posterior.parts))
+        return posterior._replace(parts=tuple(_part(ready(part, seen)) for part in posterior.parts))
+    return posterior if isinstance(posterior, Neighbourhood) else one.ready(posterior, seen)
+
+
+def people(posterior: Posterior, seen: Seen, users: Tensor) -> People:
+    """Users of the training data, by row (u,)."""
+    if isinstance(posterior, Blend):
+        return Views(tuple(_alone(people(part, seen, users)) for part in posterior.parts))
     if isinstance(posterior, Neighbourhood):
-        return neighbourhood.people(posterior, seen, torch.tensor([user]))
-    return one.users_of(posterior, seen, torch.tensor([user]))
+        return neighbourhood.people(posterior, seen, users)
+    return one.users_of(posterior, seen, users)
 
 
 @torch.no_grad()
-def visitor(posterior: Posterior, seen: Seen, movies: Tensor, t: Tensor, user_power: float) -> Person:
+def visitor(posterior: Posterior, seen: Seen, movies: Tensor, t: Tensor, user_power: float) -> People:
     """Somebody who is not in the data, by their ratings.
 
     Args:
@@ -113,52 +124,50 @@ def visitor(posterior: Posterior, seen: Seen, movies: Tensor, t: Tensor, user_po
     return fold_in(posterior, seen, movies, t, user_power)
 
 
-@torch.no_grad()
-def predict_movies(posterior: Posterior, seen: Seen, who: Person, movies: Tensor) -> Predictive:
-    """What a person would give movies (n,); -1 is an unknown one."""
-    if isinstance(posterior, Blend) and isinstance(who, Views):
-        parts = [
-            predict_movies(part, seen, own, torch.where(movies < count, movies, -1))
-            for part, own, count in zip(posterior.parts, who.of, posterior.movies, strict=True)
-        ]
-        return pooled(parts, posterior.weight, posterior.grid)
-    if isinstance(posterior, Neighbourhood) and isinstance(who, Rated):
-        return neighbourhood.predict(posterior, who, torch.zeros_like(movies), movies)
-    assert isinstance(posterior, Laplace | Draws)
-    assert isinstance(who, Rows)
+def movies_of(posterior: Posterior, seen: Seen, movies: Tensor) -> Movies:
+    """Movies by row, (n,), as ``predictive`` needs them; -1 is an unknown one."""
+    if isinstance(posterior, Blend):
+        known = [torch.where(movies < count, movies, -1) for count in posterior.movies]
+        return tuple(movies_of(part, seen, own) for part, own in zip(posterior.parts, known, strict=True))
+    if isinstance(posterior, Neighbourhood):
+        return movies
     rows, at = movies.unique(return_inverse=True)
-    return one.predictive(posterior, who, one.movies_of(posterior, seen, rows).at(at))
+    return one.movies_of(posterior, seen, rows).at(at)
 
 
 @torch.no_grad()
-def rank(posterior: Posterior, seen: Seen, who: Person, movies: Tensor, by: Rank, interval: float) -> Tensor:
-    """What movies (n,) are ranked by for one person, (n,): the predictive mean, or an end of the interval."""
-    if isinstance(posterior, Laplace | Draws) and isinstance(who, Rows):
-        return one.rank(posterior, seen, who, movies, by, interval)
-    found = []
-    for block in movies.split(min(_RANKED, chunk_of(posterior))):
-        said = predict_movies(posterior, seen, who, block)
-        found.append(said.mean() if by == "mean" else said.by_end(interval, upper=by == "upper"))
-    return torch.cat(found) if found else torch.zeros(0)
+def predictive(posterior: Posterior, who: People, person: Tensor, movies: Movies) -> Predictive:
+    """What people, by place (n,), or one of them, (1,), would give movies (n,)."""
+    if isinstance(posterior, Blend):
+        assert isinstance(who, Views)
+        of_parts = zip(posterior.parts, who.of, movies, strict=True)
+        return pooled([predictive(part, own, person, its) for part, own, its in of_parts], posterior.weight, posterior.grid)
+    if isinstance(posterior, Neighbourhood):
+        assert isinstance(who, Rated)
+        assert isinstance(movies, Tensor)
+        return neighbourhood.predict(posterior, who, person, movies)
+    assert isinstance(who, Rows)
+    assert isinstance(movies, Rows)
+    return one.predictive(posterior, who.at(person), movies)
 
 
 def vectors(posterior: Posterior, of_movies: bool) -> Tensor:
-    """Factors of users or movies, (draws, rows, latent); of a blend those of the part with the most weight that has them.
-
-    Rows that this part does not know are 0.
-    """
+    """Factors of users or movies, (draws, rows, latent); of a blend those of the part with the most weight that has them."""
     p = posterior
     if isinstance(p, Blend):
         best = max(range(len(p.parts)), key=lambda k: (not isinstance(p.parts[k], Neighbourhood), float(p.weight[k])))
-        found = vectors(p.parts[best], of_movies)
-        missing = max(p.movies) - found.shape[1] if of_movies else 0
-        return torch.nn.functional.pad(found, (0, 0, 0, missing))
+        return vectors(p.parts[best], of_movies)
     if isinstance(p, Draws):
-        return (p.V if of_movies else p.U)[..., : p.head.latent].float()
+        return (p.V if of_movies else p.U)[..., : p.head.latent]
     assert isinstance(p, Laplace)
     return (p.factors.V if of_movies else p.factors.U)[None]
 
 
-def _alone(who: Person) -> Rows | Rated:
+def _part(posterior: Posterior) -> Laplace | Draws | Neighbourhood:
+    assert not isinstance(posterior, Blend)  # no part of a blend is one
+    return posterior
+
+
+def _alone(who: People) -> Rows | Rated:
     assert not isinstance(who, Views)  # no part of a blend is one
     return who

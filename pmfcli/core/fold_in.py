@@ -60,7 +60,7 @@ def spread_of(p: Laplace, seen: Seen, rows: Tensor, of_movies: bool) -> Tensor |
     if not p.mean_field:
         return None
     side = movies_of if of_movies else users_of
-    covariance = side(p._replace(noise=p.parameters.sigma), seen, rows).covariance
+    covariance = side(p._replace(noise=p.parameters.sigma, spread_v=None), seen, rows).covariance
     assert covariance is not None
     return pack(covariance[0])
 

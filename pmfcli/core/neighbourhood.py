@@ -41,6 +41,12 @@ class Rated(NamedTuple):
     seen: Seen
     b: Tensor  # (people,)
 
+    def at(self, index: Tensor) -> "Rated":
+        """The people of an index (k,); -1 is one without ratings."""
+        start, place = self.seen.places_of(index)
+        own = Seen(start, self.seen.movie[place], self.seen.stars[place])
+        return Rated(own, self.b[index.clamp(min=0)] * (index >= 0))
+
 
 @torch.no_grad()
 def fit(seen: Seen, shape: tuple[int, int], lo: float, hi: float) -> Neighbourhood:
@@ -80,11 +86,7 @@ def least_noise(noise: Tensor, lo: float, hi: float) -> Tensor:
 
 def people(found: Neighbourhood, seen: Seen, user: Tensor) -> Rated:
     """Users of the training data by row (u,); -1 is one without ratings."""
-    known = user >= 0
-    counts = seen.start.diff()[user.clamp(min=0)] * known
-    start = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-    rating = torch.arange(int(start[-1])) + (seen.start[user.clamp(min=0)] - start[:-1]).repeat_interleave(counts)
-    return Rated(Seen(start, seen.movie[rating], seen.stars[rating]), found.b[user.clamp(min=0)] * known)
+    return Rated(seen, found.b).at(user)
 
 
 def visitor(found: Neighbourhood, movies: Tensor, t: Tensor) -> Rated:
@@ -97,7 +99,7 @@ def visitor(found: Neighbourhood, movies: Tensor, t: Tensor) -> Rated:
 
 @torch.no_grad()
 def predict(found: Neighbourhood, of: Rated, person: Tensor, movie: Tensor) -> Mixture:
-    """Ratings by people (n,), by place in ``of``, of movies (n,); -1 is an unknown movie."""
+    """Ratings by people (n,), by place in ``of``, or by one of them, (1,), of movies (n,); -1 is an unknown movie."""
     n_movies, (seen, b) = len(found.c), of
     known = movie >= 0
     movie = movie.clamp(min=0)

@@ -11,23 +11,23 @@ training rated are not average ones.)
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pmfcli.core import ordinal
-from pmfcli.core.conditional import Gaussians, Prior, conditional, features
+from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pack, unpack
 from pmfcli.core.drift import Drift, at_no_time, at_times
-from pmfcli.core.posterior import Factors, Link, Parameters, linearise, mean, slope
+from pmfcli.core.posterior import Factors, Link, Parameters, linearise, mean, score, slope
 from pmfcli.core.predictive import Masses, Mixture, Predictive
 from pmfcli.core.sparse import Pattern
 from pmfcli.core.team import ALONE, Team
 
-_BLOCK = 1024  # movies ranked at a time, which a cache holds
 _CHUNK, _CHUNK_NUMBERS = 4096, 8_000_000  # pairs answered at a time: at most so many, nor more numbers of their covariances
 _AT_ONCE = 1 << 17  # pairs whose means alone are wanted
 _MOVIES_AMONG = 256  # movies at a time, whose ratings are several processes'
+_RATINGS = 1 << 22  # whose curvature is added up at a time
 _NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
 
 
@@ -69,6 +69,24 @@ class Seen(NamedTuple):
         s = slice(int(self.start[user]), int(self.start[user + 1]))
         return self.movie[s].long(), self.stars[s]
 
+    def places_of(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """All ratings of users (u,), user by user: where those of each begin, (u + 1,), and their places here. -1 has none."""
+        known = users >= 0
+        counts = self.start.diff()[users.clamp(min=0)] * known
+        start = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        first = self.start[users.clamp(min=0)] - start[:-1]
+        return start, torch.arange(int(start[-1])) + first.repeat_interleave(counts)
+
+    def find(self, user: Tensor, movie: Tensor) -> Tensor:
+        """The place of the rating of each pair of rows (n,) here; -1 where there is none."""
+        users, at = user.unique(return_inverse=True)
+        start, place = self.places_of(users)
+        key = (torch.arange(len(users)).repeat_interleave(start.diff()) << 32) + self.movie[place]
+        wanted = (at << 32) + movie
+        found = torch.searchsorted(key, wanted)
+        there = torch.cat([key, key.new_full((1,), -1)])[found] == wanted
+        return torch.where(there, torch.cat([place, place.new_zeros(1)])[found], -1)
+
     def movie_counts(self, n_movies: int) -> Tensor:
         """Ratings of each movie, (n_movies,)."""
         return torch.bincount(self.movie, minlength=n_movies)
@@ -95,6 +113,7 @@ class Laplace(NamedTuple):
     precision_v: Tensor  # (d, d) of a movie's
     noise: Tensor  # () standard deviation of a rating on the unit scale; the sigma of the fit may be fixed, this is not
     mean_field: bool  # whether a row is fitted to the distribution of the other side's rows (EM), or to their mode alone
+    spread_v: Tensor | None = None  # (n_movies, d (d + 1) / 2) packed covariance of the movies, by ``ready``; None: not yet
 
     @property
     def head(self) -> Head:
@@ -128,7 +147,6 @@ class Draws(NamedTuple):
 
 
 Posterior = Laplace | Draws
-Rank = Literal["mean", "lower", "upper"]
 
 
 class Rows(NamedTuple):
@@ -263,30 +281,18 @@ def _rows_among(p: Laplace, seen: Seen, pairs: Pairs, team: Team) -> tuple[Rows,
 
 def _curvature_among(p: Laplace, seen: Seen, movies: Tensor, team: Team) -> Gaussians:
     U, V = stacked(p.factors.U, p.factors.b), stacked(p.factors.V, p.factors.c)
-    place = torch.full((len(V),), -1, dtype=torch.int32)
-    place[movies] = torch.arange(len(movies), dtype=torch.int32)
-    of = place.index_select(0, seen.movie)
-    rating = torch.nonzero(of >= 0)[:, 0]
-    of, order = torch.sort(of[rating], stable=True)
-    user = torch.searchsorted(seen.start, rating, right=True) - 1
-    return curvature(p, of.long(), V[movies], user[order], U, p.precision_v, team)
+    start, user = _raters(seen, movies, len(V))
+    of = torch.arange(len(movies)).repeat_interleave(start.diff())
+    return curvature(p, of, V[movies], user.long(), U, p.precision_v, team)
 
 
 @torch.no_grad()
-def rank(posterior: Posterior, seen: Seen, user: Rows, movies: Tensor, by: Rank, interval: float) -> Tensor:
-    """What movies (n,) are ranked by for one user, (n,): the predictive mean, or an end of the interval."""
-    found = []
-    if by == "mean" and user.share is None:  # it does not depend on the covariance
-        user = user._replace(covariance=None)
-    for block in movies.split(_BLOCK if by == "mean" else min(_BLOCK, chunk_of(posterior))):
-        if by == "mean" and isinstance(posterior, Laplace):
-            V = stacked(posterior.factors.V, posterior.factors.c)[block]
-            rows = Rows(V[None], V.new_ones(1, len(V)))
-        else:
-            rows = movies_of(posterior, seen, block)
-        said = predictive(posterior, user, rows)
-        found.append(said.mean() if by == "mean" else said.by_end(interval, upper=by == "upper"))
-    return torch.cat(found) if found else torch.zeros(0)
+def ready(posterior: Posterior, seen: Seen) -> Posterior:
+    """The same, for many answers: what all of them need of the movies is computed once."""
+    if isinstance(posterior, Draws) or posterior.spread_v is not None:
+        return posterior
+    everything = torch.arange(len(posterior.factors.V))
+    return posterior._replace(spread_v=torch.cat([pack(part) for part in _spreads_of_movies(posterior, seen, everything)]))
 
 
 def users_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
@@ -301,12 +307,12 @@ def users_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
         usual = (p.habits / p.habits.sum(1, keepdim=True))[:, None]
         return found._replace(share=torch.where(known[:, None], p.share[:, rows].float(), usual))
     U, V = stacked(p.factors.U, p.factors.b), stacked(p.factors.V, p.factors.c)
-    starts, counts = seen.start[rows.clamp(min=0)], seen.start.diff()[rows.clamp(min=0)] * known
-    of = torch.repeat_interleave(torch.arange(len(rows)), counts)
-    rating = torch.arange(len(of)) + (starts - counts.cumsum(0) + counts)[of]
-    fitted = curvature(p, of, U[rows], seen.movie[rating].long(), V, p.precision_u)
+    start, place = seen.places_of(rows)
+    covariance = torch.cat(list(_spreads(p, U[rows], start, seen.movie[place], V, p.precision_u)))
+    if bool(known.all()):
+        return Rows(U[rows][None], U.new_ones(1, len(rows)), covariance[None])
     spread = torch.atleast_2d(U.mT.cov()) if len(U) > 1 else torch.linalg.inv(p.precision_u)
-    return _with_unknown(U[rows], fitted, known, U.mean(0), spread)
+    return _with_unknown(U[rows], covariance, known, U.mean(0), spread)
 
 
 def movies_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
@@ -315,15 +321,47 @@ def movies_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
     if isinstance(p, Draws):
         found = _drawn(p.V, p.gamma_v, p.mu_v, p.Lambda_v, _of(p.prior_dof, 1), _of(p.noise_dof, 1), rows)
         return found if p.drift is None else found._replace(drift=at_no_time(p.drift, rows, of_movies=True))
+    V = stacked(p.factors.V, p.factors.c)
+    if p.spread_v is not None:
+        covariance = unpack(p.spread_v[rows], V.shape[1])
+    else:
+        covariance = torch.cat(list(_spreads_of_movies(p, seen, rows)))
+    return _with_unknown(V[rows], covariance, known, torch.zeros_like(V[0]), torch.linalg.inv(p.precision_v))
+
+
+def _spreads_of_movies(p: Laplace, seen: Seen, rows: Tensor) -> Iterator[Tensor]:
+    """Covariances of movies by row, (n,) ascending, some at a time; -1 counts as one without ratings."""
     U, V = stacked(p.factors.U, p.factors.b), stacked(p.factors.V, p.factors.c)
-    place = torch.full((len(V),), -1)
-    place[rows[known]] = torch.arange(len(rows))[known]
-    of = place[seen.movie.long()]
+    return _spreads(p, V[rows], *_raters(seen, rows, len(V)), U, p.precision_v)
+
+
+def _raters(seen: Seen, rows: Tensor, n_movies: int) -> tuple[Tensor, Tensor]:
+    """Who rated movies (n,), movie by movie: where those of each begin, (n + 1,), and their rows, int32."""
+    place = torch.full((n_movies,), -1, dtype=torch.int32)
+    place[rows[rows >= 0]] = torch.arange(len(rows), dtype=torch.int32)[rows >= 0]
+    of = place.index_select(0, seen.movie)
     rating = torch.nonzero(of >= 0)[:, 0]
-    of, user = of[rating], torch.searchsorted(seen.start, rating, right=True) - 1
-    of, order = torch.sort(of, stable=True)
-    fitted = curvature(p, of, V[rows], user[order], U, p.precision_v)
-    return _with_unknown(V[rows], fitted, known, torch.zeros_like(V[0]), torch.linalg.inv(p.precision_v))
+    user = torch.searchsorted(seen.start, rating, right=True, out_int32=True) - 1
+    of, order = torch.sort(of[rating], stable=True)
+    return torch.searchsorted(of, torch.arange(len(rows) + 1, dtype=torch.int32)), user[order]
+
+
+def _spreads(p: Laplace, A: Tensor, start: Tensor, others: Tensor, B: Tensor, precision: Tensor) -> Iterator[Tensor]:
+    """The conditional covariances of rows A (n, d), some at a time, so that memory is bounded.
+
+    Args:
+        start: (n + 1,) where the ratings of each begin. others: (ratings,) row in B of each.
+    """
+    first, most = 0, max(1, _CHUNK_NUMBERS // precision.numel())
+    while True:
+        full = int(torch.searchsorted(start, start[first] + _RATINGS, right=True)) - 1
+        last = min(max(full, first + 1), first + most, len(A))
+        of = torch.arange(last - first).repeat_interleave(start[first : last + 1].diff())
+        part = others[int(start[first]) : int(start[last])].long()
+        yield curvature(p, of, A[first:last], part, B, precision).covariance()
+        first = last
+        if first == len(A):
+            return
 
 
 def curvature(p: Laplace, of: Tensor, A: Tensor, others: Tensor, B: Tensor, precision: Tensor, team: Team = ALONE) -> Gaussians:
@@ -336,17 +374,15 @@ def curvature(p: Laplace, of: Tensor, A: Tensor, others: Tensor, B: Tensor, prec
     k, offset, link = p.head
     used, column = others.unique(return_inverse=True)
     B = B[used]
-    x = (A[of, :k] * B[column, :k]).sum(1) + offset
-    if A.shape[1] > k:
-        x = x + A[of, k] + B[column, k]
-    weight, _ = linearise(x, mean(x, link), p.noise, link)
     pattern = Pattern.of(of, column, (len(A), len(used)))
+    x = score(Factors.of(A, B, k, offset, link), pattern)
+    weight, _ = linearise(x, mean(x, link), p.noise, link)
     prior = Prior(torch.zeros_like(A), precision)
     return conditional(pattern, features(B, k), weight, torch.zeros_like(x), prior, team=team)
 
 
-def _with_unknown(A: Tensor, fitted: Gaussians, known: Tensor, centre: Tensor, wide: Tensor) -> Rows:
-    covariance = torch.where(known[:, None, None], fitted.covariance(), wide)
+def _with_unknown(A: Tensor, covariance: Tensor, known: Tensor, centre: Tensor, wide: Tensor) -> Rows:
+    covariance = torch.where(known[:, None, None], covariance, wide)
     return Rows(torch.where(known[:, None], A, centre)[None], A.new_ones(1, len(A)), covariance[None])
 
 
