@@ -5,6 +5,7 @@ Users fall to processes in the order of their rows, with about equally many rati
 
 import itertools
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from pmfcli.core.predict import Draws, Laplace
 from pmfcli.core.streams import RANGE
-from pmfcli.core.team import Processes, Share, Team
-from pmfcli.data.ratings import Array, Ratings, Vocabulary
+from pmfcli.core.team import Processes, Share, Team, everywhere
+from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary
 from pmfcli.errors import DataError, TrainingError
 
 
@@ -59,18 +60,13 @@ def agreed(team: Team, due: bool, told: int) -> tuple[bool, int]:
 
 
 def share_out(ratings: Ratings, team: Team) -> tuple[Ratings, Part]:
-    """The ratings of this process's users, whose rows begin at 0, of those of all.
+    """The ratings of this process's users, whose rows begin at 0, of those of all, which every process has.
 
     Raises:
         DataError: there are not enough users for so many processes.
     """
-    reached = np.cumsum(np.bincount(ratings.user, minlength=len(ratings.users)))
-    wanted = ratings.n * np.arange(1, team.size) / team.size
-    whole = np.round((np.searchsorted(reached, wanted) + 1) / RANGE).astype(int) * RANGE  # of ranges with random numbers
-    cuts = [0, *whole.tolist(), len(ratings.users)]
+    cuts = _cuts(np.bincount(ratings.user, minlength=len(ratings.users)), team, ratings.name)
     first, last = cuts[team.rank], cuts[team.rank + 1]
-    if any(stop <= start for start, stop in itertools.pairwise(cuts)):
-        raise DataError(f"{ratings.name}: {len(ratings.users):,} users are too few for {team.size} processes; start fewer")
     own = slice(*(int(place) for place in np.searchsorted(ratings.user, [first, last])))
     part = replace(
         ratings,
@@ -81,6 +77,70 @@ def share_out(ratings: Ratings, team: Team) -> tuple[Ratings, Part]:
         users=Vocabulary(ratings.users.ids[first:last]),
     )
     return part, Part(Share(team, first, len(ratings.users)), int(own.start), ratings.users)
+
+
+def exchange(ratings: Ratings, team: Team) -> tuple[Ratings, Part]:
+    """The same where each process has read some of the ratings, of any users: they send each other what is theirs.
+
+    Raises:
+        DataError: there are not enough users for so many processes.
+        TrainingError: another process is gone.
+    """
+    known = dict.fromkeys(_texts(ratings.users.ids, team))
+    users = Vocabulary(tuple(np.array([*known], dtype=object)[Vocabulary.order([*known])]))
+    titles: dict[str, str] = {}
+    for line in _texts(
+        [f"{name}\t{title or ''}" for name, title in zip(ratings.movies.ids, ratings.titles, strict=True)], team
+    ):
+        name, _, title = line.partition("\t")
+        titles[name] = titles.get(name) or title
+    movies = Vocabulary(tuple(np.array([*titles], dtype=object)[Vocabulary.order([*titles])]))
+    user, movie = users.rows(ratings.users.ids)[0][ratings.user], movies.rows(ratings.movies.ids)[0][ratings.movie]
+    counts = team.sum(torch.from_numpy(np.bincount(user, minlength=len(users)))).numpy()
+    cuts = _cuts(counts, team, ratings.name)
+    whose = np.searchsorted(cuts[1:], user, side="right")
+    order = np.argsort(whose, kind="stable")
+    sizes = np.bincount(whose, minlength=team.size).tolist()
+
+    def mine(column: Array) -> Array:
+        found: Array = team.exchange(torch.from_numpy(column[order]), sizes).numpy()
+        return found
+
+    user, movie, stars = (mine(column) for column in (user - np.array(cuts)[whose], movie, ratings.stars))
+    time = None if ratings.time is None else mine(ratings.time)
+    last = np.lexsort((movie, user) if time is None else (time, movie, user))
+    key = (user * np.int64(len(movies)) + movie)[last]
+    last = last[np.append(key[1:] != key[:-1], True)]  # of a pair that was rated again the latest counts
+    ends = everywhere(team, torch.tensor([*ratings.scale], dtype=torch.float64))
+    own = replace(
+        ratings,
+        user=user[last].astype(np.int32),
+        movie=movie[last].astype(np.int32),
+        stars=stars[last],
+        time=None if time is None else time[last],
+        users=Vocabulary(users.ids[cuts[team.rank] : cuts[team.rank + 1]]),
+        movies=movies,
+        titles=tuple(titles[name] or None for name in movies.ids),
+        scale=Scale(float(ends.min()), float(ends.max())),
+    )
+    before = everywhere(team, torch.tensor([own.n]))[: team.rank].sum()
+    return own, Part(Share(team, cuts[team.rank], len(users)), int(before), users)
+
+
+def _texts(own: Sequence[str], team: Team) -> list[str]:
+    """The texts of all processes."""
+    said = np.frombuffer("".join(f"{text}\n" for text in own).encode(), dtype=np.uint8)
+    return everywhere(team, torch.from_numpy(said.copy())).numpy().tobytes().decode().split("\n")[:-1]
+
+
+def _cuts(counts: Array, team: Team, name: str) -> list[int]:
+    """Where the users of each process begin, and the end, by how many ratings each user has: whole ranges of random numbers."""
+    wanted = counts.sum() * np.arange(1, team.size) / team.size
+    whole = np.round((np.searchsorted(np.cumsum(counts), wanted) + 1) / RANGE).astype(int) * RANGE
+    cuts = [0, *whole.tolist(), len(counts)]
+    if any(stop <= start for start, stop in itertools.pairwise(cuts)):
+        raise DataError(f"{name}: {len(counts):,} users are too few for {team.size} processes; start fewer")
+    return cuts
 
 
 def mask(n: int, first: int, fraction: float, seed: int) -> Array:

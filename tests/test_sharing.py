@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
@@ -19,8 +21,9 @@ from pmfcli.artifact import Model, load
 from pmfcli.config import Settings
 from pmfcli.core.team import Team
 from pmfcli.data.ratings import Ratings
+from pmfcli.data.readers import read_ratings
 from pmfcli.errors import DataError, ModelError, UsageError
-from pmfcli.sharing import agreed, mask, share_out
+from pmfcli.sharing import agreed, exchange, mask, share_out
 from pmfcli.training import run, train
 
 
@@ -43,6 +46,13 @@ class Thread(Team):
     def collect(self, rows: Tensor) -> Tensor:
         found = self._all(rows)
         return rows if self.rank else torch.cat(found)
+
+    def exchange(self, rows: Tensor, sizes: list[int]) -> Tensor:
+        self._board[self.rank] = rows.split(sizes)
+        self._barrier.wait(60)
+        found = torch.cat([given[self.rank] for given in self._board])
+        self._barrier.wait(60)
+        return found
 
 
 def together(size: int, work: Callable[[Team], Any]) -> list[Any]:
@@ -124,6 +134,39 @@ def test_ratings_are_shared_out_evenly(sample: Ratings) -> None:
     assert [part.first_rating for _, part in parts] == np.cumsum([0] + [own.n for own, _ in parts])[:-1].tolist()
     with pytest.raises(DataError, match="too few for 2000"):
         share_out(sample, Thread(0, [None] * 2000, threading.Barrier(1)))
+
+
+@pytest.mark.parametrize("layout", ["file", "folder"])
+def test_parts_of_parquet_become_the_same(tmp_path: Path, sample: Ratings, layout: str) -> None:
+    """Each reads a part of the rows, in no order, some pairs twice: what it has then is what it has of the whole file."""
+    rng = np.random.default_rng(0)
+    row = np.concatenate([rng.permutation(sample.n), rng.choice(sample.n, 500)])
+    columns = {"user": np.array(sample.users.ids)[sample.user[row]], "movie": np.array(sample.movies.ids)[sample.movie[row]]}
+    columns |= {"rating": np.where(np.arange(len(row)) < sample.n, sample.stars[row], 3.0), "time": rng.permutation(len(row))}
+    columns |= {"title": np.array(sample.titles)[sample.movie[row]]}
+    table = pa.table(columns)
+    path = tmp_path / "r.parquet"
+    if layout == "file":
+        pq.write_table(table, path, row_group_size=30_000)
+    else:
+        path.mkdir()
+        for number in range(3):
+            pq.write_table(table.slice(number * 30_000, 30_000), path / f"{number}.parquet")
+    whole = read_ratings(path).ratings
+
+    def work(team: Team) -> tuple[Any, Any]:
+        return exchange(read_ratings(path, part=(team.rank, team.size)).ratings, team), share_out(whole, team)
+
+    for (own, part), (expected, its) in together(3, work):
+        assert (part.share.first, part.share.of, part.first_rating) == (its.share.first, its.share.of, its.first_rating)
+        assert (own.users, own.movies, own.titles, own.scale) == (
+            expected.users,
+            expected.movies,
+            expected.titles,
+            expected.scale,
+        )
+        for name in ("user", "movie", "stars", "time"):
+            assert np.array_equal(getattr(own, name), getattr(expected, name))
 
 
 def test_what_is_held_out_does_not_depend_on_the_parts() -> None:

@@ -1,5 +1,6 @@
 """The command line: parse, call, render. Everything a person can do wrong ends here as one line and an exit code."""
 
+import contextlib
 import errno
 import io
 import os
@@ -71,7 +72,13 @@ def main() -> NoReturn:
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors=errors)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    sys.exit(run([argument for argument in arguments if argument != "--debug"], debug))
+    code = run([argument for argument in arguments if argument != "--debug"], debug)
+    if code:  # Arrow's threads may still be reading a file that was refused, and abort when they find no interpreter
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(0)
 
 
 def run(arguments: list[str], debug: bool = False) -> int:

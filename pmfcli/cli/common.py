@@ -20,8 +20,17 @@ if TYPE_CHECKING:
     from pmfcli.data.ratings import Ratings
 
 
-def read_data(source: Source) -> "Ratings":
+def in_parts(source: Source) -> bool:
+    """Whether the ratings are Parquet, of which a process can read a part."""
+    path = Path(source.data or "")
+    return path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")))
+
+
+def read_data(source: Source, part: tuple[int, int] = (0, 1)) -> "Ratings":
     """The ratings that the flags name, with notes on stderr of what was passed over.
+
+    Args:
+        part: of Parquet, which part of how many to read.
 
     Raises:
         DataError: they cannot be read.
@@ -52,8 +61,8 @@ def read_data(source: Source) -> "Ratings":
     else:
         path = Path(data)
     left: Path | None = None
-    if path is None or source.no_cache:
-        reading = read_ratings(path, Columns(*columns), skip_bad)
+    if path is None or source.no_cache or (part[1] > 1 and in_parts(source)):
+        reading = read_ratings(path, Columns(*columns), skip_bad, part)
     else:
         reading, left = read(path, Columns(*columns), skip_bad)
     ratings, duplicates, skipped = reading

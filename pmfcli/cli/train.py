@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from pmfcli.cli.common import check_is_not_data, check_output, read_data, write_model
+from pmfcli.cli.common import check_is_not_data, check_output, in_parts, read_data, write_model
 from pmfcli.cli.options import AsJson, Config, Source, with_data_and_settings
 from pmfcli.config import resolve
 from pmfcli.console import document, hush, note, progress
@@ -59,11 +59,13 @@ def train(
         from pmfcli.training import choose_device
 
         choose_device(settings.device)
-    ratings, part = read_data(source), None
-    if team is not None:
-        from pmfcli.sharing import share_out
+    if team is None:
+        ratings, part = read_data(source), None
+    else:
+        from pmfcli.sharing import exchange, share_out
 
-        ratings, part = share_out(ratings, team)
+        ratings = read_data(source, (team.rank, team.size))
+        ratings, part = (exchange if in_parts(source) else share_out)(ratings, team)
     from pmfcli.training import identity
     from pmfcli.training import train as steps
 

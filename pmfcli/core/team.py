@@ -5,7 +5,7 @@ process is that of a team of one.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,6 +33,14 @@ class Team:
 
     def collect(self, rows: Tensor) -> Tensor:
         """The rows of all processes, one after the other, in the first of them; the own ones in the others.
+
+        Raises:
+            TrainingError: another process is gone.
+        """
+        return rows
+
+    def exchange(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Rows in the order of whom they are for, so many each, for those that this process gets, in the order of whom from.
 
         Raises:
             TrainingError: another process is gone.
@@ -68,6 +76,22 @@ class Processes(Team):
                     parts.append(rows.new_empty(size, *rows.shape[1:]))
                     dist.recv(parts[-1], rank)
         return torch.cat(parts)
+
+    def exchange(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        """As of one process alone, among all."""
+        table = torch.zeros(self.size, self.size, dtype=torch.int64)
+        table[self.rank] = torch.tensor(sizes)
+        given, got = [part.contiguous() for part in rows.split(list(sizes))], []
+        with _gone():
+            for size in self.sum(table)[:, self.rank].tolist():
+                got.append(rows.new_empty(size, *rows.shape[1:]))
+            got[self.rank] = given[self.rank]
+            others = [rank for rank in range(self.size) if rank != self.rank]
+            waiting = [dist.isend(given[rank], rank) for rank in others] + [dist.irecv(got[rank], rank) for rank in others]
+            for one in waiting:
+                if one is not None:
+                    one.wait()
+        return torch.cat(got)
 
 
 @contextlib.contextmanager

@@ -66,13 +66,16 @@ class _Layout(NamedTuple):
 _Table = dict[str, pa.ChunkedArray]  # a column for each role
 
 
-def read_ratings(path: Path | None, columns: Columns | None = None, skip_bad: bool = False) -> Reading:
+def read_ratings(
+    path: Path | None, columns: Columns | None = None, skip_bad: bool = False, part: tuple[int, int] = (0, 1)
+) -> Reading:
     """Read ratings.
 
     Args:
-        path: a file, or a folder in a MovieLens layout; None reads standard input.
+        path: a file, or a folder in a MovieLens layout or of Parquet files; None reads standard input.
         columns: names of the columns, where they are not the usual ones.
         skip_bad: pass over rows that cannot be read instead of refusing the file.
+        part: which part of the rows of Parquet, of how many equal ones; no more of them is read.
 
     Raises:
         DataError: what is wrong, where, and what to do.
@@ -85,8 +88,8 @@ def read_ratings(path: Path | None, columns: Columns | None = None, skip_bad: bo
     try:
         file = None if path is None else ratings_file(path)
         name = name if file is None else str(file)
-        if file is not None and file.suffix == ".parquet":
-            return _assemble(_read_parquet(file, columns), file, name, 0, skip_bad, None)
+        if file is not None and (file.suffix == ".parquet" or file.is_dir()):
+            return _assemble(_read_parquet(file, columns, part), file, name, 0, skip_bad, None)
         text = _Text(name, file if file is not None and file.suffix != ".gz" and file.is_file() else _in_memory(file))
         layout = _recognise(text, columns)
         found, broken = _read_text(text, layout)
@@ -98,7 +101,7 @@ def read_ratings(path: Path | None, columns: Columns | None = None, skip_bad: bo
 
 
 def ratings_file(path: Path) -> Path:
-    """The file of ratings itself, of a file or a folder in a MovieLens layout.
+    """The file of ratings itself, of a file or a folder in a MovieLens layout; a folder of Parquet files is one itself.
 
     Raises:
         DataError: there is none.
@@ -107,6 +110,8 @@ def ratings_file(path: Path) -> Path:
         for name in _LAYOUTS:
             if (path / name).is_file():
                 return path / name
+        if any(path.glob("*.parquet")):
+            return path
         raise DataError(f"{path}: none of {', '.join(_LAYOUTS)} in this folder; give a MovieLens folder or a file")
     if not path.exists():
         raise DataError(f"{path}: no such file; give a ratings file, a MovieLens folder, a data set's name, or 'sample'")
@@ -237,20 +242,33 @@ def _first_line(text: _Text, wanted: Callable[[bytes], bool]) -> int:
         return next((number for number, raw in enumerate(stream, 1) if wanted(raw)), 1)
 
 
-def _read_parquet(file: Path, columns: Columns) -> _Table:
+def _read_parquet(file: Path, columns: Columns, part: tuple[int, int]) -> _Table:
+    """The columns by role of a part of the rows of a Parquet file, or of those of a folder, in the order of their names."""
     try:
-        parquet = pq.ParquetFile(file)
-        names = parquet.schema_arrow.names
+        opened = [pq.ParquetFile(one) for one in (sorted(file.glob("*.parquet")) if file.is_dir() else [file])]
+        names = opened[0].schema_arrow.names
         fields = by_role(names, columns)
         if any(role not in fields for role in _wanted(columns)):
             raise DataError(f"{file}: {_missing(names, fields, columns)}")
         if len(set(names)) < len(names):
             raise DataError(f"{file}: two columns have the same name")
+        rows = sum(one.metadata.num_rows for one in opened)
+        first, last = (rows * (part[0] + end) // part[1] for end in (0, 1))
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if parquet.metadata.num_rows * _PARQUET_ROW > memory:
-            raise DataError(f"{file}: {parquet.metadata.num_rows:,} rows do not fit into the memory of this machine")
-        table = parquet.read([names[field] for field in fields.values()])
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        if (last - first) * _PARQUET_ROW > memory:
+            raise DataError(f"{file}: {last - first:,} rows do not fit into the memory of this machine")
+        wanted, found, place = [names[field] for field in fields.values()], [], 0
+        for one in opened:
+            for group in range(one.num_row_groups):
+                count = one.metadata.row_group(group).num_rows
+                low, high = max(first - place, 0), min(last - place, count)
+                if low < high:
+                    found.append(one.read_row_group(group, wanted).slice(low, high - low))
+                place += count
+        if not found:
+            raise DataError(f"{file}: no rows" if not rows else f"{file}: {rows:,} rows are too few for {part[1]} processes")
+        table = pa.concat_tables(found)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
         raise DataError(f"{file}: not a readable Parquet file ({short(str(error))})") from None
     return {role: table.column(names[field]) for role, field in fields.items()}
 
