@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch is imported
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: threads of one would wait for those of the other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
