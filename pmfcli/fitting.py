@@ -37,12 +37,12 @@ class Pace(NamedTuple):
 
     def of(self, blocks: int, held_out: int) -> "Pace":
         """The same in epochs of so many blocks, with so many ratings held out."""
-        patience = self.sure if held_out >= _SURE else self.patience
+        patience = self.sure if held_out >= SURE else self.patience
         return self._replace(check_every=-(-self.check_every // blocks), patience=-(-patience // blocks))
 
 
-PACES = {"adam": Pace(5, 50, 20, 1e-5, 50), "als": Pace(1, 10, 5, 1e-4, 2)}
-_SURE = 200_000  # held-out ratings, whose RMSE is known to a part in a thousand
+PACES = {"adam": Pace(5, 50, 20, 1e-5, 50), "als": Pace(1, 10, 5, 1e-4, 1)}
+SURE = 200_000  # held-out ratings, whose RMSE is known to a part in a thousand
 
 
 class Report(NamedTuple):
@@ -79,6 +79,7 @@ class Task(NamedTuple):
     noise: Tensor | None  # of a mode, where it is known
     device: torch.device
     resume: Tree = None  # a snapshot of this fit
+    start: Parameters | None = None  # where least squares begin, if not at random
 
 
 class _Mode(NamedTuple):
@@ -200,9 +201,11 @@ def _fit(task: Task) -> Generator[Report, None, _Fit]:
     assert epochs is not None
     old = task.resume
     by_adam = settings.solver == "adam"
-    steps, mode = (_adam if by_adam else _als)(
-        task.observations.to(device), settings, epochs, None if old is None else old["fit"]
-    )
+    observations, before = task.observations.to(device), None if old is None else old["fit"]
+    if by_adam:
+        steps, mode = _adam(observations, settings, epochs, before)
+    else:
+        steps, mode = _als(observations, settings, epochs, before, task.start)
     team = task.observations.users.team
     sizes = torch.tensor([task.observations.pattern.n, 0 if test is None else len(test.stars)])
     n, held_out = team.sum(sizes).tolist()
@@ -278,7 +281,7 @@ def _adam(observations: Observations, s: Settings, epochs: int, resume: Tree) ->
     return map_fit.fit(observations, how, epochs, torch.Generator().manual_seed(s.seed), resume), mode
 
 
-def _als(observations: Observations, s: Settings, epochs: int, resume: Tree) -> _Steps:
+def _als(observations: Observations, s: Settings, epochs: int, resume: Tree, start: Parameters | None) -> _Steps:
     how = als.AlsSettings(
         latent=s.latent,
         scales=_scales(s),
@@ -295,7 +298,10 @@ def _als(observations: Observations, s: Settings, epochs: int, resume: Tree) -> 
         factors = als.current(state, observations, how)
         return _Mode(als.gather(state, how), factors, state.users.precision, state.movies.precision)
 
-    return als.fit(observations, how, epochs, torch.Generator().manual_seed(s.seed), resume), mode
+    if start is not None:
+        moved: list[Any] = [None if part is None else part.to(observations.t) for part in start]
+        start = Parameters(*moved)
+    return als.fit(observations, how, epochs, torch.Generator().manual_seed(s.seed), resume, start), mode
 
 
 def _pairs_of(pattern: Pattern) -> Pairs:

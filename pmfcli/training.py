@@ -13,15 +13,17 @@ from pmfcli import __version__
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
 from pmfcli.core.metrics import fit_biases, predict_baselines, scores
+from pmfcli.core.posterior import Parameters
 from pmfcli.core.predict import Draws, Laplace, Pairs, Posterior
 from pmfcli.core.team import ALONE, WHOLE, Team
 from pmfcli.core.tree import Tree, plain
 from pmfcli.data.ratings import STEPS, Array, Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import UsageError
-from pmfcli.fitting import Found, Report, Task, Test, climb, observed, sample, seen
+from pmfcli.fitting import SURE, Found, Report, Task, Test, climb, observed, sample, seen
 from pmfcli.sharing import Part, collected, mask
 
+_MORE = 2  # sweeps of least squares over all ratings, from where those over most of many ended
 LEAST_HELD = 50  # fewer held-out ratings than this say nothing about the best epoch, and none are held out
 
 
@@ -77,12 +79,18 @@ def train(
         if not settings.refit:
             return _model(fitted, settings, posterior, found | metrics, part)
         noise = posterior.noise if isinstance(posterior, Laplace) else None
-        before, resume = {"metrics": metrics, "epochs": found["epochs"], "noise": noise}, None
+        again = {"noise": noise, "epochs": found["epochs"], "start": None, "done": 0}
+        by_steps = (settings.solver, settings.priors, settings.noise) == ("als", "fixed", "fixed")
+        if isinstance(posterior, Laplace) and by_steps and out >= SURE:
+            again |= {"epochs": _MORE, "start": posterior.parameters, "done": found["epochs"]}
+        before, resume = {"metrics": metrics, **again}, None
         del posterior, task, test, pairs, stars, observations, bias, fitted  # at size there is no room for two fits
     observations = observed(ratings, settings, users)
-    task = Task("refit", ratings, observations, settings, before["epochs"], None, before["noise"], device)
+    start = None if before["start"] is None else Parameters(*before["start"])
+    task = Task("refit", ratings, observations, settings, before["epochs"], None, before["noise"], device, start=start)
     posterior, found = yield from _fitted(task, before, resume)
     del found["holdout_rmse"]
+    found["epochs"] += before["done"]
     return _model(ratings, settings, posterior, found | before["metrics"], part)
 
 

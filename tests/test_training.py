@@ -151,3 +151,22 @@ def test_intervals_hold_on_ratings_not_seen(sample, settings: dict) -> None:
     if model.settings["likelihood"] == "ordinal":
         covered.pop("0.5")  # of films rated so alike that one step of the scale holds more
     assert covered == {level: pytest.approx(float(level), abs=0.06) for level in covered}
+
+
+def test_at_size_least_squares_go_on_from_where_they_were(sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sweeps more come to where as many from the start do."""
+    settings = Settings(solver="als", latent=4)
+    anew = run(train(sample, settings))
+    monkeypatch.setattr("pmfcli.training.SURE", 1000)
+    training, steps = train(sample, settings), []
+    while True:
+        try:
+            steps.append(next(training))
+        except StopIteration as end:
+            again = end.value
+            break
+    assert [report.step for report in steps if report.phase == "refit"] == [0, 1]
+    assert again.metrics["epochs"] == anew.metrics["epochs"] + 2
+    assert again.metrics["loss"] == pytest.approx(anew.metrics["loss"], rel=1e-3)
+    assert again.metrics["holdout_rmse"] == anew.metrics["holdout_rmse"]
+    assert again.metrics["train_rmse"] == pytest.approx(anew.metrics["train_rmse"], abs=2e-3)

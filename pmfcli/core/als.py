@@ -170,18 +170,26 @@ def step(state: State, problem: Problem, settings: AlsSettings) -> tuple[State, 
 
 
 def fit(
-    observations: Observations, settings: AlsSettings, epochs: int, generator: torch.Generator, resume: Tree = None
+    observations: Observations,
+    settings: AlsSettings,
+    epochs: int,
+    generator: torch.Generator,
+    resume: Tree = None,
+    start: Parameters | None = None,
 ) -> Iterator[Progress]:
     """Train for at most ``epochs`` sweeps, yielding after each; stop by no longer asking.
 
     Args:
         resume: a snapshot, whose step is yielded once more, to go on from.
+        start: where to begin, if not at random: where a fit to most of the ratings ended.
 
     Raises:
         TrainingError: the objective stopped being finite; names the step and the remedy.
     """
     problem = Problem.of(observations, settings)
     state = init(observations, settings, generator)
+    if start is not None:
+        state = _at(start, state, problem)
     first = 0
 
     def progress(number: int, state: State, info: Info) -> Progress:
@@ -199,6 +207,22 @@ def fit(
         except (TrainingError, LinAlgError) as error:
             raise TrainingError(f"training diverged at step {number}: {error}; try a larger --sigma") from None
         yield progress(number, state, info)
+
+
+@torch.no_grad()
+def _at(p: Parameters, state: State, problem: Problem) -> State:
+    def side(side: Side, own: Tensor, bias: Tensor | None, W: Tensor | None, means: Means | None) -> Side:
+        A, M = torch.zeros_like(side.A), torch.zeros_like(side.M)
+        k = own.shape[1]
+        if W is not None and means is not None:
+            M[:, :k] = means.up(W)
+        A[:, :k] = own + M[:, :k]
+        if bias is not None:
+            A[:, k] = bias
+        return side._replace(A=A, M=M, W=W)
+
+    users = side(state.users, p.Y, p.b, p.W, problem.user_means)
+    return State(users, side(state.movies, p.Z, p.c, p.X, problem.movie_means), state.sigma)
 
 
 def gather(state: State, settings: AlsSettings) -> Parameters:
