@@ -51,7 +51,7 @@ class Settings(BaseModel):
         by_em = "em" in (values.get("priors"), values.get("noise"))
         derived = {
             **_BY_METHOD.get(method, {}),
-            "link": "linear" if method == "bayes" or by_em else "sigmoid",
+            "link": "linear" if method == "bayes" or by_em or values.get("solver") == "als" else "sigmoid",
             "solver": "als" if by_em else "adam",
         }
         return derived | {key: value for key, value in values.items() if value is not None}
@@ -101,7 +101,7 @@ class Settings(BaseModel):
         "sigmoid",
         "From x to the rating scale: 1/(1 + e^-x), or its tangent 1/2 + x/4.",
         _MODEL,
-        shown="sigmoid; em, bayes: linear",
+        shown="sigmoid; als, em, bayes: linear",
     )
     sigma: float = _field(
         0.3, "Noise of a rating, as a part of the rating scale; the start if learned.", _MODEL, only="map", **_SCALE

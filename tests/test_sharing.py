@@ -82,8 +82,8 @@ KINDS = {
     "adam": {"epochs": 30},
     "learned": {"epochs": 30, "noise": "learned", "biases": False},
     "blocks": {"epochs": 40, "block_ratings": 30_000, "early_stop": False},
-    "als": {"solver": "als", "epochs": 6, "latent": 4},
-    "linear": {"solver": "als", "epochs": 6, "latent": 4, "link": "linear", "hierarchical": "none"},
+    "als": {"solver": "als", "epochs": 6, "latent": 4, "link": "sigmoid"},
+    "linear": {"solver": "als", "epochs": 6, "latent": 4, "hierarchical": "none"},
 }
 
 
