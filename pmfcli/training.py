@@ -23,7 +23,7 @@ from pmfcli.errors import UsageError
 from pmfcli.fitting import SURE, Found, Report, Task, Test, climb, observed, sample, seen
 from pmfcli.sharing import Part, collected, mask
 
-_MORE = 2  # sweeps of least squares over all ratings, from where those over most of many ended
+MORE = 2  # sweeps of least squares over all ratings, from where those over most of many ended
 LEAST_HELD = 50  # fewer held-out ratings than this say nothing about the best epoch, and none are held out
 
 
@@ -43,17 +43,7 @@ def train(
         TrainingError: the loss stopped being finite.
         UsageError: no such device, or an ordinal likelihood for ratings that are no steps of a scale, no times.
     """
-    ratings.check_trainable()
-    device = choose_device(settings.device)
-    if device.type == "mps" and settings.kinds() & {"bayes", "als"}:
-        raise UsageError("--device mps: it has no double precision, which this kind of fit needs; use --device cpu")
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    if settings.method != "bayes" and (ratings.user_features or ratings.movie_features):
-        raise UsageError("--side and features are for --method bayes; add it, or leave them out")
-    if settings.time != "none" and ratings.time is None:
-        raise UsageError(f"--time {settings.time}: {ratings.name} has no timestamps; name them by --time-col, or leave it out")
-    settings = _with_likelihood(settings, ratings)
+    settings, device = fitted_to(ratings, settings)
     users = WHOLE if part is None else part.share
     if part is not None:
         _check_kind(ratings, settings)
@@ -82,7 +72,7 @@ def train(
         again = {"noise": noise, "epochs": found["epochs"], "start": None, "done": 0}
         by_steps = (settings.solver, settings.priors, settings.noise) == ("als", "fixed", "fixed")
         if isinstance(posterior, Laplace) and by_steps and out >= SURE:
-            again |= {"epochs": _MORE, "start": posterior.parameters, "done": found["epochs"]}
+            again |= {"epochs": MORE, "start": posterior.parameters, "done": found["epochs"]}
         before, resume = {"metrics": metrics, **again}, None
         del posterior, task, test, pairs, stars, observations, bias, fitted  # at size there is no room for two fits
     observations = observed(ratings, settings, users)
@@ -92,6 +82,25 @@ def train(
     del found["holdout_rmse"]
     found["epochs"] += before["done"]
     return _model(ratings, settings, posterior, found | before["metrics"], part)
+
+
+def fitted_to(ratings: Ratings, settings: Settings) -> tuple[Settings, torch.device]:
+    """The settings as they are for these ratings, and where to compute, by as many threads as they say from now on.
+
+    Raises:
+        DataError, UsageError: as ``train``, which begins with this.
+    """
+    ratings.check_trainable()
+    device = choose_device(settings.device)
+    if device.type == "mps" and settings.kinds() & {"bayes", "als"}:
+        raise UsageError("--device mps: it has no double precision, which this kind of fit needs; use --device cpu")
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if settings.method != "bayes" and (ratings.user_features or ratings.movie_features):
+        raise UsageError("--side and features are for --method bayes; add it, or leave them out")
+    if settings.time != "none" and ratings.time is None:
+        raise UsageError(f"--time {settings.time}: {ratings.name} has no timestamps; name them by --time-col, or leave it out")
+    return _with_likelihood(settings, ratings), device
 
 
 def _check_kind(ratings: Ratings, settings: Settings) -> None:

@@ -26,7 +26,7 @@ def in_parts(source: Source) -> bool:
     return path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")))
 
 
-def read_data(source: Source, part: tuple[int, int] = (0, 1)) -> "Ratings":
+def read_data(source: Source, part: tuple[int, int] = (0, 1), leave_cache: bool = True) -> "Ratings":
     """The ratings that the flags name, with notes on stderr of what was passed over.
 
     Args:
@@ -64,7 +64,7 @@ def read_data(source: Source, part: tuple[int, int] = (0, 1)) -> "Ratings":
     if path is None or source.no_cache or (part[1] > 1 and in_parts(source)):
         reading = read_ratings(path, Columns(*columns), skip_bad, part)
     else:
-        reading, left = read(path, Columns(*columns), skip_bad)
+        reading, left = read(path, Columns(*columns), skip_bad, leave_cache)
     ratings, duplicates, skipped = reading
     if left is not None:
         note(

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from pmfcli.cli.common import check_is_not_data, check_output, in_parts, read_data, write_model
+from pmfcli.cli.dry_run import look_ahead, size_of
+from pmfcli.cli.keeper import Keeper
 from pmfcli.cli.options import AsJson, Config, Source, with_data_and_settings
 from pmfcli.config import resolve
 from pmfcli.console import document, hush, note, progress
@@ -20,7 +21,6 @@ from pmfcli.errors import UsageError
 if TYPE_CHECKING:
     from pmfcli.artifact import Model
     from pmfcli.core.team import Team
-    from pmfcli.core.tree import Tree
     from pmfcli.fitting import Report
 
 EXAMPLE = "pmf train --epochs 1000 --latent 30"
@@ -43,6 +43,13 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from --checkpoint, if it is there: to the model of a run never stopped.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read, say what training would take on this machine, and do not train.")
+    ] = False,
+    max_memory: Annotated[
+        str | None,
+        typer.Option("--max-memory", metavar="SIZE", help="Refuse to train with more memory than this, such as 8G."),
+    ] = None,
     as_json: AsJson = False,
     *,
     source: Source,
@@ -54,24 +61,32 @@ def train(
     if team is not None and team.rank:
         log = None
     _check_outputs(output, log, source.data, as_json)
+    if max_memory is not None:
+        size_of(max_memory)
+    if team is not None and (dry_run or max_memory is not None):
+        raise UsageError("--dry-run and --max-memory are of one process; leave them, or torchrun, out")
     _check_checkpoint(checkpoint, resume)
     if settings.device not in ("auto", "cpu"):
         from pmfcli.training import choose_device
 
         choose_device(settings.device)
     if team is None:
-        ratings, part = read_data(source), None
+        ratings, part = read_data(source, leave_cache=not dry_run), None
     else:
         from pmfcli.sharing import exchange, share_out
 
         ratings = read_data(source, (team.rank, team.size))
         ratings, part = (exchange if in_parts(source) else share_out)(ratings, team)
+    if dry_run or max_memory is not None:
+        look_ahead(ratings, settings, dry_run, max_memory, as_json)
+    if dry_run:
+        return
     from pmfcli.training import identity
     from pmfcli.training import train as steps
 
     began = time.perf_counter()
     run = identity(ratings, settings) if checkpoint is not None else ""
-    keeper = _Keeper(checkpoint, checkpoint_every, run, team)
+    keeper = Keeper(checkpoint, checkpoint_every, run, team)
     old = keeper.before() if resume else None
     with _open_log(log) as lines, progress("fit") as bar, keeper:
         training = steps(ratings, settings, old, part)
@@ -194,74 +209,6 @@ def _check_checkpoint(checkpoint: Path | None, resume: bool) -> None:
         raise UsageError(f"--checkpoint {checkpoint}: give a file in a folder that is there")
     if checkpoint.exists() and not resume:
         raise UsageError(f"--checkpoint {checkpoint}: it is there; --resume goes on from it, or remove it")
-
-
-class _Keeper:
-    """Writes checkpoints as training goes, and one more when it is told to stop; told again, it stops at once."""
-
-    def __init__(self, path: Path | None, every: float, identity: str, team: "Team | None") -> None:
-        self._path, self._every, self._identity, self._team = path, every, identity, team
-        self._written = time.perf_counter()
-        self._told = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if self._path is not None:
-            self._before = {number: signal.signal(number, self._tell) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _tell(self, number: int, _: object) -> None:
-        self.__exit__()
-        self._told = number
-        note("stopping after this step; once more stops at once")
-
-    def before(self) -> "Tree":
-        """Where an earlier run was; None if there is none."""
-        from pmfcli.checkpoint import load, load_part
-
-        assert self._path is not None
-        if self._team is None:
-            return load(self._path, self._identity)
-        return load_part(self._path, self._identity, self._team)
-
-    def look(self, report: "Report") -> None:
-        """After every step."""
-        if self._path is None or report.snapshot is None:
-            return
-        due = time.perf_counter() - self._written >= self._every
-        if self._team is not None:  # they stop and save together: all when one is told to stop, or when the first one is due
-            from pmfcli.sharing import agreed
-
-            due, self._told = agreed(self._team, due, self._told)
-        if self._told or due:
-            self._save(self._path, report)
-            self._written = time.perf_counter()
-        if self._told:
-            note(f"stopped after step {report.step}; --resume goes on from {self._path}")
-            raise typer.Exit(128 + self._told)
-
-    def forget(self) -> None:
-        """The model is written."""
-        if self._path is None:
-            return
-        if self._team is None:
-            self._path.unlink(missing_ok=True)
-        else:
-            from pmfcli.checkpoint import remove_part
-
-            remove_part(self._path, self._team)
-
-    def _save(self, path: Path, report: "Report") -> None:
-        from pmfcli.checkpoint import save, save_part
-
-        assert report.snapshot is not None
-        if self._team is None:
-            save(path, self._identity, report.snapshot())
-        else:
-            save_part(path, self._identity, report.snapshot(), f"{report.phase}-{report.step}", self._team)
 
 
 def _open_log(log: Path | None) -> TextIO:

@@ -27,7 +27,7 @@ CHECK_EVERY, LEAST, MOST = 25, 150, 1000  # sweeps, where their number is not gi
 AGREE = 1.15  # split R-hat of nine predictions in ten
 ENOUGH = 36  # effective draws of half the predictions, for each chain
 _WATCHED = 200  # pairs whose prediction is watched
-_BUFFER = 3  # times as many draws are held while it runs as are kept in the end
+BUFFER = 3  # times as many draws are held while it runs as are kept in the end
 
 
 _Verdict = tuple[float | None, float | None]
@@ -139,7 +139,7 @@ def fit(
             if number % stride == 0:
                 for chain, state in zip(held, states, strict=True):
                     chain.append(_keep(number, state, problem))
-                if len(held[0]) * chains > _BUFFER * max(keep, chains):
+                if len(held[0]) * chains > BUFFER * max(keep, chains):
                     held, stride = [chain[::2] for chain in held], 2 * stride
             done = number + 1
             look = done == most or (done >= LEAST and done % CHECK_EVERY == 0)

@@ -135,9 +135,9 @@ def features(A: Tensor, latent: int) -> Tensor:
     return A if A.shape[-1] == latent else torch.cat([A[..., :latent], torch.ones_like(A[..., :1])], -1)
 
 
-def outer(vectors: Tensor, part: slice = slice(None)) -> Tensor:
-    """v v' packed, for every row v of (rows, d), or a part of the packed columns."""
-    i, j = torch.triu_indices(vectors.shape[1], vectors.shape[1], device=vectors.device)[:, part]
+def outer(vectors: Tensor) -> Tensor:
+    """v v' packed, for every row v of (rows, d)."""
+    i, j = torch.triu_indices(vectors.shape[1], vectors.shape[1], device=vectors.device)
     return vectors.index_select(1, i) * vectors.index_select(1, j)
 
 

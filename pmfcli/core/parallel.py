@@ -9,7 +9,7 @@ import torch
 
 from pmfcli.core.sparse import Pattern
 
-_RATINGS, _NUMBERS = 1 << 22, 1 << 23  # in a block, at most: ratings, and numbers of its rows
+_RATINGS, NUMBERS = 1 << 22, 1 << 23  # in a block, at most: ratings, and numbers of its rows
 
 
 @contextlib.contextmanager
@@ -38,7 +38,7 @@ def by_blocks(function: Callable[[int, int], Any], pattern: Pattern, numbers: in
     device = pattern.col.device
     least = torch.get_num_threads() if device.type == "cpu" and not in_order else 1
     ratings = max(1, pattern.n) if in_order else min(_RATINGS, max(1, -(-pattern.n // least)))
-    bounds = pattern.blocks(ratings, max(1, _NUMBERS // numbers))
+    bounds = pattern.blocks(ratings, max(1, NUMBERS // numbers))
     with workers(1 if in_order else len(bounds), device) as each:
         return each(lambda bound: function(*bound), bounds)
 

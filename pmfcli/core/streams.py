@@ -38,24 +38,21 @@ Source = torch.Generator | Ranges
 
 def normal(shape: tuple[int, ...], like: Tensor, source: Source) -> Tensor:
     """Standard normal numbers."""
-    if isinstance(source, Ranges):
-        return source.each(
-            lambda generator, start, stop: torch.randn(
-                (stop - start, *shape[1:]), generator=generator, dtype=like.dtype, device=like.device
-            )
-        )
-    return torch.randn(shape, generator=source, dtype=like.dtype, device=like.device)
+    return _drawn(torch.randn, shape, like, source)
 
 
 def uniform(shape: tuple[int, ...], like: Tensor, source: Source) -> Tensor:
     """Numbers between 0 and 1."""
+    return _drawn(torch.rand, shape, like, source)
+
+
+def _drawn(draw: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor, source: Source) -> Tensor:
+    def some(generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+        return draw(shape, generator=generator, dtype=like.dtype, device=like.device)
+
     if isinstance(source, Ranges):
-        return source.each(
-            lambda generator, start, stop: torch.rand(
-                (stop - start, *shape[1:]), generator=generator, dtype=like.dtype, device=like.device
-            )
-        )
-    return torch.rand(shape, generator=source, dtype=like.dtype, device=like.device)
+        return source.each(lambda generator, start, stop: some(generator, (stop - start, *shape[1:])))
+    return some(source, tuple(shape))
 
 
 def gamma(shape: Tensor, rate: Tensor, source: Source) -> Tensor:

@@ -35,8 +35,8 @@ class Cached(NamedTuple):
     size: int  # bytes
 
 
-def read(path: Path, columns: Columns, skip_bad: bool) -> tuple[Reading, Path | None]:
-    """As ``read_ratings``, from a cache if it holds; else one is left if it is worth it, and can be: where it is.
+def read(path: Path, columns: Columns, skip_bad: bool, leave: bool = True) -> tuple[Reading, Path | None]:
+    """As ``read_ratings``, from a cache if it holds; else one is left if it may, is worth it, and can be: where it is.
 
     Raises:
         DataError: as ``read_ratings``.
@@ -51,7 +51,7 @@ def read(path: Path, columns: Columns, skip_bad: bool) -> tuple[Reading, Path | 
         return found, None
     before = source.stat()
     reading = read_ratings(path, columns, skip_bad)
-    if reading.ratings.n < LEAST:
+    if not leave or reading.ratings.n < LEAST:
         return reading, None
     try:
         _store(file, source, asked, reading)
