@@ -5,10 +5,10 @@
     python benchmarks/race.py 1m.parquet --peers peers/bin/python --plot race.png [--only pmf,cmfrec] [--threads 2]
 
 Whole seconds are those from the start of the process to the end of training: imports and reading are among them (of Parquet;
-pmf reads the cache that an earlier run left, from a million ratings on), predictions of the test are not (but in a peer's
-peak); pmf writes its model too. All have as many threads, but for Surprise, which has one. Their regularization was searched
-here, around that of the planted truth: a mode wants more, for it takes factors as known. The test is the -test file beside; the
-noise is 0.75 stars.
+pmf reads the cache that an earlier run left, from a million ratings on), and pmf writes its model; predictions of the test are
+not, but for a peer's peak. All have as many threads, but for Surprise, which has one. Their regularization was searched here,
+around that of the planted truth: a mode wants more, for it takes factors as known. The test is the -test file beside; the noise
+is 0.75 stars.
 """
 
 import argparse
@@ -36,31 +36,15 @@ RUNS = {
     ],
     "surprise": [{"n_factors": 10, "lr_all": 0.02, "reg_all": 0.06, "n_epochs": epochs} for epochs in (5, 10, 20, 40)],
 }
-SHORT = {
-    "embedding_size": "k",
-    "n_factors": "k",
-    "niter": "epochs",
-    "n_epochs": "epochs",
-    "lambda_": "λ",
-    "regularization": "λ",
-}
-SHORT |= {"lr_all": "lr", "reg_all": "λ", "use_cg": "cg"}
+SHORT = {"embedding_size": "k", "n_factors": "k", "niter": "epochs", "n_epochs": "epochs", "use_cg": "cg"}  # in labels
+SHORT |= {"lambda_": "λ", "regularization": "λ", "reg_all": "λ", "lr_all": "lr"}
 
 
 def by_pmf(how: dict, file: Path, test: Path, threads: int) -> dict:
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model.pt"
-        flags = ["--solver", "als", "--hierarchical", "none", "--link", "linear", "--holdout", "0"]
-        flags += [
-            "--sigma",
-            f"{planted_sigma(file):.4f}",
-            "-k",
-            str(how["k"]),
-            "--epochs",
-            str(how["epochs"]),
-            "-j",
-            str(threads),
-        ]
+        flags = ["--solver", "als", "--hierarchical", "none", "--link", "linear", "--holdout", "0", "-j", str(threads)]
+        flags += [f"--sigma={planted_sigma(file):.4f}", f"--latent={how['k']}", f"--epochs={how['epochs']}"]
         cost, trained = pmf("train", "--data", file, "-o", model, *flags)
         _, scored = pmf("evaluate", "-m", model, "--test", test)
     return {"rmse": scored["rmse"], "whole": cost.wall, "training": trained["seconds"], "cpu": cost.cpu, "peak": cost.peak}
