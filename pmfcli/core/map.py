@@ -1,8 +1,9 @@
 """Maximum a posteriori by Adam: ``init`` and ``step``, and ``fit``, a generator of Progress.
 
-All ratings at once while they are few; beyond that by blocks of user rows cut to equal numbers of ratings. A block updates
-its users and what all users share. The movies' hierarchical mean G X, which needs every user, is held for one pass over
-the blocks, gathers its gradient, and X is updated once a pass; with one block this is exactly full-batch Adam.
+All ratings at once while they are few; beyond that by blocks of users, every so-manieth of them, so that a block has the same
+users however many processes share it, and about as many ratings as the next. A block updates its users and what all users
+share. The movies' hierarchical mean G X, which needs every user, is held for one pass over the blocks, gathers its gradient,
+and X is updated once a pass; with one block this is exactly full-batch Adam.
 """
 
 import math
@@ -62,6 +63,7 @@ class State(NamedTuple):
     """Where a fit stands. ``step`` updates the tensors in place."""
 
     parameters: tuple[Parameters, ...]  # one for each block of users: its own Y, X, b; the same Z, W, c, sigma
+    users: tuple[slice, ...]  # of each block
     scales: Scales
     adam: tuple[Adam, ...]  # moved after every block
     adam_x: Adam  # moved once a pass over all blocks
@@ -85,16 +87,13 @@ class Progress(NamedTuple):
 
 
 def cut(observations: Observations, block_ratings: int) -> tuple[Observations, ...]:
-    """Blocks of users with about equal numbers of ratings, none much above ``block_ratings``; the weights stay the whole's.
-
-    Processes have equally many, so that each step has one block of each of them, together hardly above ``block_ratings``.
-    """
-    o, bounds = observations, _bounds(observations, block_ratings)
-    if len(bounds) == 1:
+    """Blocks of users with about so many ratings, in all processes together; the weights stay the whole's."""
+    o, users = observations, _users(observations, block_ratings)
+    if len(users) == 1:
         return (o,)
     G = torch.empty_like(o.G)
     G[o.pattern.perm] = o.G  # from the order of pattern_t to that of pattern
-    return tuple(_rows(o, G, start, stop) for start, stop in bounds)
+    return tuple(_rows(o, G, own) for own in users)
 
 
 def init(observations: Observations, settings: MapSettings, generator: torch.Generator) -> State:
@@ -104,8 +103,8 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
         generator: a CPU generator; the numbers do not depend on the device.
     """
     o, s = observations, settings
-    sizes = [stop - start for start, stop in _bounds(o, s.block_ratings)]
-    n_movies = o.pattern.shape[1]
+    users = _users(o, s.block_ratings)
+    n_users, n_movies = o.pattern.shape
     device, dtype = o.t.device, o.t.dtype
 
     def start(rows: int, share: Share) -> Tensor:
@@ -114,7 +113,8 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(*shape, device=device, dtype=dtype, requires_grad=True)
 
-    Y = [part.clone().requires_grad_() for part in start(sum(sizes), o.users).split(sizes)]
+    first = start(n_users, o.users)
+    Y = [first[own].clone().requires_grad_() for own in users]
     Z = start(n_movies, o.movies).requires_grad_()
     W = zeros(n_movies, s.latent) if s.user_means else None
     c = zeros(n_movies) if s.biases else None
@@ -124,12 +124,12 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
             Y=own,
             Z=Z,
             W=W,
-            X=zeros(size, s.latent) if s.movie_means else None,
-            b=zeros(size) if s.biases else None,
+            X=zeros(len(own), s.latent) if s.movie_means else None,
+            b=zeros(len(own)) if s.biases else None,
             c=c,
             sigma=sigma,
         )
-        for own, size in zip(Y, sizes, strict=True)
+        for own in Y
     )
     leaves = [p for p in (Z, c, sigma) if p is not None and p.requires_grad]
     leaves += [p for block in parameters for p in (block.Y, block.b) if p is not None]
@@ -138,7 +138,7 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
         adam.append(_adam(s.lr * _slower(o.F, o.pattern, o.movies.team, o.users.team), [W]))
     xs = [block.X for block in parameters if block.X is not None]
     adam_x = _adam(s.lr * _slower(o.G, o.pattern_t, o.users.team, o.users.team) if xs else s.lr, xs)
-    return State(parameters, s.scales, tuple(adam), adam_x)
+    return State(parameters, users, s.scales, tuple(adam), adam_x)
 
 
 def step(state: State, blocks: tuple[Observations, ...], generator: torch.Generator) -> tuple[State, Info]:
@@ -222,16 +222,22 @@ def gather(state: State) -> Parameters:
     def shared(part: Tensor | None) -> Tensor | None:
         return None if part is None else part.detach().clone()
 
-    def joined(parts: list[Tensor | None]) -> Tensor | None:
+    def joined(parts: list[Tensor]) -> Tensor:
+        whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
+        for own, part in zip(state.users, parts, strict=True):
+            whole[own] = part
+        return whole
+
+    def if_any(parts: list[Tensor | None]) -> Tensor | None:
         present = [part for part in parts if part is not None]
-        return torch.cat(present).detach() if present else None
+        return joined(present) if present else None
 
     return Parameters(
-        Y=torch.cat([p.Y for p in state.parameters]).detach(),
+        Y=joined([p.Y for p in state.parameters]),
         Z=first.Z.detach().clone(),
         W=shared(first.W),
-        X=joined([p.X for p in state.parameters]),
-        b=joined([p.b for p in state.parameters]),
+        X=if_any([p.X for p in state.parameters]),
+        b=if_any([p.b for p in state.parameters]),
         c=shared(first.c),
         sigma=first.sigma.detach().clone(),
     )
@@ -302,20 +308,16 @@ def _movie_means(state: State, blocks: tuple[Observations, ...]) -> Tensor | Non
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] if parts else None
 
 
-def _bounds(o: Observations, block_ratings: int) -> list[tuple[int, int]]:
-    team = o.users.team
-    bounds = o.pattern.blocks(max(1, block_ratings // team.size))
-    if team.size > 1:
-        counts = torch.zeros(team.size, dtype=torch.int64)
-        counts[team.rank] = len(bounds)
-        fewest = int(team.sum(counts).min())
-        bounds = [*bounds[: fewest - 1], (bounds[fewest - 1][0], bounds[-1][1])]
-    return bounds
+def _users(o: Observations, block_ratings: int) -> tuple[slice, ...]:
+    """The users of each block: as many blocks in all processes, and in each block the same users of all."""
+    rows, first = o.pattern.shape[0], o.users.first
+    n = float(o.users.team.sum(torch.tensor(o.pattern.n, dtype=torch.float64)))
+    count = max(1, min(math.ceil(n / max(1, block_ratings)), o.users.of or rows))
+    return tuple(slice((number - first) % count, rows, count) for number in range(count))
 
 
-def _rows(o: Observations, G: Tensor, start: int, stop: int) -> Observations:
-    """The observations of users ``start`` to ``stop``; the weights stay those of the whole data, G in the order of pattern."""
-    pattern = o.pattern.rows(start, stop)
-    first, last = int(o.pattern.crow[start]), int(o.pattern.crow[stop])
-    G, own = G[first:last].index_select(0, pattern.perm), slice(first, last)
-    return o._replace(pattern=pattern, pattern_t=pattern.T, t=o.t[own], F=o.F[own], G=G)
+def _rows(o: Observations, G: Tensor, own: slice) -> Observations:
+    """The observations of some users; the weights stay those of the whole data, G in the order of pattern."""
+    pattern, place = o.pattern.rows(own)
+    G = G.index_select(0, place).index_select(0, pattern.perm)
+    return o._replace(pattern=pattern, pattern_t=pattern.T, t=o.t.index_select(0, place), F=o.F.index_select(0, place), G=G)

@@ -83,10 +83,13 @@ class Pattern(NamedTuple):
         """Pairs in each column, (columns,)."""
         return self.crow_t[1:] - self.crow_t[:-1]
 
-    def rows(self, start: int, stop: int) -> "Pattern":
-        """The pattern of rows ``start`` to ``stop`` alone, all columns kept. Its values are a slice of this one's."""
-        first, last = int(self.crow[start]), int(self.crow[stop])
-        return Pattern.of(self.row[first:last] - start, self.col[first:last], (stop - start, self.shape[1]))
+    def rows(self, own: slice) -> tuple["Pattern", Tensor]:
+        """The pattern of some rows alone, all columns kept, and where its values lie among those of this one, (n,)."""
+        counts = self.row_counts()[own]
+        row = torch.arange(len(counts), dtype=counts.dtype, device=counts.device).repeat_interleave(counts)
+        start = self.crow[:-1][own] - counts.cumsum(0, dtype=counts.dtype) + counts
+        place = torch.arange(len(row), dtype=counts.dtype, device=counts.device) + start.index_select(0, row)
+        return Pattern.of(row, self.col.index_select(0, place), (len(counts), self.shape[1])), place
 
     def view(self, start: int, stop: int) -> "Pattern":
         """The same without a transpose, and nothing copied but row numbers: for products that need no gradient."""
