@@ -17,7 +17,7 @@ from pmfcli.core import blend
 from pmfcli.core.blend import People
 from pmfcli.core.neighbours import Metric
 from pmfcli.core.neighbours import similar as nearest
-from pmfcli.core.predict import Pairs
+from pmfcli.core.pairs import Pairs
 from pmfcli.core.predictive import Predictive
 from pmfcli.core.recommend import Best, Rank, best, block_of
 from pmfcli.data.ratings import LIKED, STEPS, Vocabulary

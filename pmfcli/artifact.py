@@ -20,7 +20,7 @@ from torch import Tensor
 from pmfcli import packing
 from pmfcli.core.blend import Blend, Posterior
 from pmfcli.core.neighbourhood import Neighbourhood
-from pmfcli.core.predict import Seen
+from pmfcli.core.pairs import Seen
 from pmfcli.data.ratings import LATEST, STEPS, Scale, Vocabulary
 from pmfcli.errors import ModelError, OutputError
 from pmfcli.files import replacing

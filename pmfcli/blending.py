@@ -11,9 +11,9 @@ from pmfcli import __version__
 from pmfcli.artifact import Model
 from pmfcli.core import blend as core
 from pmfcli.core import neighbourhood
+from pmfcli.core.approximation import Draws
 from pmfcli.core.blend import Blend
 from pmfcli.core.neighbourhood import Neighbourhood
-from pmfcli.core.predict import Draws
 from pmfcli.data.ratings import Ratings
 from pmfcli.errors import DataError, UsageError
 from pmfcli.evaluation import matched, score_model, summary, trained_on

@@ -15,7 +15,7 @@ from torch import Tensor
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
 from pmfcli.core import blend, metrics
-from pmfcli.core.predict import Pairs
+from pmfcli.core.pairs import Pairs
 from pmfcli.core.predictive import Predictive
 from pmfcli.core.recommend import rank
 from pmfcli.core.sparse import Pattern

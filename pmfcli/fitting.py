@@ -12,11 +12,15 @@ from torch import Tensor
 from pmfcli.config import Settings
 from pmfcli.core import als, chains, drift, gibbs
 from pmfcli.core import map as map_fit
+from pmfcli.core.approximation import Laplace, Posterior
 from pmfcli.core.fold_in import settled
 from pmfcli.core.means import Means
 from pmfcli.core.metrics import scores
+from pmfcli.core.noise import estimate_noise
+from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, Observations, Parameters, Scales, effective, mean, observe, score
-from pmfcli.core.predict import Laplace, Pairs, Posterior, Seen, chunk_of, estimate_noise, means_of_pairs, predict_pairs
+from pmfcli.core.predict import means_of_pairs, predict_pairs
+from pmfcli.core.rows import chunk_of
 from pmfcli.core.sparse import Pattern
 from pmfcli.core.team import ALONE, WHOLE, Share, Team
 from pmfcli.core.tree import Tree, plain

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pmfcli.core.approximation import Draws, Head, Laplace
 from pmfcli.core.blend import Blend, Posterior
 from pmfcli.core.drift import LARGEST_KEY, MOST_KINDS, Drift, Stretches
 from pmfcli.core.neighbourhood import NEAREST, Neighbourhood
 from pmfcli.core.posterior import Factors, Parameters
-from pmfcli.core.predict import Draws, Head, Laplace
 from pmfcli.data.ratings import LATEST, STEPS
 
 Shape = tuple[tuple[int, ...], torch.dtype]

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pmfcli.core.predict import Draws, Laplace
+from pmfcli.core.approximation import Draws, Laplace
 from pmfcli.core.streams import RANGE
 from pmfcli.core.team import Processes, Share, Team, everywhere
 from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary

@@ -12,9 +12,10 @@ from torch import Tensor
 from pmfcli import __version__
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
+from pmfcli.core.approximation import Draws, Laplace, Posterior
 from pmfcli.core.metrics import fit_biases, predict_baselines, scores
+from pmfcli.core.pairs import Pairs
 from pmfcli.core.posterior import Parameters
-from pmfcli.core.predict import Draws, Laplace, Pairs, Posterior
 from pmfcli.core.team import ALONE, WHOLE, Team
 from pmfcli.core.tree import Tree, plain
 from pmfcli.data.ratings import STEPS, Array, Ratings

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from pmfcli.artifact import Model
+from pmfcli.core.approximation import Draws, Laplace
 from pmfcli.core.blend import Blend
 from pmfcli.core.changes import extended, kept, redrawn, resettled
+from pmfcli.core.pairs import Seen
 from pmfcli.core.posterior import Observations, observe
-from pmfcli.core.predict import Draws, Laplace, Seen
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import Array, Ratings, Vocabulary
 from pmfcli.errors import DataError, UsageError

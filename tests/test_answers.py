@@ -8,12 +8,15 @@ import torch
 from conftest import random_pattern
 
 from pmfcli.core import recommend as recommend_module
+from pmfcli.core.approximation import Laplace
 from pmfcli.core.metrics import fit_biases, predict_baselines, scores
 from pmfcli.core.neighbours import similar
+from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, Parameters
-from pmfcli.core.predict import Laplace, Pairs, Seen, means_of_pairs, predict_pairs, users_of
+from pmfcli.core.predict import means_of_pairs, predict_pairs
 from pmfcli.core.predictive import Mixture
 from pmfcli.core.recommend import rank
+from pmfcli.core.rows import users_of
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -20,7 +20,7 @@ from pmfcli.blending import NEIGHBOURHOOD, blend, blend_like
 from pmfcli.config import Settings
 from pmfcli.core import neighbourhood
 from pmfcli.core.blend import chunk_of, predict_pairs, weights
-from pmfcli.core.predict import Pairs
+from pmfcli.core.pairs import Pairs
 from pmfcli.core.predictive import Masses, Mixture, pooled
 from pmfcli.data.ratings import Block, Ratings
 from pmfcli.data.split import random_mask

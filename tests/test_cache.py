@@ -10,9 +10,10 @@ import pytest
 from conftest import Run
 
 from pmfcli.data import cache
+from pmfcli.data.assemble import Reading
 from pmfcli.data.fields import Columns
 from pmfcli.data.ratings import Ratings
-from pmfcli.data.readers import Reading, read_ratings
+from pmfcli.data.readers import read_ratings
 
 COLUMNS = Columns()
 

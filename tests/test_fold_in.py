@@ -9,8 +9,10 @@ from conftest import Run
 from pmfcli.answers import Asked, Detail, Visitor, predict, recommend
 from pmfcli.artifact import Model, dumps
 from pmfcli.config import Settings
+from pmfcli.core.approximation import Draws, Head
 from pmfcli.core.fold_in import fold_in
-from pmfcli.core.predict import Draws, Head, Pairs, Seen, predict_pairs
+from pmfcli.core.pairs import Pairs, Seen
+from pmfcli.core.predict import predict_pairs
 from pmfcli.training import run, train
 
 DETAIL = Detail(0.9, stars=False)

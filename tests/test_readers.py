@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pmfcli.data import readers
+from pmfcli.data import delimited, parquet
 from pmfcli.data.fields import Columns
 from pmfcli.data.readers import read_ratings
 from pmfcli.errors import DataError
@@ -252,7 +252,7 @@ def test_parquet_that_is_none_or_too_large(tmp_path: Path, monkeypatch: pytest.M
     pd.DataFrame({"user": [1, None], "movie": [2, 3], "rating": [1.0, 2.0]}).to_parquet(path)
     with pytest.raises(DataError, match="row 2 is not a rating"):
         read_ratings(path)
-    monkeypatch.setattr(readers, "_PARQUET_ROW", 1 << 60)
+    monkeypatch.setattr(parquet, "_ROW", 1 << 60)
     with pytest.raises(DataError, match="do not fit into the memory"):
         read_ratings(path)
 
@@ -265,7 +265,7 @@ def test_gzip_that_is_damaged_or_a_bomb(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_bytes(b"user,movie,rating\n")
     with pytest.raises(DataError, match="not a gzip"):
         read_ratings(path)
-    monkeypatch.setattr(readers, "_GZIP_SMALL", 1000)
+    monkeypatch.setattr(delimited, "_GZIP_SMALL", 1000)
     path.write_bytes(gzip.compress(b"user,movie,rating\n" + b" " * 1_000_000))
     with pytest.raises(DataError, match="gzip bomb"):
         read_ratings(path)

@@ -24,13 +24,16 @@ from pmfcli.artifact import Model, dumps
 from pmfcli.blending import blend
 from pmfcli.config import Settings
 from pmfcli.core import neighbours
-from pmfcli.core import predict as core_predict
 from pmfcli.core import recommend as core
+from pmfcli.core import rows as core_rows
+from pmfcli.core.approximation import Laplace
 from pmfcli.core.blend import ready
 from pmfcli.core.neighbours import similar
+from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, Link, Parameters
-from pmfcli.core.predict import Laplace, Pairs, Seen, movies_of, predict_pairs, users_of
+from pmfcli.core.predict import predict_pairs
 from pmfcli.core.recommend import best
+from pmfcli.core.rows import movies_of, users_of
 from pmfcli.data.ratings import Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import OutputError
@@ -125,7 +128,7 @@ def test_the_first_of_many_ties() -> None:
 def test_covariances_in_runs_of_rows_are_inverses_of_curvatures(ratings: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each by a sum over its ratings, with a user and movies that have none; and those that are computed once for all."""
     p, seen = made("linear", True)
-    monkeypatch.setattr(core_predict, "_RATINGS", ratings)
+    monkeypatch.setattr(core_rows, "_RATINGS", ratings)
     U, V = (torch.cat([A, torch.ones(len(A), 1)], 1) for A in (p.factors.U, p.factors.V))
     who, which = seen.users(), seen.movie.long()
     w = (0.25 / 0.2) ** 2

@@ -19,10 +19,11 @@ from pmfcli.answers import Asked, Detail, predict
 from pmfcli.artifact import Model, dumps, loads
 from pmfcli.blending import blend
 from pmfcli.config import Settings
+from pmfcli.core.approximation import Laplace
 from pmfcli.core.changes import extended, redrawn, resettled
 from pmfcli.core.fold_in import fold_in
+from pmfcli.core.pairs import Seen
 from pmfcli.core.posterior import Scales, effective, log_posterior, observe
-from pmfcli.core.predict import Laplace, Seen
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import Block, Ratings, Scale, Vocabulary
 from pmfcli.data.readers import read_ratings

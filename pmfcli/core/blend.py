@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pmfcli.core import neighbourhood
-from pmfcli.core import predict as one
+from pmfcli.core import neighbourhood, predict, rows
+from pmfcli.core.approximation import Draws, Laplace
 from pmfcli.core.fold_in import fold_in
 from pmfcli.core.neighbourhood import Neighbourhood, Rated
-from pmfcli.core.predict import Draws, Laplace, Pairs, Rows, Seen
+from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.predictive import Predictive, pooled
+from pmfcli.core.rows import Rows
 
 _PRIOR = 10.0  # ratings that the prior counts for each part
 _ROUNDS, _STILL = 1000, 1e-9  # of EM, at most, and when it stands still
@@ -71,7 +72,7 @@ def chunk_of(posterior: Posterior) -> int:
     """How many pairs to answer at a time, so that memory is bounded."""
     if isinstance(posterior, Blend):
         return min(map(chunk_of, posterior.parts))
-    return _CHUNK if isinstance(posterior, Neighbourhood) else one.chunk_of(posterior)
+    return _CHUNK if isinstance(posterior, Neighbourhood) else rows.chunk_of(posterior)
 
 
 @torch.no_grad()
@@ -86,14 +87,14 @@ def predict_pairs(posterior: Posterior, seen: Seen, pairs: Pairs) -> Predictive:
         return pooled(parts, posterior.weight, posterior.grid)
     if isinstance(posterior, Neighbourhood):
         return neighbourhood.predict_pairs(posterior, seen, pairs)
-    return one.predict_pairs(posterior, seen, pairs)
+    return predict.predict_pairs(posterior, seen, pairs)
 
 
 def ready(posterior: Posterior, seen: Seen) -> Posterior:
     """The same, for many answers: what all of them need of the movies is computed once."""
     if isinstance(posterior, Blend):
         return posterior._replace(parts=tuple(_part(ready(part, seen)) for part in posterior.parts))
-    return posterior if isinstance(posterior, Neighbourhood) else one.ready(posterior, seen)
+    return posterior if isinstance(posterior, Neighbourhood) else rows.ready(posterior, seen)
 
 
 def people(posterior: Posterior, seen: Seen, users: Tensor) -> People:
@@ -102,7 +103,7 @@ def people(posterior: Posterior, seen: Seen, users: Tensor) -> People:
         return Views(tuple(_alone(people(part, seen, users)) for part in posterior.parts))
     if isinstance(posterior, Neighbourhood):
         return neighbourhood.people(posterior, seen, users)
-    return one.users_of(posterior, seen, users)
+    return rows.users_of(posterior, seen, users)
 
 
 @torch.no_grad()
@@ -131,8 +132,8 @@ def movies_of(posterior: Posterior, seen: Seen, movies: Tensor) -> Movies:
         return tuple(movies_of(part, seen, own) for part, own in zip(posterior.parts, known, strict=True))
     if isinstance(posterior, Neighbourhood):
         return movies
-    rows, at = movies.unique(return_inverse=True)
-    return one.movies_of(posterior, seen, rows).at(at)
+    distinct, at = movies.unique(return_inverse=True)
+    return rows.movies_of(posterior, seen, distinct).at(at)
 
 
 @torch.no_grad()
@@ -148,7 +149,7 @@ def predictive(posterior: Posterior, who: People, person: Tensor, movies: Movies
         return neighbourhood.predict(posterior, who, person, movies)
     assert isinstance(who, Rows)
     assert isinstance(movies, Rows)
-    return one.predictive(posterior, who.at(person), movies)
+    return predict.predictive(posterior, who.at(person), movies)
 
 
 def vectors(posterior: Posterior, of_movies: bool) -> Tensor:

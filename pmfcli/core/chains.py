@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined] # is there, but not exported to type checkers
 
 from pmfcli.core import drift, gibbs, ordinal
+from pmfcli.core.approximation import Draws, Head
 from pmfcli.core.diagnostics import effective_size, r_hat
 from pmfcli.core.drift import Drift, Group
 from pmfcli.core.gibbs import GibbsSettings, Own, Problem, State
 from pmfcli.core.means import Means
 from pmfcli.core.parallel import workers
 from pmfcli.core.posterior import Factors, Observations, mean, score
-from pmfcli.core.predict import Draws, Head
 from pmfcli.core.streams import RANGE, Ranges
 from pmfcli.core.tree import Tree, like, plain
 from pmfcli.errors import TrainingError

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from pmfcli.core.als import settle
+from pmfcli.core.approximation import Draws, Laplace
 from pmfcli.core.conditional import Prior, conditional, features
 from pmfcli.core.drift import Drift
 from pmfcli.core.fold_in import MINI_SWEEPS, fold_in_draws, spread_of
 from pmfcli.core.gibbs import draw_scales, draw_tau
 from pmfcli.core.neighbourhood import Neighbourhood
 from pmfcli.core.ordinal import draw_kind, draw_latent
+from pmfcli.core.pairs import Seen
 from pmfcli.core.posterior import Observations, inverse
-from pmfcli.core.predict import Draws, Laplace, Rows, Seen, stacked, users_of
+from pmfcli.core.rows import Rows, stacked, users_of
 from pmfcli.core.sparse import Pattern, spmm
 
 _SWEEPS = 2  # over the rows of a mode that are found again, users and movies in turn

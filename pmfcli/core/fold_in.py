@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from pmfcli.core.als import settle
+from pmfcli.core.approximation import Draws, Laplace, Posterior
 from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pack
 from pmfcli.core.drift import at_no_time
 from pmfcli.core.gibbs import draw_scales, draw_tau
 from pmfcli.core.ordinal import count_kinds, draw_kind, draw_latent, draw_share
+from pmfcli.core.pairs import Seen
 from pmfcli.core.posterior import Observations, inverse
-from pmfcli.core.predict import Draws, Laplace, Posterior, Rows, Seen, curvature, movies_of, stacked, users_of
+from pmfcli.core.rows import Rows, curvature, movies_of, stacked, users_of
 from pmfcli.core.sparse import Pattern
 
 MINI_SWEEPS = 12  # of the sampler that folds a user in on every draw

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pmfcli.core.predict import Pairs
+from pmfcli.core.pairs import Pairs
 from pmfcli.core.sparse import Pattern
 from pmfcli.core.team import ALONE, Team
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pmfcli.core.metrics import damped, fit_biases
-from pmfcli.core.predict import Pairs, Seen
+from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.predictive import Mixture
 from pmfcli.core.sparse import Pattern, spmm
 

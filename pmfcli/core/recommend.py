@@ -6,9 +6,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from pmfcli.core.approximation import Laplace
 from pmfcli.core.blend import Movies, People, Posterior, Views, chunk_of, movies_of, predictive
+from pmfcli.core.pairs import Seen
 from pmfcli.core.posterior import inverse
-from pmfcli.core.predict import Laplace, Rows, Seen, stacked
+from pmfcli.core.rows import Rows, stacked
 
 Rank = Literal["mean", "lower", "upper"]
 _BLOCK = 1024  # movies scored at a time, which a cache holds

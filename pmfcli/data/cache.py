@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pmfcli.data.assemble import Reading
 from pmfcli.data.fields import Columns
 from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary
-from pmfcli.data.readers import Reading, ratings_file, read_ratings
+from pmfcli.data.readers import ratings_file, read_ratings
 from pmfcli.data.titles import read_titles
 from pmfcli.files import replacing
 from pmfcli.text import clean

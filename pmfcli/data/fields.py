@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from pmfcli.data.ratings import LATEST
+from pmfcli.text import short
 
 NAMES = {
     "user": ("user", "userid", "user_id"),
@@ -17,6 +18,8 @@ NAMES = {
 SEPARATORS = ("::", "\t", ",", ";", "|")
 UNQUOTED = ("::", "\t")  # a quotation mark is a letter like any other there
 LONGEST_LINE = 1 << 22
+LARGEST = 1e30  # ratings beyond this are not numbers a model can use
+_NEEDED = ("user", "movie", "rating")
 csv.field_size_limit(LONGEST_LINE)
 
 
@@ -27,6 +30,15 @@ class Columns(NamedTuple):
     movie: str | None = None
     rating: str | None = None
     time: str | None = None
+
+
+def rating(text: str) -> float | None:
+    """A rating from a text; None if it is no number that a model can use."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if abs(value) <= LARGEST and "_" not in text else None
 
 
 def seconds(text: str) -> int | None:
@@ -59,3 +71,13 @@ def by_role(parts: list[str], columns: Columns) -> dict[str, int]:
         if found:
             fields[role] = found[0]
     return fields
+
+
+def missing(parts: list[str], fields: dict[str, int], columns: Columns) -> str | None:
+    """Which roles have no column among the names of a header, and what to do; None if all that are needed have one."""
+    needed = _NEEDED if columns.time is None else (*_NEEDED, "time")
+    without = [role for role in needed if role not in fields]
+    if not without:
+        return None
+    found = ", ".join(short(part) for part in parts[:12])
+    return f"no column for {', '.join(without)} among {found}; name them by {', '.join(f'--{role}-col' for role in without)}"

@@ -1,0 +1,65 @@
+"""What a fit leaves of the posterior: a mode with its curvature, or draws.
+
+``Laplace`` is a mode with the covariance of each row given the other side: a Gaussian with the curvature that the posterior has
+there. ``Draws`` are draws of everything, from ``gibbs.py``.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pmfcli.core.drift import Drift
+from pmfcli.core.posterior import Factors, Link, Parameters
+
+
+class Head(NamedTuple):
+    """How factors become a rating."""
+
+    latent: int
+    offset: float
+    link: Link
+
+
+class Laplace(NamedTuple):
+    """A mode, with what its curvature needs."""
+
+    factors: Factors
+    parameters: Parameters
+    precision_u: Tensor  # (d, d) of the prior of a user's own row: factors, then the bias if there is one
+    precision_v: Tensor  # (d, d) of a movie's
+    noise: Tensor  # () standard deviation of a rating on the unit scale; the sigma of the fit may be fixed, this is not
+    mean_field: bool  # whether a row is fitted to the distribution of the other side's rows (EM), or to their mode alone
+    spread_v: Tensor | None = None  # (n_movies, d (d + 1) / 2) packed covariance of the movies, by ``ready``; None: not yet
+
+    @property
+    def head(self) -> Head:
+        """How factors become a rating."""
+        return Head(self.factors.U.shape[1], self.factors.offset, self.factors.link)
+
+
+class Draws(NamedTuple):
+    """Draws of a posterior, stacked. Rows are factors, then the bias if there is one: d of them."""
+
+    U: Tensor  # (draws, n_users, d) half precision, as everything that has rows
+    V: Tensor  # (draws, n_movies, d)
+    W: Tensor | None  # (draws, n_movies, d) what rating a movie says of its rater: the mean given the rows of the draw
+    var_w: Tensor | None  # (n_movies,) about its variance given the draw, as a part of Lambda_u^-1
+    gamma_u: Tensor  # (draws, n_users) noise scales
+    gamma_v: Tensor  # (draws, n_movies)
+    mean_u: Tensor  # (draws, d) the average user
+    mu_u: Tensor  # (draws, d) prior mean of users, less F W
+    mu_v: Tensor  # (draws, d) of movies, less G X
+    Lambda_u: Tensor  # (draws, d, d) prior precision
+    Lambda_v: Tensor  # (draws, d, d)
+    alpha: Tensor  # (draws,) precision of the noise, on the scale of x
+    prior_dof: Tensor | None  # (draws, 2) degrees of freedom of the t priors of users and movies; None if they are Gaussian
+    noise_dof: Tensor | None  # (draws, 2) of their noise scales; None if there are none
+    share: Tensor | None  # (draws, n_users, S) of a user's ratings, by habit; None, as the next three, if ratings are numbers
+    cuts: Tensor | None  # (draws, S, K - 1) cut points of each habit, on the unit scale
+    habits: Tensor | None  # (draws, S) parameters of the Dirichlet prior of shares
+    grid: Tensor | None  # (K,) the different ratings, on the unit scale
+    drift: Drift | None  # effects of time
+    head: Head
+
+
+Posterior = Laplace | Draws

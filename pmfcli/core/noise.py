@@ -1,0 +1,66 @@
+"""The noise of a rating at a mode, from how far ratings are from what it predicts."""
+
+import torch
+from torch import Tensor
+
+from pmfcli.core.approximation import Laplace
+from pmfcli.core.conditional import Gaussians
+from pmfcli.core.pairs import Pairs, Seen
+from pmfcli.core.predict import mixture
+from pmfcli.core.rows import Rows, chunk_of, curvature, rows_of, stacked, users_of
+from pmfcli.core.team import ALONE, Team
+
+_MOVIES_AMONG = 256  # movies at a time, whose ratings are several processes'
+_NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
+
+
+@torch.no_grad()
+def estimate_noise(
+    laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted: bool, seed: int, team: Team = ALONE
+) -> Tensor:
+    """The noise of a rating at a mode, on the unit scale, (). The sigma of a fit may be fixed at more, against overfitting.
+
+    Of ratings that were held out: squared errors, each divided by its predicted variance, are 1 on average. Of ratings that the
+    mode was fitted to: sigma^2 = mean of (t - g)^2 + g'^2 Var x, the noise step of EM (``als.py``) with the mode's covariances.
+
+    Args:
+        pairs, t: (n,) pairs and their ratings on the unit scale; a sample of them is used.
+        team: processes that have some of the users, and of the pairs, each.
+    """
+    most = min(_NOISE_SAMPLE, chunk_of(laplace)) // team.size
+    some = torch.randperm(len(t), generator=torch.Generator().manual_seed(seed))[:most]
+    pairs, t = pairs.at(some), t[some]
+    noise = laplace.noise
+    for _ in range(_NOISE_STEPS):
+        laplace = laplace._replace(noise=noise)
+        rows = rows_of(laplace, seen, pairs) if team.size == 1 else _rows_among(laplace, seen, pairs, team)
+        found = mixture(laplace, *rows)
+        error, predicted = (t - found.centre[0]).square(), found.spread[0].square()
+        each = error + predicted if fitted else error / predicted
+        total, n = team.sum(torch.stack([each.sum(), each.new_tensor(len(each))]))
+        square = total / n - noise.square() if fitted else noise.square() * total / n
+        noise = square.sqrt().clamp(min=_LEAST_NOISE)
+    return noise
+
+
+def _rows_among(p: Laplace, seen: Seen, pairs: Pairs, team: Team) -> tuple[Rows, Rows]:
+    """The rows of pairs whose users are this process's; the ratings of their movies are everybody's."""
+    user, user_at = torch.where(pairs.user_known, pairs.user, -1).unique(return_inverse=True)
+    V = stacked(p.factors.V, p.factors.c)
+    wanted = torch.zeros(len(V), dtype=torch.int64)
+    wanted[pairs.movie[pairs.movie_known]] = 1
+    rows = torch.nonzero(team.sum(wanted))[:, 0]
+    covariance = torch.cat([_curvature_among(p, seen, part, team).covariance() for part in rows.split(_MOVIES_AMONG)])
+    known = pairs.movie_known
+    at = torch.searchsorted(rows, pairs.movie).clamp(max=len(rows) - 1)
+    prior = torch.linalg.inv(p.precision_v)
+    A = torch.where(known[:, None], V[pairs.movie], 0.0)
+    movies = Rows(A[None], A.new_ones(1, len(A)), torch.where(known[:, None, None], covariance[at], prior)[None])
+    return users_of(p, seen, user).at(user_at), movies
+
+
+def _curvature_among(p: Laplace, seen: Seen, movies: Tensor, team: Team) -> Gaussians:
+    U, V = stacked(p.factors.U, p.factors.b), stacked(p.factors.V, p.factors.c)
+    start, user = seen.raters_of(movies, len(V))
+    of = torch.arange(len(movies)).repeat_interleave(start.diff())
+    return curvature(p, of, V[movies], user.long(), U, p.precision_v, team)

@@ -1,0 +1,168 @@
+"""Users and movies of a posterior by row, known or not: their factors, and how unsure those are.
+
+An unknown movie has its prior. An unknown user is the average user, as unsure as the prior of a user (of a mode: as users
+differ), for the movies were fitted beside these. (An average movie would be a worse guess than none: movies that nobody in
+training rated are not average ones.)
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pmfcli.core.approximation import Draws, Laplace, Posterior
+from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pack, unpack
+from pmfcli.core.drift import at_no_time
+from pmfcli.core.pairs import Pairs, Seen
+from pmfcli.core.posterior import Factors, linearise, mean, score
+from pmfcli.core.sparse import Pattern
+from pmfcli.core.team import ALONE, Team
+
+_CHUNK, _CHUNK_NUMBERS = 4096, 8_000_000  # pairs answered at a time: at most so many, nor more numbers of their covariances
+_RATINGS = 1 << 22  # whose curvature is added up at a time
+
+
+class Rows(NamedTuple):
+    """Users or movies, as pairs need them."""
+
+    A: Tensor  # (draws, n, d)
+    gamma: Tensor  # (draws, n) noise scales
+    covariance: Tensor | None = None  # (draws, 1 or n, d, d) of a row given the draw
+    open: Tensor | None = None  # (n,) bool: the rows that have it; None for all
+    share: Tensor | None = None  # (draws, n, S) of users, in an ordinal model
+    drift: tuple[Tensor, Tensor] | None = None  # (draws, n) mean and variance of the effects of time, on the scale of x
+
+    def at(self, index: Tensor) -> "Rows":
+        """The rows of an index (k,)."""
+        C, share, drift = self.covariance, self.share, self.drift
+        C = C[:, index] if C is not None and C.shape[1] > 1 else C
+        share = None if share is None else share[:, index]
+        drift = None if drift is None else (drift[0][:, index], drift[1][:, index])
+        return Rows(self.A[:, index], self.gamma[:, index], C, None if self.open is None else self.open[index], share, drift)
+
+
+def chunk_of(posterior: Posterior) -> int:
+    """How many pairs to answer at a time, so that memory is bounded: the fewer, the wider the rows."""
+    size = posterior.V[:, 0].numel() if isinstance(posterior, Draws) else posterior.precision_v.numel()
+    return max(64, min(_CHUNK, _CHUNK_NUMBERS // size))
+
+
+@torch.no_grad()
+def ready(posterior: Posterior, seen: Seen) -> Posterior:
+    """The same, for many answers: what all of them need of the movies is computed once."""
+    if isinstance(posterior, Draws) or posterior.spread_v is not None:
+        return posterior
+    everything = torch.arange(len(posterior.factors.V))
+    return posterior._replace(spread_v=torch.cat([pack(part) for part in _spreads_of_movies(posterior, seen, everything)]))
+
+
+def rows_of(posterior: Posterior, seen: Seen, pairs: Pairs) -> tuple[Rows, Rows]:
+    """The users and the movies of pairs, aligned."""
+    user, user_at = torch.where(pairs.user_known, pairs.user, -1).unique(return_inverse=True)
+    movie, movie_at = torch.where(pairs.movie_known, pairs.movie, -1).unique(return_inverse=True)
+    users, movies = users_of(posterior, seen, user), movies_of(posterior, seen, movie)
+    return users.at(user_at), movies.at(movie_at)
+
+
+def users_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
+    """Users by row, (n,); -1 is an unknown one."""
+    p, known = posterior, rows >= 0
+    if isinstance(p, Draws):
+        found = _drawn(p.U, p.gamma_u, p.mean_u, p.Lambda_u, _of(p.prior_dof, 0), _of(p.noise_dof, 0), rows)
+        if p.drift is not None:
+            found = found._replace(drift=at_no_time(p.drift, rows, of_movies=False))
+        if p.share is None or p.habits is None:
+            return found
+        usual = (p.habits / p.habits.sum(1, keepdim=True))[:, None]
+        return found._replace(share=torch.where(known[:, None], p.share[:, rows].float(), usual))
+    U, V = stacked(p.factors.U, p.factors.b), stacked(p.factors.V, p.factors.c)
+    start, place = seen.places_of(rows)
+    covariance = torch.cat(list(_spreads(p, U[rows], start, seen.movie[place], V, p.precision_u)))
+    if bool(known.all()):
+        return Rows(U[rows][None], U.new_ones(1, len(rows)), covariance[None])
+    spread = torch.atleast_2d(U.mT.cov()) if len(U) > 1 else torch.linalg.inv(p.precision_u)
+    return _with_unknown(U[rows], covariance, known, U.mean(0), spread)
+
+
+def movies_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
+    """Movies by row, (n,) ascending; -1 is an unknown one."""
+    p, known = posterior, rows >= 0
+    if isinstance(p, Draws):
+        found = _drawn(p.V, p.gamma_v, p.mu_v, p.Lambda_v, _of(p.prior_dof, 1), _of(p.noise_dof, 1), rows)
+        return found if p.drift is None else found._replace(drift=at_no_time(p.drift, rows, of_movies=True))
+    V = stacked(p.factors.V, p.factors.c)
+    if p.spread_v is not None:
+        covariance = unpack(p.spread_v[rows], V.shape[1])
+    else:
+        covariance = torch.cat(list(_spreads_of_movies(p, seen, rows)))
+    return _with_unknown(V[rows], covariance, known, torch.zeros_like(V[0]), torch.linalg.inv(p.precision_v))
+
+
+def _spreads_of_movies(p: Laplace, seen: Seen, rows: Tensor) -> Iterator[Tensor]:
+    """Covariances of movies by row, (n,) ascending, some at a time; -1 counts as one without ratings."""
+    U, V = stacked(p.factors.U, p.factors.b), stacked(p.factors.V, p.factors.c)
+    return _spreads(p, V[rows], *seen.raters_of(rows, len(V)), U, p.precision_v)
+
+
+def _spreads(p: Laplace, A: Tensor, start: Tensor, others: Tensor, B: Tensor, precision: Tensor) -> Iterator[Tensor]:
+    """The conditional covariances of rows A (n, d), some at a time, so that memory is bounded.
+
+    Args:
+        start: (n + 1,) where the ratings of each begin. others: (ratings,) row in B of each.
+    """
+    first, most = 0, max(1, _CHUNK_NUMBERS // precision.numel())
+    while True:
+        full = int(torch.searchsorted(start, start[first] + _RATINGS, right=True)) - 1
+        last = min(max(full, first + 1), first + most, len(A))
+        of = torch.arange(last - first).repeat_interleave(start[first : last + 1].diff())
+        part = others[int(start[first]) : int(start[last])].long()
+        yield curvature(p, of, A[first:last], part, B, precision).covariance()
+        first = last
+        if first == len(A):
+            return
+
+
+def curvature(p: Laplace, of: Tensor, A: Tensor, others: Tensor, B: Tensor, precision: Tensor, team: Team = ALONE) -> Gaussians:
+    """The conditional covariance of rows A (n, d), at their modes.
+
+    Args:
+        of: (ratings,) ascending place in A, others: (ratings,) row in B, of each rating.
+        team: processes that have some of the ratings each.
+    """
+    k, offset, link = p.head
+    used, column = others.unique(return_inverse=True)
+    B = B[used]
+    pattern = Pattern.of(of, column, (len(A), len(used)))
+    x = score(Factors.of(A, B, k, offset, link), pattern)
+    weight, _ = linearise(x, mean(x, link), p.noise, link)
+    prior = Prior(torch.zeros_like(A), precision)
+    return conditional(pattern, features(B, k), weight, torch.zeros_like(x), prior, team=team)
+
+
+def _with_unknown(A: Tensor, covariance: Tensor, known: Tensor, centre: Tensor, wide: Tensor) -> Rows:
+    covariance = torch.where(known[:, None, None], covariance, wide)
+    return Rows(torch.where(known[:, None], A, centre)[None], A.new_ones(1, len(A)), covariance[None])
+
+
+def _of(dofs: Tensor | None, side: int) -> Tensor | float:
+    return math.inf if dofs is None else dofs[:, side, None]
+
+
+def _drawn(
+    A: Tensor, gamma: Tensor, centre: Tensor, Lambda: Tensor, prior_dof: Tensor | float, noise_dof: Tensor | float, rows: Tensor
+) -> Rows:
+    known = rows >= 0
+    A, gamma = A[:, rows].float(), gamma[:, rows].float()
+    if bool(known.all()):
+        return Rows(A, gamma)
+    A = torch.where(known[:, None], A, centre[:, None])
+    gamma = torch.where(known, gamma, torch.as_tensor(1 - 2 / noise_dof))  # 1 / E(1 / gamma)
+    tau = torch.as_tensor(1 - 2 / prior_dof)  # the same, so that the covariance is that of a multivariate t
+    return Rows(A, gamma, torch.linalg.inv(tau[..., None] * Lambda)[:, None], ~known)
+
+
+def stacked(factors: Tensor, bias: Tensor | None) -> Tensor:
+    """Rows as [factors, bias], or factors alone."""
+    return factors if bias is None else torch.cat([factors, bias[:, None]], 1)

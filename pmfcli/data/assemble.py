@@ -1,0 +1,137 @@
+"""Columns as they were read to Ratings: bad rows, ids to rows, duplicates, order."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from pmfcli.data.fields import LARGEST, rating
+from pmfcli.data.ratings import LATEST, Array, Ratings, Scale, Vocabulary
+from pmfcli.data.titles import read_titles
+from pmfcli.errors import DataError
+from pmfcli.text import clean
+
+Table = dict[str, pa.ChunkedArray]  # a column for each role
+
+
+class Reading(NamedTuple):
+    """Ratings, and what was passed over to get them."""
+
+    ratings: Ratings
+    duplicates: int  # earlier ratings of a pair that was rated again
+    skipped: int  # rows that could not be read
+
+
+def assemble(
+    columns: Table, file: Path | None, name: str, broken: int, skip_bad: bool, first_bad: Callable[[], str] | None
+) -> Reading:
+    """Columns to Ratings: bad rows, ids to rows, duplicates, order. Each column is let go as soon as it is read."""
+    user, user_ids = _codes(columns.pop("user"))
+    pa.default_memory_pool().release_unused()
+    movie, movie_ids = _codes(columns.pop("movie"))
+    stars = _numbers(columns.pop("rating"))
+    time = _times(columns.pop("time")) if "time" in columns else None
+    title, known_titles = _codes(columns.pop("title")) if "title" in columns else (None, [])
+    pa.default_memory_pool().release_unused()
+    good = np.isfinite(stars) & (user >= 0) & (movie >= 0)
+    if time is not None:
+        good &= (time <= LATEST) & (time >= -LATEST)  # not where it is NaN
+    skipped = broken + int((~good).sum())
+    if skipped and not skip_bad:
+        where = first_bad() if first_bad else f"{name}: row {int(np.argmin(good)) + 1} is not a rating"
+        raise DataError(f"{where}; mend it, or pass over such rows by --skip-bad")
+    if not good.any():
+        raise DataError(f"{name}: a header and no ratings" if not skipped else f"{name}: none of its rows is a rating")
+    if not good.all():
+        user, movie, stars = user[good], movie[good], stars[good]
+        time, title = (None if part is None else part[good] for part in (time, title))
+    del good
+    time = None if time is None else time.astype(np.int64, copy=not time.flags.writeable)  # Arrow's own memory is not
+    users, user = _vocabulary(user, user_ids)
+    movies, movie = _vocabulary(movie, movie_ids)
+    order, repeated = _in_order(user, movie, len(movies), time)
+    if order is not None:
+        user, movie, stars = user[order], movie[order], stars[order]
+        time, title = (None if part is None else part[order] for part in (time, title))
+    if title is not None:
+        titled = title >= 0
+        by_row = dict(zip(movie[titled].tolist(), title[titled].tolist(), strict=True))
+        titles = [known_titles[by_row[row]] if row in by_row else None for row in range(len(movies))]
+    else:
+        by_id = read_titles(file) if file is not None else {}
+        titles = [by_id.get(name) for name in movies.ids]
+    scale = Scale(float(stars.min()), float(stars.max()))
+    return Reading(Ratings(user, movie, stars, time, users, movies, tuple(titles), scale, name), repeated, skipped)
+
+
+def _in_order(user: Array, movie: Array, n_movies: int, time: Array | None) -> tuple[Array | None, int]:
+    """Positions by user, then movie, the latest of each pair alone, and how many others there are; None if all are in order."""
+    key = user * np.int64(n_movies) + movie
+    if (key[1:] > key[:-1]).all():
+        return None, 0
+    order = np.argsort(key, kind="stable").astype(np.int32 if len(key) < 2**31 else np.int64)
+    key = key[order]
+    again = key[1:] == key[:-1]
+    if not again.any():
+        return order, 0
+    if time is not None:
+        among = np.append(again, False) | np.insert(again, 0, False)
+        some = order[among]
+        order[among] = some[np.lexsort((some, time[some], key[among]))]
+    return order[np.append(~again, True)], int(again.sum())
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
+    """Positions in a list of distinct texts, -1 where there is none. A text that runs over lines is none: a stray quote."""
+    if pa.types.is_floating(column.type):
+        with contextlib.suppress(pa.ArrowInvalid):
+            column = column.cast(pa.int64())  # ids that became floats, as pandas does beside missing values
+    if not pa.types.is_dictionary(column.type):
+        column = (column if pa.types.is_integer(column.type) else column.cast(pa.string())).dictionary_encode()
+    whole = column.unify_dictionaries().combine_chunks()
+    codes = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    texts = ["" if label is None else str(label) for label in whole.dictionary.to_pylist()]
+    labels = [clean(text) if "\n" not in text else "" for text in texts]
+    distinct = sorted(set(labels) - {""})
+    place = {label: i for i, label in enumerate(distinct)}
+    return np.array([*(place.get(label, -1) for label in labels), -1], dtype=np.int32)[codes], distinct
+
+
+def _vocabulary(codes: Array, labels: list[str]) -> tuple[Vocabulary, Array]:
+    """The ids that occur, in their order, and the row of each code."""
+    used = np.flatnonzero(np.bincount(codes, minlength=len(labels)))
+    names = [labels[code] for code in used]
+    order = Vocabulary.order(names)
+    rows = np.zeros(len(labels), dtype=np.int32)
+    rows[used[order]] = np.arange(len(order), dtype=np.int32)
+    return Vocabulary(tuple(names[i] for i in order)), rows[codes]
+
+
+def _numbers(column: pa.ChunkedArray) -> Array:
+    """Ratings as float32, NaN where there is no usable number."""
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        values = column.cast(pa.float64()).to_numpy()
+        return np.where(np.abs(values) <= LARGEST, values, np.nan).astype(np.float32)
+    codes, labels = _codes(column)
+    parsed = [rating(label) for label in labels]
+    return np.array([*(math.nan if value is None else value for value in parsed), math.nan], dtype=np.float32)[codes]
+
+
+def _times(column: pa.ChunkedArray) -> Array:
+    """Seconds since 1970, from numbers or ISO 8601 dates; as float64, with NaN, where there are not always any."""
+    found: Array
+    if not pa.types.is_temporal(column.type):
+        with contextlib.suppress(pa.ArrowInvalid):
+            found = column.cast(pa.int64()).to_numpy()
+            return found
+        found = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
+        if not np.isnan(found).all():
+            return found
+    dates = pd.to_datetime(column.to_pandas(), errors="coerce", utc=True, format="ISO8601")
+    found = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy(dtype=np.float64)
+    return found

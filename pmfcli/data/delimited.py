@@ -1,0 +1,207 @@
+"""Ratings in text, one a line: CSV, TSV, ``::``, gzip, standard input.
+
+It is parsed by pyarrow with ids kept as text. Only when rows turn out bad is it read a second time, line by line, to say where
+the first of them is.
+"""
+
+import csv
+import gzip
+import io
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from pmfcli.data.assemble import Table
+from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, UNQUOTED, Columns, by_role, missing, rating, seconds, split
+from pmfcli.errors import DataError
+from pmfcli.text import short
+
+_HEAD = 1 << 16  # bytes looked at to recognise a layout
+_GZIP_RATIO, _GZIP_SMALL = 100, 1 << 30  # beyond both, a gzip file is refused as a bomb
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text to be read more than once: a plain file stays on disk, the rest is in memory."""
+
+    name: str
+    source: Path | bytes
+
+    def open(self) -> BinaryIO:
+        """Its bytes, from the start."""
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
+
+
+class Layout(NamedTuple):
+    """Where the fields of a line are."""
+
+    separator: str
+    header: bool
+    width: int  # fields in a row
+    fields: dict[str, int]  # role -> field
+
+
+def text_of(file: Path | None, name: str) -> Text:
+    """The text of a file, or of standard input.
+
+    Raises:
+        DataError: a gzip file that is damaged, or unpacks to too much.
+    """
+    on_disk = file is not None and file.suffix != ".gz" and file.is_file()
+    return Text(name, file if file is not None and on_disk else _in_memory(file))
+
+
+def _in_memory(file: Path | None) -> bytes:
+    """All of standard input, of a pipe, or of a gzip file, unpacked within bounds."""
+    packed = sys.stdin.buffer.read() if file is None else file.read_bytes()
+    if packed[:2] != b"\x1f\x8b":
+        if file is not None and file.suffix == ".gz":
+            raise DataError(f"{file}: not a gzip file")
+        return packed
+    limit = max(_GZIP_SMALL, _GZIP_RATIO * len(packed))
+    name = "standard input" if file is None else file
+    try:
+        with gzip.open(io.BytesIO(packed)) as stream:
+            content = stream.read(limit + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{name}: damaged gzip file ({error})") from None
+    if len(content) > limit:
+        raise DataError(f"{name}: {len(packed):,} bytes unpack to more than {limit:,}; refused as a gzip bomb")
+    return content
+
+
+def recognise(text: Text, columns: Columns) -> Layout:
+    """Separator, header and columns, from the first line."""
+    with text.open() as stream:
+        head = stream.read(_HEAD)
+    if not head.strip():
+        raise DataError(f"{text.name}: empty; expected one rating a line: user, movie, rating[, time]")
+    if b"\0" in head or head.startswith(b"PK"):
+        raise DataError(f"{text.name}: a binary file, not text; expected CSV, TSV, either as .gz, or .parquet")
+    first, newline, _ = head.partition(b"\n")
+    if not newline and len(head) == _HEAD:
+        raise DataError(f"{text.name}:1: the line is longer than {_HEAD:,} bytes; expected user, movie, rating[, time]")
+    line = first.decode("utf-8-sig", errors="replace").removesuffix("\r")
+    if not line.strip():
+        raise DataError(f"{text.name}:1: the first line is blank; remove it")
+    if "\r" in line:
+        raise DataError(f"{text.name}: lines end in a carriage return alone; convert them, for instance by tr '\\r' '\\n'")
+    for separator in SEPARATORS:
+        parts = split(line, separator)
+        if len(parts) < 2:
+            continue
+        fields = by_role(parts, columns)
+        complaint = missing(parts, fields, columns)
+        if complaint is None:
+            return Layout(separator, True, len(parts), fields)
+        if len(parts) > 2 and rating(parts[2]) is not None and not any(columns):
+            roles = ("user", "movie", "rating", "time")
+            return Layout(separator, False, len(parts), {role: i for i, role in enumerate(roles[: len(parts)])})
+        raise DataError(f"{text.name}:1: {complaint}")
+    expected = "expected user, movie, rating separated by comma, tab, semicolon, | or ::"
+    raise DataError(f"{text.name}:1: no columns in '{short(line)}'; {expected}")
+
+
+def read_text(text: Text, layout: Layout) -> tuple[Table, int]:
+    """The columns by role, and how many rows had another number of fields; those are left out."""
+    names = [str(field) for field in range(layout.width)]
+    if layout.separator == "::":  # pyarrow separates by one character, so every second field is empty
+        names = [part for name in names for part in (name, f"after {name}")][:-1]
+    roles = {str(field): role for role, field in layout.fields.items()}
+    coded = pa.dictionary(pa.int32(), pa.string())
+    broken = 0
+
+    def pass_over(_: object) -> str:
+        nonlocal broken
+        broken += 1
+        return "skip"
+
+    options = {
+        "read_options": pacsv.ReadOptions(column_names=names, skip_rows=int(layout.header), block_size=LONGEST_LINE),
+        "parse_options": pacsv.ParseOptions(
+            delimiter=layout.separator[0],
+            quote_char=False if layout.separator in UNQUOTED else '"',
+            newlines_in_values=layout.separator not in UNQUOTED,
+            invalid_row_handler=pass_over,
+        ),
+    }
+    try:
+        for time in (pa.int64(), pa.string()):  # most are numbers, which take less
+            broken = 0
+            source = io.BytesIO(text.source) if isinstance(text.source, bytes) else text.source
+            convert = pacsv.ConvertOptions(
+                column_types={name: time if role == "time" else coded for name, role in roles.items()},
+                include_columns=list(roles),
+                strings_can_be_null=False,
+            )
+            try:
+                table = pacsv.read_csv(source, convert_options=convert, **options)
+                break
+            except pa.ArrowInvalid as error:
+                if time == pa.string() or "conversion error to int64" not in str(error):
+                    raise
+    except pa.ArrowInvalid as error:
+        message = str(error)
+        if "Empty CSV" in message:
+            raise DataError(f"{text.name}: a header and no ratings") from None
+        if "straddling" in message:
+            line = _first_line(text, lambda raw: len(raw) > LONGEST_LINE)
+            raise DataError(
+                f"{text.name}:{line}: a row is longer than {LONGEST_LINE:,} bytes; is a quote not closed?"
+            ) from None
+        if "UTF8" in message:
+            line = _first_line(text, lambda raw: "\ufffd" in raw.decode("utf-8", errors="replace"))
+            raise DataError(
+                f"{text.name}:{line}: not UTF-8 text; convert it, for instance by iconv -f latin1 -t utf8"
+            ) from None
+        raise DataError(f"{text.name}: {short(message)}") from None
+    return {roles[name]: table.column(name) for name in table.column_names}, broken
+
+
+def _first_line(text: Text, wanted: Callable[[bytes], bool]) -> int:
+    """The number, from 1, of the first line that is wanted."""
+    with text.open() as stream:
+        return next((number for number, raw in enumerate(stream, 1) if wanted(raw)), 1)
+
+
+def first_bad_line(text: Text, layout: Layout) -> str:
+    """Where the first row is that cannot be read, and why."""
+    for number, parts in _rows(text, layout):
+        complaint = _complaint(parts, layout)
+        if complaint:
+            return f"{text.name}:{number}: {complaint}"
+    return f"{text.name}: a row that is not a rating"
+
+
+def _rows(text: Text, layout: Layout) -> Iterator[tuple[int, list[str]]]:
+    """The rows below the header, with the number of their last line."""
+    with io.TextIOWrapper(text.open(), encoding="utf-8", errors="replace", newline="") as stream:
+        if layout.separator in UNQUOTED:
+            numbered = ((number, split(line.strip("\r\n"), layout.separator)) for number, line in enumerate(stream, 1))
+        else:
+            reader = csv.reader(stream, delimiter=layout.separator)
+            numbered = ((reader.line_num, [part.strip() for part in parts]) for parts in reader)
+        for index, (number, parts) in enumerate(numbered):
+            if parts not in ([], [""]) and (index > 0 or not layout.header):
+                yield number, parts
+
+
+def _complaint(parts: list[str], layout: Layout) -> str | None:
+    if len(parts) != layout.width:
+        return f"{len(parts)} fields where {layout.width} are expected"
+    value = {role: parts[field] for role, field in layout.fields.items()}
+    if any("\n" in part for part in value.values()):
+        return "a quoted field runs over lines"
+    if not value["user"] or not value["movie"]:
+        return f"no {'user' if not value['user'] else 'movie'} id"
+    if rating(value["rating"]) is None:
+        return f"rating '{short(value['rating'])}' is not a number"
+    if "time" in value and seconds(value["time"]) is None:
+        return f"time '{short(value['time'])}' is neither seconds since 1970 nor a date"
+    return None
