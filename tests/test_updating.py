@@ -321,6 +321,7 @@ def check_forgotten(old: Model, ratings: Ratings, names: list[str], time: int | 
             assert now["sd"] == pytest.approx(was["sd"], rel=2e-3)
         else:
             assert now == was
+    assert model.data["latest"] is None
     content = dumps(model)
     assert all(name.encode() in dumps(old) and name.encode() not in content for name in names)
     return model
@@ -362,6 +363,7 @@ def test_draws_with_effects_of_time_forget() -> None:
     own, before = model.posterior.drift.stretches, old.posterior.drift.stretches
     assert own.length[~own.of_movies].sum() < before.length[~before.of_movies].sum()
     assert torch.equal(own.length[own.of_movies], before.length[before.of_movies])
+    assert torch.equal(own.start, own.without_dates().start)
 
 
 def test_a_blend_forgets(distinct: Ratings, small: Ratings) -> None:
