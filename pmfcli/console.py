@@ -22,10 +22,6 @@ _PADDING, _EDGE = 3, 2  # of a column; of a table
 _FOLDED = 8  # a text is at least so wide, or whole
 
 
-class ClosedPipeError(Exception):
-    """Nobody reads standard output any more. (The command-line parser has its own way with BrokenPipeError.)"""
-
-
 class Shape(NamedTuple):
     """How the rows of a command look: its schema name, its columns, and a heading for tables."""
 
@@ -61,19 +57,7 @@ def pick_format(asked: Format | None, as_json: bool) -> Format:
 
 
 def emit(rows: Iterable[Row], shape: Shape, output: Format) -> None:
-    """Write rows to stdout. TSV, CSV and JSON lines are written as the rows come.
-
-    Raises:
-        ClosedPipeError: nobody reads them.
-    """
-    try:
-        _write(rows, shape, output)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise ClosedPipeError from None
-
-
-def _write(rows: Iterable[Row], shape: Shape, output: Format) -> None:
+    """Write rows to stdout. TSV, CSV and JSON lines are written as the rows come."""
     remaining = iter(rows)
     first = list(itertools.islice(remaining, 1))  # what is wrong from the start is said before a header is written
     rows = itertools.chain(first, remaining)
@@ -83,6 +67,7 @@ def _write(rows: Iterable[Row], shape: Shape, output: Format) -> None:
         document({"rows": [_plain(row, shape.columns) for row in rows]}, shape.schema)
     else:
         write_lines(rows, shape.columns, output, sys.stdout)
+    sys.stdout.flush()
 
 
 def write_lines(rows: Iterable[Row], columns: Sequence[str], output: Literal["tsv", "csv", "jsonl"], out: TextIO) -> None:

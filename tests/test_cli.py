@@ -438,6 +438,10 @@ def test_a_closed_pipe_is_quiet(sample_file: Path) -> None:
     assert done.stdout.count("\n") == 1
     assert done.stderr == SIMULATED
     assert done.returncode == 141  # as of any program that SIGPIPE ends
+    for other in ("--help", "--version", f"info --json -m {sample_file}", f"forget --user 4 -m {sample_file} -o -"):
+        line = f"exec 3> >(exec true); sleep 0.1; {sys.executable} -m pmfcli {other} >&3"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, "pmf: " in done.stderr) == (141, False), done.stderr
 
 
 def test_a_full_pipe_target_is_an_error(sample_file: Path) -> None:
@@ -524,6 +528,20 @@ def test_control_c_is_130(tmp_path: Path) -> None:
     _, error = process.communicate(timeout=30)
     assert (process.returncode, error) == (130, "pmf: interrupted\n")
     assert not (tmp_path / "pmf.pt").exists()
+
+
+def test_control_c_before_there_is_a_command_line_is_130() -> None:
+    """As if it came while typer is imported."""
+    code = (
+        "import sys, builtins; real = builtins.__import__\n"
+        "def fake(name, *more, **named):\n"
+        "    if name == 'typer': raise KeyboardInterrupt\n"
+        "    return real(name, *more, **named)\n"
+        "builtins.__import__ = fake\n"
+        "from pmfcli.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "pmf: interrupted\n")
 
 
 def test_a_table_at_a_fixed_width(pmf: Run, tmp_path: Path) -> None:
