@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pmfcli.errors import UsageError
+from pmfcli.files import check_place
 
 FORMATS = (".png", ".svg", ".html")
 
@@ -13,12 +14,11 @@ def check_plot(path: Path) -> None:
     """Refuse what could not be drawn, before anything is trained for it.
 
     Raises:
-        UsageError: no such format, or matplotlib is missing.
+        UsageError: no such format, nothing may be written there, or matplotlib is missing.
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"--plot {path}: give a file that ends in {', '.join(FORMATS)}")
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise UsageError(f"--plot {path}: give a file in a folder that is there")
+    check_place("--plot", path)
     try:
         import matplotlib  # noqa: F401
     except ImportError:

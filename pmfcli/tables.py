@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from pmfcli.console import write_lines
 from pmfcli.errors import OutputError, UsageError
-from pmfcli.files import replacing
+from pmfcli.files import check_place, replacing
 
 if TYPE_CHECKING:
     from pmfcli.answers import Recommended
@@ -22,12 +22,11 @@ def check(path: Path) -> None:
     """Refuse, before anything is computed, a file that could not be written after it.
 
     Raises:
-        UsageError: its suffix is none of those above, or there is no such folder.
+        UsageError: its suffix is none of those above, or it is where nothing may be written.
     """
     if path.suffix.lower() not in _KINDS:
         raise UsageError(f"--output {path}: its ending says what to write; give .parquet, .csv, .tsv or .jsonl")
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise UsageError(f"--output {path}: give a file in a folder that is there")
+    check_place("--output", path)
 
 
 def write(path: Path, parts: Iterable["Recommended"], columns: Sequence[str]) -> None:

@@ -298,7 +298,11 @@ def test_blend_on_the_command_line(answer: Run, tmp_path: Path, parts: list[Mode
         (["a.pt", "b.pt"], 2, "give one of: --holdout FILE, --weights BLEND.pt"),
         (["a.pt", "no.pt", "--holdout", "held.csv"], 4, "no such model"),
         (["a.pt", "d.pt", "--holdout", "held.csv"], 2, "it is a blend"),
-        (["a.pt", "b.pt", "--holdout", "held.csv", "-o", "no/x.pt"], 2, "give a file in a folder that is there"),
+        (
+            ["a.pt", "b.pt", "--holdout", "held.csv", "-o", "no/x.pt"],
+            2,
+            "--output no/x.pt: No such file or directory; give a file in a folder",
+        ),
         (
             ["a.pt", "b.pt", "--weights", "d.pt", "--no-neighbours"],
             2,

@@ -102,6 +102,9 @@ def test_bad_data_is_3(pmf: Run, tmp_path: Path, name: str, command: str) -> Non
         (["train", "-o", "no/such/folder/m.pt"], "No such file or directory"),
         (["train", "-o", "."], "is a folder"),
         (["train", "-o", "/proc/m.pt"], "--output /proc/m.pt"),
+        (["recommend", "--all-users", "-o", "/proc/m.csv"], "--output /proc/m.csv"),
+        (["evaluate", "--plot", "/proc/m.svg"], "--plot /proc/m.svg"),
+        (["tune", "-o", "/proc/t.toml"], "--output /proc/t.toml"),
         (["train", "-o", "-", "--json"], "the model takes standard output"),
         (["train", "-o", "-", "--log", "-"], "the model takes standard output"),
         (["predict", "-", "-m", "-"], "cannot both come from standard input"),
@@ -301,7 +304,35 @@ def test_the_ratings_are_not_written_over(answer: Run, tmp_path: Path) -> None:
         done = answer("train", "--data", "good.csv", flag, tmp_path / "good.csv")
         assert done.returncode == 2
         assert "these are the ratings" in done.stderr
-    assert (tmp_path / "good.csv").read_text() == GOOD
+    folder = tmp_path / "data" / "ml-latest-small"
+    folder.mkdir(parents=True)
+    (folder / "ratings.csv").write_text(GOOD)
+    (folder / "part.parquet").write_bytes(b"a part")
+    for arguments in (
+        ["train", "-o", "data/ml-latest-small/ratings.csv"],
+        ["train", "--data", "data/ml-latest-small", "-o", "data/ml-latest-small/ratings.csv"],
+        ["tune", "--data", "ml-latest-small", "-o", "data/ml-latest-small/ratings.csv"],
+        ["tune", "--data", "good.csv", "-o", "good.csv"],
+        ["blend", "a.pt", "b.pt", "--holdout", "good.csv", "-o", "good.csv"],
+    ):
+        assert answer(*arguments).returncode == 2
+    (folder / "ratings.csv").rename(folder / "kept")
+    done = answer("train", "--data", folder, "-o", folder / "part.parquet")
+    assert (done.returncode, "these are the ratings" in done.stderr) == (2, True)
+    left = {
+        "good.csv": GOOD.encode(),
+        **{f"data/ml-latest-small/{name}": text for name, text in (("kept", GOOD.encode()), ("part.parquet", b"a part"))},
+    }
+    assert tree(tmp_path) == left
+
+
+def test_no_file_is_called_by_a_hyphen(answer: Run, tmp_path: Path, sample_file: Path) -> None:
+    for arguments in (["tune", "-o", "-"], ["blend", "a.pt", "b.pt", "--holdout", "x.csv", "-o", "-"]):
+        done = answer(*arguments)
+        assert (done.returncode, "take standard output; give a file" in done.stderr) == (2, True)
+    done = answer("blend", sample_file, "--holdout", "x.csv", "-o", sample_file)
+    assert (done.returncode, "is one of the models" in done.stderr) == (2, True)
+    assert not tree(tmp_path)
 
 
 def test_a_full_log_is_said_and_the_model_kept(pmf: Run, tmp_path: Path) -> None:

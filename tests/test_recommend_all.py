@@ -240,7 +240,7 @@ def test_nothing_left_is_said(answer: Run, sample_file: Path) -> None:
         (["--format", "table"], "give --format tsv, csv or jsonl, or a file by --output"),
         (["-o", "best.xlsx"], "give .parquet, .csv, .tsv or .jsonl"),
         (["-o", "-"], "give .parquet, .csv, .tsv or .jsonl"),
-        (["-o", "no/best.csv"], "give a file in a folder that is there"),
+        (["-o", "no/best.csv"], "No such file or directory; give a file in a folder that you may write"),
         (["-o", "best.csv", "--format", "csv"], "leave --format and --json out"),
     ],
 )

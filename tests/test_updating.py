@@ -441,6 +441,11 @@ def test_on_the_command_line(answer: Run, tmp_path: Path) -> None:
     done = answer("update", "pmf.pt", "new.csv")
     assert "in place of the old model" in done.stderr
     assert (tmp_path / "pmf.pt").read_bytes() == (tmp_path / "new.pt").read_bytes()
+    written = (tmp_path / "pmf.pt").stat().st_ino
+    done = answer("update", "pmf.pt", "new.csv", "--json")
+    assert (json.loads(done.stdout)["repeated"], "wrote" in done.stderr) == (5, False)
+    assert done.stderr.endswith("nothing is new: the model stays as it was\n")
+    assert (tmp_path / "pmf.pt").stat().st_ino == written
     done = answer("forget", "-m", "new.pt", "--user", "1", "--user", "3", "--json")
     found = json.loads(done.stdout)
     assert (found["forgotten_users"], found["forgotten_ratings"], found["forgotten_movies"]) == (2, 10, 1)

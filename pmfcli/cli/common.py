@@ -1,7 +1,6 @@
 """What several commands do the same way: find the data, load the model."""
 
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from pmfcli.cli.options import Source
 from pmfcli.console import note
 from pmfcli.data.catalog import CATALOG, DEFAULT
 from pmfcli.errors import DataError, UnknownIdError, UsageError
+from pmfcli.files import check_place
 from pmfcli.text import short
 
 if TYPE_CHECKING:
@@ -129,13 +129,24 @@ def load_model(path: Path) -> "Model":
     return model
 
 
-def check_is_not_data(flag: str, path: Path | None, data: str | None) -> None:
+def check_is_not_data(flag: str, path: Path | None, data: str | None, data_dir: Path = Path("data")) -> None:
     """Refuse to write over the ratings.
 
+    Args:
+        data, data_dir: as in ``Source``.
+
     Raises:
-        UsageError: the file to write is the one that they are read from.
+        UsageError: the file to write is the one, or one of the folder, that they are read from.
     """
-    if path is not None and data is not None and path.is_file() and Path(data).exists() and path.samefile(data):
+    from pmfcli.data.sample import NAME
+
+    source = data_dir / (data or DEFAULT) if data is None or data in CATALOG else Path(data)
+    if path is None or data in ("-", NAME) or not path.is_file() or not source.exists():
+        return
+    from pmfcli.data.readers import ratings_file
+
+    file = ratings_file(source)
+    if path.samefile(file) or (file.is_dir() and path.suffix == ".parquet" and path.resolve().parent.samefile(file)):
         raise UsageError(f"{flag} {path}: these are the ratings; give another file")
 
 
@@ -151,14 +162,7 @@ def check_output(output: Path, as_json: bool) -> None:
         if sys.stdout.isatty():
             raise UsageError("--output -: a model is not text; send it to a file or a pipe")
         return
-    try:
-        if output.is_dir():
-            raise UsageError(f"--output {output}: is a folder; give a file")
-        if not output.exists() or output.is_file():
-            with tempfile.TemporaryFile(dir=output.resolve().parent):
-                pass
-    except OSError as error:
-        raise UsageError(f"--output {output}: {error.strerror or error}; give a file in a folder that you may write") from None
+    check_place("--output", output)
 
 
 def write_model(output: Path, model: "Model") -> int:
@@ -175,6 +179,17 @@ def write_model(output: Path, model: "Model") -> int:
     else:
         write_atomically(output, content)
     return len(content)
+
+
+def write_changed(model: "Model", file: Path, output: Path | None) -> None:
+    """Write a model that was changed in the place of the old one, or to ``output``, and say so.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    size = write_model(output or file, model)
+    name = "to standard output" if str(output) == "-" else str(output or file)
+    note(f"wrote {name} ({size / 1e6:.1f} MB)" + (", in place of the old model" if name == str(file) else ""))
 
 
 def read_visitor(source: str, model: "Model") -> "Visitor":

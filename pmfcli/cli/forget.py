@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pmfcli.cli.common import check_output, load_model, write_model
+from pmfcli.cli.common import check_output, load_model, write_changed
 from pmfcli.cli.options import AsJson, ModelFile
 from pmfcli.console import document, note
 from pmfcli.errors import UsageError
@@ -34,8 +34,7 @@ def forget(
 
     found = without(old, [find_user(old, name) for name in user])
     _say(found)
-    size = write_model(output or model, found.model)
-    note(f"wrote {output or model} ({size / 1e6:.1f} MB)" + (", in place of the old model" if output in (None, model) else ""))
+    write_changed(found.model, model, output)
     if as_json:
         counts = {name: value for name, value in found._asdict().items() if name != "model"}
         counts |= {name: found.model.data[name] for name in ("ratings", "users", "movies")}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pmfcli.cli.common import check_is_not_data, check_output, load_model, read_data, write_model
+from pmfcli.cli.common import check_is_not_data, check_output, load_model, read_data, write_changed
 from pmfcli.cli.options import AsJson, MovieCol, RatingCol, SkipBad, Source, TimeCol, UserCol
 from pmfcli.console import document, note, progress
 from pmfcli.errors import UsageError
@@ -42,8 +42,8 @@ def update(
     with progress("update"):
         found = take_in(old, new)
     _say(found, new.name)
-    size = write_model(output or model, found.model)
-    note(f"wrote {output or model} ({size / 1e6:.1f} MB)" + (", in place of the old model" if output in (None, model) else ""))
+    if found.model is not old or output is not None:
+        write_changed(found.model, model, output)
     if as_json:
         counts = {name: value for name, value in found._asdict().items() if name != "model"}
         counts |= {name: found.model.data[name] for name in ("ratings", "users", "movies")}
