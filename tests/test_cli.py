@@ -585,9 +585,10 @@ def test_a_table_at_a_fixed_width(pmf: Run, tmp_path: Path) -> None:
         **{**vars(model), "posterior": posterior, "titles": ("First", None, "A [red]third[/] with a long title (1999)")}
     )
     (tmp_path / "pmf.pt").write_bytes(dumps(made))
-    done = pmf("predict", "--user", "u0", "--movie", "0", "--movie", "20", "--format", "table", COLUMNS="90")
-    golden = (Path(__file__).parent / "golden" / "predict.txt").read_text()
-    assert [line.rstrip() for line in done.stdout.splitlines()] == golden.splitlines()
+    for width, name in ((90, "predict.txt"), (120, "predict-wide.txt")):
+        asked = ("predict", "--user", "u0", "--movie", "0", "--movie", "20", "--format", "table")
+        golden = (Path(__file__).parent / "golden" / name).read_text()
+        assert [line.rstrip() for line in pmf(*asked, COLUMNS=str(width)).stdout.splitlines()] == golden.splitlines()
 
 
 @pytest.mark.parametrize("columns", ["60", "80", "200"])

@@ -68,7 +68,10 @@ def recommend(
     rows = best(found, who, *how)
     if not rows:
         note("nothing is left to recommend; --include-seen adds what the user has rated")
-    heading = f"For user {found.users.ids[who]}" if isinstance(who, int) else f"For these {len(who.movies)} ratings"
+    if isinstance(who, int):
+        heading = f"For user {found.users.ids[who]}"
+    else:
+        heading = "For this rating" if len(who.movies) == 1 else f"For these {len(who.movies)} ratings"
     emit(rows, Shape("recommend", _COLUMNS, heading), chosen)
 
 
