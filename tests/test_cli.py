@@ -447,6 +447,9 @@ def test_recommendations_are_unseen_unless_asked(answer: Run, sample_file: Path)
     everything = movies("-n", "1000", "--include-seen")
     assert len(everything) == 230
     assert seen <= set(everything)
+    nothing = ("recommend", "--user", "4", "-m", sample_file, "--candidates", best[0], "--exclude", best[0])
+    assert answer(*nothing).stderr.endswith("nothing is left to recommend; --include-seen also lists what the user has rated\n")
+    assert answer(*nothing, "--include-seen").stderr.endswith("nothing is left to recommend\n")
 
 
 def test_similar_users_and_movies(answer: Run, sample_file: Path) -> None:

@@ -67,7 +67,7 @@ def recommend(
     who = read_visitor(ratings, found) if ratings is not None else find_user(found, user or "", by_row)
     rows = best(found, who, *how)
     if not rows:
-        note("nothing is left to recommend; --include-seen adds what the user has rated")
+        note("nothing is left to recommend" + ("" if include_seen else "; --include-seen also lists what the user has rated"))
     if isinstance(who, int):
         heading = f"For user {found.users.ids[who]}"
     else:
