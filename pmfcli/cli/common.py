@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pmfcli.cli.options import Source
-from pmfcli.console import note
+from pmfcli.console import document, note
 from pmfcli.data.catalog import CATALOG, DEFAULT
 from pmfcli.errors import DataError, UnknownIdError, UsageError
 from pmfcli.text import short
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pmfcli.answers import Visitor
     from pmfcli.artifact import Model
     from pmfcli.data.ratings import Ratings
+    from pmfcli.updating import Forgotten, Updated
 
 
 def in_parts(source: Source) -> bool:
@@ -175,6 +176,17 @@ def write_model(output: Path, model: "Model") -> int:
     else:
         write_atomically(output, content)
     return len(content)
+
+
+def write_changed(found: "Updated | Forgotten", model: Path, output: Path | None, schema: str, as_json: bool) -> None:
+    """Write what became of a model, to ``output`` or in its own place, and say so; as JSON, say what changed."""
+    path = output or model
+    size = write_model(path, found.model)
+    note(f"wrote {path} ({size / 1e6:.1f} MB)" + (", in place of the old model" if path == model else ""))
+    if as_json:
+        counts = {name: value for name, value in found._asdict().items() if name != "model"}
+        counts |= {name: found.model.data[name] for name in ("ratings", "users", "movies")}
+        document({"model": str(path), "method": found.model.method, **counts}, schema)
 
 
 def read_visitor(source: str, model: "Model") -> "Visitor":
