@@ -140,6 +140,16 @@ def check_is_not_data(flag: str, path: Path | None, data: str | None) -> None:
         raise UsageError(f"{flag} {path}: these are the ratings; give another file")
 
 
+def check_folder(flag: str, path: Path) -> None:
+    """Refuse, before the work, a file to write that is a folder, or in none.
+
+    Raises:
+        UsageError: it is.
+    """
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise UsageError(f"{flag} {path}: give a file in a folder that is there")
+
+
 def check_output(output: Path, as_json: bool) -> None:
     """Refuse, before the work, a model file that could not be written after it.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pmfcli import tables
-from pmfcli.cli.common import load_model, read_visitor
+from pmfcli.cli.common import check_folder, load_model, read_visitor
 from pmfcli.cli.options import AsJson, ByRow, Count, Interval, ModelFile, OutputFormat, VisitorRatings
 from pmfcli.console import Format, Progress, Shape, emit, note, pick_format, progress
 from pmfcli.errors import UsageError
@@ -75,6 +75,7 @@ def recommend(
 def _format_of_all(output: Path | None, asked: Format | None, as_json: bool) -> Format:
     if output is not None:
         tables.check(output)
+        check_folder("--output", output)
         if asked or as_json:
             raise UsageError(f"--output {output}: its ending says what to write; leave --format and --json out")
     elif as_json or asked in ("json", "table"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmfcli.cli.common import check_is_not_data, check_output, in_parts, read_data, write_model
+from pmfcli.cli.common import check_folder, check_is_not_data, check_output, in_parts, read_data, write_model
 from pmfcli.cli.dry_run import look_ahead, size_of
 from pmfcli.cli.keeper import Keeper
 from pmfcli.cli.log import Log
@@ -146,7 +146,6 @@ def _check_checkpoint(checkpoint: Path | None, resume: bool) -> None:
         if resume:
             raise UsageError("--resume: from where? Give the file by --checkpoint")
         return
-    if checkpoint.is_dir() or not checkpoint.resolve().parent.is_dir():
-        raise UsageError(f"--checkpoint {checkpoint}: give a file in a folder that is there")
+    check_folder("--checkpoint", checkpoint)
     if checkpoint.exists() and not resume:
         raise UsageError(f"--checkpoint {checkpoint}: it is there; --resume goes on from it, or remove it")

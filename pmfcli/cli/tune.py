@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmfcli.cli.common import read_data
+from pmfcli.cli.common import check_folder, read_data
 from pmfcli.cli.options import AsJson, Config, OutputFormat, Source, with_data_and_settings
 from pmfcli.config import resolve
 from pmfcli.console import Row, Shape, emit, note, pick_format, progress
-from pmfcli.errors import UsageError
 
 if TYPE_CHECKING:
     from pmfcli.config import Settings
@@ -40,8 +39,7 @@ def tune(
     """Search for settings that do better on held-out ratings. Settings that are given stay as they are."""
     chosen = pick_format(output_format, as_json)
     start = resolve(given, config, os.environ)
-    if output.is_dir() or not output.resolve().parent.is_dir():
-        raise UsageError(f"--output {output}: give a file in a folder that is there")
+    check_folder("--output", output)
     ratings = read_data(source)
     from pmfcli.artifact import write_atomically
     from pmfcli.tuning import tune as search
