@@ -7,24 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from pmfcli.errors import UsageError
-
-
-def check_place(flag: str, path: Path) -> None:
-    """Refuse, before the work, a file that could not be written after it.
-
-    Raises:
-        UsageError: it is a folder, or is where nothing may be written; names the flag.
-    """
-    try:
-        if path.is_dir():
-            raise UsageError(f"{flag} {path}: is a folder; give a file")
-        if not path.exists() or path.is_file():
-            with tempfile.TemporaryFile(dir=path.resolve().parent):
-                pass
-    except OSError as error:
-        raise UsageError(f"{flag} {path}: {error.strerror or error}; give a file in a folder that you may write") from None
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:

@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from pmfcli.console import write_lines
 from pmfcli.errors import OutputError, UsageError
-from pmfcli.files import check_place, replacing
+from pmfcli.files import replacing
 
 if TYPE_CHECKING:
     from pmfcli.answers import Recommended
@@ -19,14 +19,13 @@ _GROUP = 1 << 17  # rows that Parquet keeps together, at least
 
 
 def check(path: Path) -> None:
-    """Refuse, before anything is computed, a file that could not be written after it.
+    """Refuse, before anything is computed, a file of another kind.
 
     Raises:
-        UsageError: its suffix is none of those above, or it is where nothing may be written.
+        UsageError: its suffix is none of those above.
     """
     if path.suffix.lower() not in _KINDS:
         raise UsageError(f"--output {path}: its ending says what to write; give .parquet, .csv, .tsv or .jsonl")
-    check_place("--output", path)
 
 
 def write(path: Path, parts: Iterable["Recommended"], columns: Sequence[str]) -> None:

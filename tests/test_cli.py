@@ -606,7 +606,7 @@ def test_no_number_is_cut_off_by_a_narrow_terminal(pmf: Run, sample_file: Path, 
         assert not isinstance(value, float) or f"{value:.2f}" in words, name
 
 
-def test_runs_that_are_too_short_say_so(pmf: Run, tmp_path: Path) -> None:
+def test_runs_that_are_too_short_say_so(pmf: Run) -> None:
     few = "user,movie,rating\nann,dune,9\nann,heat,3\nbob,dune,8\nbob,heat,4\nbob,up,6\n"
     assert "do not show whether" in pmf("train", "--data", "-", "--method", "bayes", "--epochs", "1", stdin=few).stderr
     assert json.loads(pmf("similar", "--movie", "up", "--min-ratings", "0", "--json").stdout)["rows"][0]["sd"] is None

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pmfcli.cli.common import by_hand, check_is_not_data, load_model, read_data, say_if_dates_are_told
+from pmfcli.cli.common import by_hand, check_folder, check_is_not_data, load_model, read_data, say_if_dates_are_told
 from pmfcli.cli.options import AsJson, OutputFormat, Source
 from pmfcli.console import Row, Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
-from pmfcli.files import check_place
 
 if TYPE_CHECKING:
     from pmfcli.blending import Blended
@@ -48,7 +47,7 @@ def blend(
     check_is_not_data("--output", output, holdout or "-")
     if output.exists() and any(model.exists() and output.samefile(model) for model in models):
         raise UsageError(f"--output {output}: is one of the models; give another file")
-    check_place("--output", output)
+    check_folder("--output", output)
     found = [load_model(model) for model in models]
     from pmfcli.artifact import dumps, write_atomically
     from pmfcli.blending import blend as pool

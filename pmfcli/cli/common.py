@@ -1,6 +1,7 @@
 """What several commands do the same way: find the data, load the model."""
 
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pmfcli.cli.options import Source
-from pmfcli.console import note
+from pmfcli.console import document, note
 from pmfcli.data.catalog import CATALOG, DEFAULT
 from pmfcli.errors import DataError, UnknownIdError, UsageError
-from pmfcli.files import check_place
 from pmfcli.text import short
 
 if TYPE_CHECKING:
     from pmfcli.answers import Visitor
     from pmfcli.artifact import Model
     from pmfcli.data.ratings import Ratings
+    from pmfcli.updating import Forgotten, Updated
 
 
 def in_parts(source: Source) -> bool:
@@ -150,6 +151,22 @@ def check_is_not_data(flag: str, path: Path | None, data: str | None, data_dir: 
         raise UsageError(f"{flag} {path}: these are the ratings; give another file")
 
 
+def check_folder(flag: str, path: Path) -> None:
+    """Refuse, before the work, a file that could not be written after it.
+
+    Raises:
+        UsageError: it is a folder, or is in none, or in one where nothing may be written.
+    """
+    try:
+        if path.is_dir():
+            raise UsageError(f"{flag} {path}: is a folder; give a file")
+        if not path.exists() or path.is_file():
+            with tempfile.TemporaryFile(dir=path.resolve().parent):
+                pass
+    except OSError as error:
+        raise UsageError(f"{flag} {path}: {error.strerror or error}; give a file in a folder that you may write") from None
+
+
 def check_output(output: Path, as_json: bool) -> None:
     """Refuse, before the work, a model file that could not be written after it.
 
@@ -162,7 +179,7 @@ def check_output(output: Path, as_json: bool) -> None:
         if sys.stdout.isatty():
             raise UsageError("--output -: a model is not text; send it to a file or a pipe")
         return
-    check_place("--output", output)
+    check_folder("--output", output)
 
 
 def write_model(output: Path, model: "Model") -> int:
@@ -181,15 +198,23 @@ def write_model(output: Path, model: "Model") -> int:
     return len(content)
 
 
-def write_changed(model: "Model", file: Path, output: Path | None) -> None:
-    """Write a model that was changed in the place of the old one, or to ``output``, and say so.
+def write_changed(
+    found: "Updated | Forgotten", model: Path, output: Path | None, schema: str, as_json: bool, changed: bool = True
+) -> None:
+    """Write what became of a model, to ``output`` or in its own place, and say so; as JSON, say what changed.
 
-    Raises:
-        OutputError: it cannot be written.
+    Args:
+        changed: one that did not is not written in its own place.
     """
-    size = write_model(output or file, model)
-    name = "to standard output" if str(output) == "-" else str(output or file)
-    note(f"wrote {name} ({size / 1e6:.1f} MB)" + (", in place of the old model" if name == str(file) else ""))
+    path = output or model
+    if changed or output is not None:
+        size = write_model(path, found.model)
+        name = "to standard output" if str(path) == "-" else str(path)
+        note(f"wrote {name} ({size / 1e6:.1f} MB)" + (", in place of the old model" if name == str(model) else ""))
+    if as_json:
+        counts = {name: value for name, value in found._asdict().items() if name != "model"}
+        counts |= {name: found.model.data[name] for name in ("ratings", "users", "movies")}
+        document({"model": str(path), "method": found.model.method, **counts}, schema)
 
 
 def read_visitor(source: str, model: "Model") -> "Visitor":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pmfcli import tables
-from pmfcli.cli.common import load_model, read_visitor
+from pmfcli.cli.common import check_folder, load_model, read_visitor
 from pmfcli.cli.options import AsJson, ByRow, Count, Interval, ModelFile, OutputFormat, VisitorRatings
 from pmfcli.console import Format, Progress, Shape, emit, note, pick_format, progress
 from pmfcli.errors import UsageError
@@ -55,12 +55,12 @@ def recommend(
         raise UsageError("--output goes with --all-users; the answer for one goes to standard output")
     chosen = _format_of_all(output, output_format, as_json) if all_users else pick_format(output_format, as_json)
     found = load_model(model)
-    from pmfcli.answers import Detail, find_movie, find_user, recommend_all
+    from pmfcli.answers import Choice, Detail, find_movie, find_user, recommend_all
     from pmfcli.answers import recommend as best
 
     among = [find_movie(found, name, flag="--candidates") for name in candidates or []]
     left_out = [find_movie(found, name, flag="--exclude") for name in exclude or []]
-    how = n, among, left_out, include_seen, rank_by, Detail(interval, stars=False)
+    how = Choice(n, among, left_out, include_seen, rank_by), Detail(interval, stars=False)
     if all_users:
         _write(recommend_all(found, range(len(found.users)), *how), len(found.users), output, chosen)
         return
@@ -78,6 +78,7 @@ def recommend(
 def _format_of_all(output: Path | None, asked: Format | None, as_json: bool) -> Format:
     if output is not None:
         tables.check(output)
+        check_folder("--output", output)
         if asked or as_json:
             raise UsageError(f"--output {output}: its ending says what to write; leave --format and --json out")
     elif as_json or asked in ("json", "table"):

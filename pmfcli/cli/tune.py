@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmfcli.cli.common import check_is_not_data, read_data
+from pmfcli.cli.common import check_folder, check_is_not_data, read_data
 from pmfcli.cli.options import AsJson, Config, OutputFormat, Source, with_data_and_settings
 from pmfcli.config import resolve
 from pmfcli.console import Row, Shape, emit, note, pick_format, progress
 from pmfcli.errors import UsageError
-from pmfcli.files import check_place
 
 if TYPE_CHECKING:
     from pmfcli.config import Settings
@@ -44,7 +43,7 @@ def tune(
     if str(output) == "-":
         raise UsageError("--output -: the trials take standard output; give a file")
     check_is_not_data("--output", output, source.data, source.data_dir)
-    check_place("--output", output)
+    check_folder("--output", output)
     ratings = read_data(source)
     from pmfcli.artifact import write_atomically
     from pmfcli.tuning import tune as search
