@@ -326,6 +326,22 @@ def test_the_ratings_are_not_written_over(answer: Run, tmp_path: Path) -> None:
     assert tree(tmp_path) == left
 
 
+def test_no_file_is_written_over_another_of_the_same_run(answer: Run, tmp_path: Path) -> None:
+    for name, text in (("good.csv", GOOD), ("films.csv", "movie,kind\n1,a\n2,b\n"), ("c.toml", "latent = 2\n")):
+        (tmp_path / name).write_text(text)
+    before = tree(tmp_path)
+    for arguments, said in (
+        (["-o", "m.pt", "--checkpoint", "./m.pt"], "--checkpoint m.pt: is the file of --output, too"),
+        (["-o", "m.pt", "--log", "m.pt"], "--log m.pt: is the file of --output, too"),
+        (["--config", "c.toml", "-o", "c.toml"], "--output c.toml: is the file of --config, too"),
+        (["--method", "bayes", "--movie-features", "films.csv", "-o", "films.csv"], "is the file of --movie-features, too"),
+        (["--resume", "--checkpoint", "good.csv"], "--checkpoint good.csv: these are the ratings"),
+    ):
+        done = answer("train", "--data", "good.csv", "--epochs", "2", *arguments)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+        assert tree(tmp_path) == before
+
+
 def test_no_file_is_called_by_a_hyphen(answer: Run, tmp_path: Path, sample_file: Path) -> None:
     for arguments in (["tune", "-o", "-"], ["blend", "a.pt", "b.pt", "--holdout", "x.csv", "-o", "-"]):
         done = answer(*arguments)

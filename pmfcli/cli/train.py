@@ -61,7 +61,7 @@ def train(
     team = _team()
     first = team is None or team.rank == 0  # it alone logs, writes the model and speaks
     log = log if first else None
-    _check_outputs(output, log, source.data, as_json)
+    _check_outputs({"--output": output, "--log": log, "--checkpoint": checkpoint}, config, source, as_json)
     if max_memory is not None:
         size_of(max_memory)
     if team is not None and (dry_run or max_memory is not None):
@@ -132,10 +132,17 @@ def _follow(training: "Generator[Report, None, Model]", lines: Log, bar: Progres
         keeper.look(report)
 
 
-def _check_outputs(output: Path, log: Path | None, data: str | None, as_json: bool) -> None:
-    """Refuse before training what could not be written after it, or would write over the ratings."""
-    check_is_not_data("--output", output, data)
-    check_is_not_data("--log", log, data)
+def _check_outputs(outputs: dict[str, Path | None], config: Path | None, source: Source, as_json: bool) -> None:
+    """Refuse before training what could not be written after it, or would write over what is read, or over each other."""
+    read = {"--config": config, "--movie-features": source.movie_features, "--user-features": source.user_features}
+    named: dict[Path, str] = {}
+    for flag, path in (read | outputs).items():
+        if path is not None and str(path) != "-" and named.setdefault(path.resolve(), flag) != flag:
+            raise UsageError(f"{flag} {path}: is the file of {named[path.resolve()]}, too; give another")
+    for flag, path in outputs.items():
+        check_is_not_data(flag, path, source.data, source.data_dir)
+    output, log = outputs["--output"], outputs["--log"]
+    assert output is not None
     if str(output) == "-" and str(log) == "-":
         raise UsageError("--output -: the model takes standard output; give --log a file")
     check_output(output, as_json)
