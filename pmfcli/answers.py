@@ -46,6 +46,16 @@ class Detail(NamedTuple):
     stars: bool  # the probability of every rating
 
 
+class Choice(NamedTuple):
+    """Which movies are recommended to somebody."""
+
+    n: int  # how many, at most
+    candidates: Sequence[int] = ()  # rows to choose from; all, if none are given
+    exclude: Sequence[int] = ()  # rows that are left out
+    include_seen: bool = False  # also those that they have rated
+    by: Rank = "mean"  # the highest: the predictive mean, or an end of its interval
+
+
 class Visitor(NamedTuple):
     """Somebody who is not in the data, with some ratings."""
 
@@ -178,62 +188,39 @@ def pairs_of(model: Model, users: Sequence[int], movies: Sequence[int]) -> Itera
             yield Asked(model.users.ids[user], model.movies.ids[movie])
 
 
-def recommend(
-    model: Model,
-    who: int | Visitor,
-    n: int,
-    candidates: Sequence[int],
-    exclude: Sequence[int],
-    include_seen: bool,
-    by: Rank,
-    detail: Detail,
-) -> list[Row]:
-    """The ``n`` movies with the highest prediction among the candidates (all, if none are given).
-
-    Args:
-        who: the row of a user, or somebody with ratings.
-        by: the predictive mean, or an end of its interval.
-    """
+def recommend(model: Model, who: int | Visitor, choice: Choice, detail: Detail) -> list[Row]:
+    """The movies with the highest prediction for a user, by row, or for somebody with ratings, the best first."""
     if isinstance(who, int):
-        (found,) = recommend_all(model, [who], n, candidates, exclude, include_seen, by, detail)
+        (found,) = recommend_all(model, [who], choice, detail)
         return list(found.rows())
-    movies = _choice(model, candidates, exclude, detail)
-    rated, person = torch.tensor(() if include_seen else who.movies, dtype=torch.int64), _folded_in(model, who)
-    chosen = best(model.posterior, model.seen, person, movies, (0 * rated, rated), n, by, detail.interval)
+    movies = _allowed(model, choice, detail)
+    rated, person = torch.tensor(() if choice.include_seen else who.movies, dtype=torch.int64), _folded_in(model, who)
+    chosen = best(model.posterior, model.seen, person, movies, (0 * rated, rated), choice.n, choice.by, detail.interval)
     return list(_recommended(model, [None], person, chosen, ["fold-in"] * len(chosen.movie), detail).rows())
 
 
-def recommend_all(
-    model: Model,
-    users: Sequence[int],
-    n: int,
-    candidates: Sequence[int],
-    exclude: Sequence[int],
-    include_seen: bool,
-    by: Rank,
-    detail: Detail,
-) -> Iterator[Recommended]:
+def recommend_all(model: Model, users: Sequence[int], choice: Choice, detail: Detail) -> Iterator[Recommended]:
     """The same for each of many users, by row: a block of them at a time, so that memory is bounded."""
-    movies = _choice(model, candidates, exclude, detail)
+    movies = _allowed(model, choice, detail)
     if len(users) > 1:
         model = replace(model, posterior=blend.ready(model.posterior, model.seen))
     p, seen, has_features = model.posterior, model.seen, bool(model.data.get("features"))
-    for block in torch.tensor(users).split(block_of(p, len(movies), n)):
+    for block in torch.tensor(users).split(block_of(p, len(movies), choice.n)):
         people = blend.people(p, seen, block)
-        start, place = seen.places_of(block[:0] if include_seen else block)
+        start, place = seen.places_of(block[:0] if choice.include_seen else block)
         rated = torch.arange(len(start) - 1).repeat_interleave(start.diff()), seen.movie[place].long()
-        chosen = best(p, seen, people, movies, rated, n, by, detail.interval)
+        chosen = best(p, seen, people, movies, rated, choice.n, choice.by, detail.interval)
         bare = (seen.start.diff()[block][chosen.person] == 0) | (model.movie_counts[chosen.movie] == 0)
         sources = ["features" if one and has_features else "model" for one in bare.tolist()]
         yield _recommended(model, [model.users.ids[user] for user in block.tolist()], people, chosen, sources, detail)
 
 
-def _choice(model: Model, candidates: Sequence[int], exclude: Sequence[int], detail: Detail) -> torch.Tensor:
+def _allowed(model: Model, choice: Choice, detail: Detail) -> torch.Tensor:
     """The rows of the movies to choose from."""
     _check_detail(model, detail)
-    allowed = torch.full((len(model.movies),), not candidates)
-    allowed[list(candidates)] = True
-    allowed[list(exclude)] = False
+    allowed = torch.full((len(model.movies),), not choice.candidates)
+    allowed[list(choice.candidates)] = True
+    allowed[list(choice.exclude)] = False
     return torch.nonzero(allowed)[:, 0]
 
 

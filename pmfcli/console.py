@@ -18,12 +18,8 @@ if TYPE_CHECKING:
 Format = Literal["table", "tsv", "csv", "jsonl", "json"]
 Row = dict[str, Any]
 _PIPE_WIDTH = 120  # of a table that was asked for where there is no terminal
-_PADDING, _EDGE = 3, 2  # of a column; of a table
-_FOLDED = 8  # a text is at least so wide, or whole
-
-
-class ClosedPipeError(Exception):
-    """Nobody reads standard output any more. (The command-line parser has its own way with BrokenPipeError.)"""
+_GAPS, _EDGE = (3, 2), 2  # between columns, the narrow one where all do not fit otherwise; of a table
+_FOLDED, _WORD = 8, 16  # a text is at least so wide, or whole; and as its longest word, up to so wide
 
 
 class Shape(NamedTuple):
@@ -61,19 +57,7 @@ def pick_format(asked: Format | None, as_json: bool) -> Format:
 
 
 def emit(rows: Iterable[Row], shape: Shape, output: Format) -> None:
-    """Write rows to stdout. TSV, CSV and JSON lines are written as the rows come.
-
-    Raises:
-        ClosedPipeError: nobody reads them.
-    """
-    try:
-        _write(rows, shape, output)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise ClosedPipeError from None
-
-
-def _write(rows: Iterable[Row], shape: Shape, output: Format) -> None:
+    """Write rows to stdout. TSV, CSV and JSON lines are written as the rows come."""
     remaining = iter(rows)
     first = list(itertools.islice(remaining, 1))  # what is wrong from the start is said before a header is written
     rows = itertools.chain(first, remaining)
@@ -83,6 +67,7 @@ def _write(rows: Iterable[Row], shape: Shape, output: Format) -> None:
         document({"rows": [_plain(row, shape.columns) for row in rows]}, shape.schema)
     else:
         write_lines(rows, shape.columns, output, sys.stdout)
+    sys.stdout.flush()
 
 
 def write_lines(rows: Iterable[Row], columns: Sequence[str], output: Literal["tsv", "csv", "jsonl"], out: TextIO) -> None:
@@ -178,8 +163,10 @@ def _table(rows: Iterable[Row], shape: Shape) -> None:
     numeric = {c for c in shown if any(isinstance(row.get(c), int | float) for row in held)}
     console = terminal(sys.stdout)
     heading = None if shape.heading is None else clean(shape.heading)
-    for group in _that_fit(shown, shape.ids, cells, numeric, console.width):
+    groups, padding = _that_fit(shown, shape.ids, cells, numeric, console.width)
+    for group in groups:
         table = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", header_style="bold cyan")
+        table.padding = padding
         for column in group:
             justify: Literal["right", "left"] = "right" if column in numeric else "left"
             table.add_column(column.replace("_", " "), justify=justify, overflow="fold", no_wrap=column in numeric)
@@ -193,18 +180,25 @@ def _cell(value: Any, decimals: int) -> str:
     return f"{value:.{decimals}f}" if isinstance(value, float) else _text(value)
 
 
-def _that_fit(shown: Sequence[str], first: int, cells: dict[str, list[str]], numeric: set[str], width: int) -> list[list[str]]:
-    """The columns in groups as wide as the terminal: no number is cut, text folds, what a row is stands in each of them."""
-
-    def needs(column: str) -> int:
-        longest = max([len(column), *map(len, cells[column])])
-        return _PADDING + (longest if column in numeric else min(longest, _FOLDED))
-
-    ids = list(shown[:first])
-    groups, room = [list(ids)], width - _EDGE - sum(map(needs, ids))
-    for column in shown[first:]:
-        if needs(column) > room and len(groups[-1]) > first:
-            groups, room = [*groups, list(ids)], width - _EDGE - sum(map(needs, ids))
-        groups[-1].append(column)
-        room -= needs(column)
-    return groups
+def _that_fit(
+    shown: Sequence[str], first: int, cells: dict[str, list[str]], numeric: set[str], width: int
+) -> tuple[list[list[str]], tuple[int, int, int, int]]:
+    """The columns in groups as wide as the terminal, and their padding: no number is cut, texts fold between words, what a row
+    is stands in each of them.
+    """
+    least = {column: max(map(len, (column, *cells[column]))) for column in shown}
+    for column in shown:
+        if column not in numeric:
+            word = max((len(word) for cell in cells[column] for word in cell.split()), default=0)
+            least[column] = min(least[column], max(_FOLDED, min(word, _WORD)))
+    for gap in _GAPS:
+        ids = list(shown[:first])
+        groups, room = [list(ids)], width - _EDGE - sum(gap + least[column] for column in ids)
+        for column in shown[first:]:
+            if gap + least[column] > room and len(groups[-1]) > first:
+                groups, room = [*groups, list(ids)], width - _EDGE - sum(gap + least[column] for column in ids)
+            groups[-1].append(column)
+            room -= gap + least[column]
+        if len(groups) == 1:
+            break
+    return groups, (0, 1, 0, gap - 2)

@@ -19,15 +19,13 @@ _GROUP = 1 << 17  # rows that Parquet keeps together, at least
 
 
 def check(path: Path) -> None:
-    """Refuse, before anything is computed, a file that could not be written after it.
+    """Refuse, before anything is computed, a file of another kind.
 
     Raises:
-        UsageError: its suffix is none of those above, or there is no such folder.
+        UsageError: its suffix is none of those above.
     """
     if path.suffix.lower() not in _KINDS:
         raise UsageError(f"--output {path}: its ending says what to write; give .parquet, .csv, .tsv or .jsonl")
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise UsageError(f"--output {path}: give a file in a folder that is there")
 
 
 def write(path: Path, parts: Iterable["Recommended"], columns: Sequence[str]) -> None:

@@ -51,8 +51,7 @@ class Tried(NamedTuple):
 class Found(NamedTuple):
     """What a search came to."""
 
-    best: Settings
-    changed: dict[str, Any]  # of the best, what differs from the start
+    changed: dict[str, Any]  # settings of the best that differ from the start
     rmse: float  # of the best, on the ratings that the search held out
     start: float  # of the start, on the same
     check: list[dict[str, Any]]  # ``evaluation.compare`` of the best to the start on ratings held out from both; empty if equal
@@ -123,7 +122,7 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
         mask = random_mask(ratings.n, _CHECK, start.seed + 1)
         scored = [next(cross_score(ratings, settings, [mask])).scored for settings in (start, best)]
         check = compare(*scored)
-    return Found(best, changed, float(study.best_value), float(first.value or np.nan), check)
+    return Found(changed, float(study.best_value), float(first.value or np.nan), check)
 
 
 _UNUSED = ("sigma_w", "sigma_x", *_POWERS)  # without the hierarchy

@@ -114,7 +114,8 @@ def update(model: Model, ratings: Ratings) -> Updated:
 def forget(model: Model, users: Sequence[int]) -> Forgotten:
     """Take users out of a model, by row, and the movies that nobody else rated.
 
-    Of a mode the movies that they rated are found again without them. Draws of movies stay, and so does a neighbourhood.
+    Of a mode the movies that they rated are found again without them. Draws of movies stay, and so does a neighbourhood. Dates
+    that may be theirs are left out: that of the latest rating, and those at which stretches of a movie's ratings begin and end.
 
     Raises:
         UsageError: fewer than two users, or movies, with ratings would be left.
@@ -156,7 +157,7 @@ def forget(model: Model, users: Sequence[int]) -> Forgotten:
         posterior = without(p, model.settings, len(model.movies))
     modes = [isinstance(part, Laplace) for part in (p.parts if isinstance(p, Blend) else (p,))]
     return Forgotten(
-        _model(model, posterior, left, seen, model.data["latest"]),
+        _model(model, posterior, left, seen, None),  # the latest rating may have been theirs
         forgotten_users=len(set(users)),
         forgotten_ratings=int(gone.sum()),
         forgotten_movies=len(model.movies) - len(keep_movies),

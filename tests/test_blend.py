@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run
-from test_artifact import same, saved
+from test_artifact import contents, saved
 from test_drift import moody
 from test_map import seeded
 
-from pmfcli.answers import Asked, Detail, Visitor, predict, recommend, similar
+from pmfcli.answers import Asked, Choice, Detail, Visitor, predict, recommend, similar
 from pmfcli.artifact import Model, dumps, loads
 from pmfcli.blending import NEIGHBOURHOOD, blend, blend_like
 from pmfcli.config import Settings
@@ -161,10 +161,10 @@ def test_the_pool_of_answers_is_the_answer_of_the_pool(blended: Model, parts: li
 def test_it_answers_like_any_other(blended: Model) -> None:
     movies, stars = blended.seen.of(7)
     visitor = Visitor(tuple(movies.tolist()), tuple(stars.tolist()))
-    own, new = (recommend(blended, who, 5, [], [], False, "mean", DETAIL) for who in (7, visitor))
+    own, new = (recommend(blended, who, Choice(5), DETAIL) for who in (7, visitor))
     assert [row["movie"] for row in own][:2] == [row["movie"] for row in new][:2]
     assert [row["prediction"] for row in own] == pytest.approx([row["prediction"] for row in new], abs=0.1)
-    lower = recommend(blended, 7, 5, [], [], False, "lower", DETAIL)
+    lower = recommend(blended, 7, Choice(5, by="lower"), DETAIL)
     assert lower[0]["lo"] >= own[0]["lo"]
     assert len(similar(blended, "movie", 0, 5, "cosine", None)) == 5
     assert len(similar(blended, "user", 0, 5, "cosine", None)) == 5
@@ -173,7 +173,7 @@ def test_it_answers_like_any_other(blended: Model) -> None:
 
 def test_the_file_is_the_model_and_a_damaged_one_is_refused(blended: Model) -> None:
     content = dumps(blended)
-    same(loads(content, "x"), blended)
+    assert contents(loads(content, "x")) == contents(blended)
     assert dumps(loads(content, "x")) == content
     raw = torch.load(io.BytesIO(content), weights_only=True)
     changes = {
@@ -228,10 +228,10 @@ def test_a_part_may_know_more_movies(split: tuple[Ratings, Ratings], parts: list
     assert loads(dumps(model), "x").posterior.movies == (len(ids) - 1, len(ids), len(ids))
     (row,) = predict(model, [Asked(training.users.ids[0], "new")], DETAIL)
     assert row["source"] == "features"
-    top = recommend(model, 0, len(ids), [], [], True, "mean", DETAIL)
+    top = recommend(model, 0, Choice(len(ids), include_seen=True), DETAIL)
     assert {row["movie"] for row in top} == set(ids)
     visitor = Visitor((0, len(ids) - 1), (4.0, 2.0))
-    assert len(recommend(model, visitor, 3, [], [], False, "mean", DETAIL)) == 3
+    assert len(recommend(model, visitor, Choice(3), DETAIL)) == 3
     assert len(similar(model, "movie", len(ids) - 1, 3, "cosine", None)) == 3
 
 
@@ -298,7 +298,11 @@ def test_blend_on_the_command_line(answer: Run, tmp_path: Path, parts: list[Mode
         (["a.pt", "b.pt"], 2, "give one of: --holdout FILE, --weights BLEND.pt"),
         (["a.pt", "no.pt", "--holdout", "held.csv"], 4, "no such model"),
         (["a.pt", "d.pt", "--holdout", "held.csv"], 2, "it is a blend"),
-        (["a.pt", "b.pt", "--holdout", "held.csv", "-o", "no/x.pt"], 2, "give a file in a folder that is there"),
+        (
+            ["a.pt", "b.pt", "--holdout", "held.csv", "-o", "no/x.pt"],
+            2,
+            "--output no/x.pt: No such file or directory; give a file in a folder",
+        ),
         (
             ["a.pt", "b.pt", "--weights", "d.pt", "--no-neighbours"],
             2,

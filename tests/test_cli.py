@@ -102,6 +102,9 @@ def test_bad_data_is_3(pmf: Run, tmp_path: Path, name: str, command: str) -> Non
         (["train", "-o", "no/such/folder/m.pt"], "No such file or directory"),
         (["train", "-o", "."], "is a folder"),
         (["train", "-o", "/proc/m.pt"], "--output /proc/m.pt"),
+        (["recommend", "--all-users", "-o", "/proc/m.csv"], "--output /proc/m.csv"),
+        (["evaluate", "--plot", "/proc/m.svg"], "--plot /proc/m.svg"),
+        (["tune", "-o", "/proc/t.toml"], "--output /proc/t.toml"),
         (["train", "-o", "-", "--json"], "the model takes standard output"),
         (["train", "-o", "-", "--log", "-"], "the model takes standard output"),
         (["predict", "-", "-m", "-"], "cannot both come from standard input"),
@@ -301,7 +304,51 @@ def test_the_ratings_are_not_written_over(answer: Run, tmp_path: Path) -> None:
         done = answer("train", "--data", "good.csv", flag, tmp_path / "good.csv")
         assert done.returncode == 2
         assert "these are the ratings" in done.stderr
-    assert (tmp_path / "good.csv").read_text() == GOOD
+    folder = tmp_path / "data" / "ml-latest-small"
+    folder.mkdir(parents=True)
+    (folder / "ratings.csv").write_text(GOOD)
+    (folder / "part.parquet").write_bytes(b"a part")
+    for arguments in (
+        ["train", "-o", "data/ml-latest-small/ratings.csv"],
+        ["train", "--data", "data/ml-latest-small", "-o", "data/ml-latest-small/ratings.csv"],
+        ["tune", "--data", "ml-latest-small", "-o", "data/ml-latest-small/ratings.csv"],
+        ["tune", "--data", "good.csv", "-o", "good.csv"],
+        ["blend", "a.pt", "b.pt", "--holdout", "good.csv", "-o", "good.csv"],
+    ):
+        assert answer(*arguments).returncode == 2
+    (folder / "ratings.csv").rename(folder / "kept")
+    done = answer("train", "--data", folder, "-o", folder / "part.parquet")
+    assert (done.returncode, "these are the ratings" in done.stderr) == (2, True)
+    left = {
+        "good.csv": GOOD.encode(),
+        **{f"data/ml-latest-small/{name}": text for name, text in (("kept", GOOD.encode()), ("part.parquet", b"a part"))},
+    }
+    assert tree(tmp_path) == left
+
+
+def test_no_file_is_written_over_another_of_the_same_run(answer: Run, tmp_path: Path) -> None:
+    for name, text in (("good.csv", GOOD), ("films.csv", "movie,kind\n1,a\n2,b\n"), ("c.toml", "latent = 2\n")):
+        (tmp_path / name).write_text(text)
+    before = tree(tmp_path)
+    for arguments, said in (
+        (["-o", "m.pt", "--checkpoint", "./m.pt"], "--checkpoint m.pt: is the file of --output, too"),
+        (["-o", "m.pt", "--log", "m.pt"], "--log m.pt: is the file of --output, too"),
+        (["--config", "c.toml", "-o", "c.toml"], "--output c.toml: is the file of --config, too"),
+        (["--method", "bayes", "--movie-features", "films.csv", "-o", "films.csv"], "is the file of --movie-features, too"),
+        (["--resume", "--checkpoint", "good.csv"], "--checkpoint good.csv: these are the ratings"),
+    ):
+        done = answer("train", "--data", "good.csv", "--epochs", "2", *arguments)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+        assert tree(tmp_path) == before
+
+
+def test_no_file_is_called_by_a_hyphen(answer: Run, tmp_path: Path, sample_file: Path) -> None:
+    for arguments in (["tune", "-o", "-"], ["blend", "a.pt", "b.pt", "--holdout", "x.csv", "-o", "-"]):
+        done = answer(*arguments)
+        assert (done.returncode, "take standard output; give a file" in done.stderr) == (2, True)
+    done = answer("blend", sample_file, "--holdout", "x.csv", "-o", sample_file)
+    assert (done.returncode, "is one of the models" in done.stderr) == (2, True)
+    assert not tree(tmp_path)
 
 
 def test_a_full_log_is_said_and_the_model_kept(pmf: Run, tmp_path: Path) -> None:
@@ -416,6 +463,9 @@ def test_recommendations_are_unseen_unless_asked(answer: Run, sample_file: Path)
     everything = movies("-n", "1000", "--include-seen")
     assert len(everything) == 230
     assert seen <= set(everything)
+    nothing = ("recommend", "--user", "4", "-m", sample_file, "--candidates", best[0], "--exclude", best[0])
+    assert answer(*nothing).stderr.endswith("nothing is left to recommend; --include-seen also lists what the user has rated\n")
+    assert answer(*nothing, "--include-seen").stderr.endswith("nothing is left to recommend\n")
 
 
 def test_similar_users_and_movies(answer: Run, sample_file: Path) -> None:
@@ -438,6 +488,10 @@ def test_a_closed_pipe_is_quiet(sample_file: Path) -> None:
     assert done.stdout.count("\n") == 1
     assert done.stderr == SIMULATED
     assert done.returncode == 141  # as of any program that SIGPIPE ends
+    for other in ("--help", "--version", f"info --json -m {sample_file}", f"forget --user 4 -m {sample_file} -o -"):
+        line = f"exec 3> >(exec true); sleep 0.1; {sys.executable} -m pmfcli {other} >&3"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, "pmf: " in done.stderr) == (141, False), done.stderr
 
 
 def test_a_full_pipe_target_is_an_error(sample_file: Path) -> None:
@@ -526,6 +580,20 @@ def test_control_c_is_130(tmp_path: Path) -> None:
     assert not (tmp_path / "pmf.pt").exists()
 
 
+def test_control_c_before_there_is_a_command_line_is_130() -> None:
+    """As if it came while typer is imported."""
+    code = (
+        "import sys, builtins; real = builtins.__import__\n"
+        "def fake(name, *more, **named):\n"
+        "    if name == 'typer': raise KeyboardInterrupt\n"
+        "    return real(name, *more, **named)\n"
+        "builtins.__import__ = fake\n"
+        "from pmfcli.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "pmf: interrupted\n")
+
+
 def test_a_table_at_a_fixed_width(pmf: Run, tmp_path: Path) -> None:
     """The golden text of a table: a hand-made model, so that no training stands between it and the text."""
     model = run(train(ratings_of([0, 0, 1, 1], [0, 1, 1, 2], [1, 5, 2, 4]), Settings(latent=2, epochs=1, holdout=0.0)))
@@ -536,9 +604,10 @@ def test_a_table_at_a_fixed_width(pmf: Run, tmp_path: Path) -> None:
         **{**vars(model), "posterior": posterior, "titles": ("First", None, "A [red]third[/] with a long title (1999)")}
     )
     (tmp_path / "pmf.pt").write_bytes(dumps(made))
-    done = pmf("predict", "--user", "u0", "--movie", "0", "--movie", "20", "--format", "table", COLUMNS="90")
-    golden = (Path(__file__).parent / "golden" / "predict.txt").read_text()
-    assert [line.rstrip() for line in done.stdout.splitlines()] == golden.splitlines()
+    for width, name in ((90, "predict.txt"), (120, "predict-wide.txt")):
+        asked = ("predict", "--user", "u0", "--movie", "0", "--movie", "20", "--format", "table")
+        golden = (Path(__file__).parent / "golden" / name).read_text()
+        assert [line.rstrip() for line in pmf(*asked, COLUMNS=str(width)).stdout.splitlines()] == golden.splitlines()
 
 
 @pytest.mark.parametrize("columns", ["60", "80", "200"])
@@ -553,7 +622,7 @@ def test_no_number_is_cut_off_by_a_narrow_terminal(pmf: Run, sample_file: Path, 
         assert not isinstance(value, float) or f"{value:.2f}" in words, name
 
 
-def test_runs_that_are_too_short_say_so(pmf: Run, tmp_path: Path) -> None:
+def test_runs_that_are_too_short_say_so(pmf: Run) -> None:
     few = "user,movie,rating\nann,dune,9\nann,heat,3\nbob,dune,8\nbob,heat,4\nbob,up,6\n"
     assert "do not show whether" in pmf("train", "--data", "-", "--method", "bayes", "--epochs", "1", stdin=few).stderr
     assert json.loads(pmf("similar", "--movie", "up", "--min-ratings", "0", "--json").stdout)["rows"][0]["sd"] is None

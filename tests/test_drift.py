@@ -76,6 +76,30 @@ def test_the_nearest_stretch_is_found() -> None:
     assert all(torch.equal(near - near.min(), kind.stretch.long()) for near, kind in zip(own, kinds, strict=True))
 
 
+def test_without_dates_every_time_finds_the_same_stretch() -> None:
+    g = seeded(3)
+    user, time = torch.randint(9, (400,), generator=g), 10**9 + 1000 * torch.randint(300, (400,), generator=g)  # some at once
+    movie = torch.randint(4, (400,), generator=g)
+    movie[:30] = torch.arange(30) // 3 + 4  # some with one stretch
+    old = drift.stacked(drift.groups(user, movie, time, users=True, movies=True))
+    new, of_movies = old.without_dates(), old.of_movies.repeat_interleave(old.length)
+    for side in ("start", "end"):
+        assert torch.equal(getattr(new, side)[~of_movies], getattr(old, side)[~of_movies])
+    assert bool((new.end >= new.start).all())
+    asked = torch.cat([time + step for step in (-(10**10), -501, -500, -1, 0, 1, 499, 500, 501, 10**10)])
+    who, what = torch.randint(9, asked.shape, generator=g), torch.randint(14, asked.shape, generator=g)
+    assert torch.equal(new.find(who, what, asked), old.find(who, what, asked))
+
+
+def test_without_dates_none_of_a_rating_of_a_movie_is_left() -> None:
+    movie, time = torch.randint(5, (300,), generator=seeded(4)), 4 * (10**8 + torch.randperm(10**6, generator=seeded(5))[:300])
+    movie[0] = 5  # its only rating
+    new = drift.stacked(drift.groups(movie, movie, time, users=False, movies=True)).without_dates()
+    left = set(torch.cat([new.start, new.end]).tolist())
+    assert len(left) > 20
+    assert not left & set(time.tolist())
+
+
 def test_times_that_are_no_seconds_are_refused() -> None:
     rows = torch.tensor([0, 999_999])
     with pytest.raises(TrainingError, match="span too far"):

@@ -205,6 +205,7 @@ def test_on_the_command_line(pmf: Run, tmp_path: Path) -> None:
     assert "features of 80 movies: kind (2)" in done.stderr
     found = json.loads(pmf("predict", "--user", "u3", "--movie", "630", "--json").stdout)["rows"][0]
     assert (found["source"], found["prediction"] < 3) == ("features", True)
+    assert pmf("predict", "-", stdin="u3\t630\n").stderr == ""  # which the model knows
     assert "--method bayes" in pmf(*common).stderr
     assert pmf(*common).returncode == 2
     assert pmf("train", "--data", "-", "--side", "genres", "--method", "bayes", stdin="a,b,3\n").returncode == 2

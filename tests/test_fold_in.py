@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import Run
 
-from pmfcli.answers import Asked, Detail, Visitor, predict, recommend
+from pmfcli.answers import Asked, Choice, Detail, Visitor, predict, recommend
 from pmfcli.artifact import Model, dumps
 from pmfcli.config import Settings
 from pmfcli.core.approximation import Draws, Head
@@ -140,7 +140,7 @@ def test_few_ratings_leave_it_unsure_and_many_do_not(draws: Model) -> None:
     few, many = (Visitor(tuple(movies[:count]), tuple(stars[:count])) for count in (1, len(movies)))
     few, many = (sum(row["sd"] for row in predict(draws, pairs, DETAIL, visitor)) for visitor in (few, many))
     assert few > many
-    best = recommend(draws, Visitor(tuple(movies), tuple(stars)), 5, [], [], False, "lower", DETAIL)
+    best = recommend(draws, Visitor(tuple(movies), tuple(stars)), Choice(5, by="lower"), DETAIL)
     assert [row["lo"] for row in best] == sorted((row["lo"] for row in best), reverse=True)
     assert not {row["movie"] for row in best} & {draws.movies.ids[movie] for movie in movies}
 

@@ -8,7 +8,7 @@ import torch
 from conftest import ratings_of
 from test_map import seeded
 
-from pmfcli.answers import Detail, recommend
+from pmfcli.answers import Choice, Detail, recommend
 from pmfcli.config import Settings
 from pmfcli.core import metrics
 from pmfcli.core.predictive import Masses, Mixture
@@ -115,7 +115,7 @@ def test_the_candidates_are_all_that_the_user_has_not_rated(sample: Ratings) -> 
     assert len(found.user) == min(len(users), 1000)
     for user, ndcg, recall in zip(found.user[:20].long().tolist(), found.ndcg[:20], found.recall[:20], strict=True):
         liked = {sample.movies.ids[m] for m in test.movie[(test.user == user) & (test.stars >= 4)]}
-        best = [row["movie"] for row in recommend(model, user, k, [], [], False, "mean", Detail(0.9, stars=False))]
+        best = [row["movie"] for row in recommend(model, user, Choice(k), Detail(0.9, stars=False))]
         gains = [1 / math.log2(2 + place) for place, movie in enumerate(best) if movie in liked]
         assert float(recall) == pytest.approx(len(gains) / len(liked))
         assert float(ndcg) == pytest.approx(sum(gains) / sum(1 / math.log2(2 + place) for place in range(min(k, len(liked)))))

@@ -19,7 +19,7 @@ from conftest import Run
 from test_map import seeded
 
 from pmfcli import tables
-from pmfcli.answers import Asked, Detail, Recommended, predict, recommend, recommend_all
+from pmfcli.answers import Asked, Choice, Detail, Recommended, predict, recommend, recommend_all
 from pmfcli.artifact import Model, dumps
 from pmfcli.blending import blend
 from pmfcli.config import Settings
@@ -67,8 +67,8 @@ def test_they_are_those_of_each_user_alone(
 ) -> None:
     model = models[name]
     monkeypatch.setattr(core, "_SCORES", 17 * len(model.movies))  # blocks of 17 users, and a shorter one
-    alone = [row for user in range(USERS) for row in recommend(model, user, 4, [], [2], False, by, DETAIL)]
-    parts = list(recommend_all(model, range(USERS), 4, [], [2], False, by, DETAIL))
+    alone = [row for user in range(USERS) for row in recommend(model, user, Choice(4, exclude=[2], by=by), DETAIL)]
+    parts = list(recommend_all(model, range(USERS), Choice(4, exclude=[2], by=by), DETAIL))
     assert [part.users for part in parts] == [17, 17, 6]
     rows = [row for part in parts for row in part.rows()]
     assert [what(row) for row in rows] == [what(row) for row in alone]
@@ -240,7 +240,7 @@ def test_nothing_left_is_said(answer: Run, sample_file: Path) -> None:
         (["--format", "table"], "give --format tsv, csv or jsonl, or a file by --output"),
         (["-o", "best.xlsx"], "give .parquet, .csv, .tsv or .jsonl"),
         (["-o", "-"], "give .parquet, .csv, .tsv or .jsonl"),
-        (["-o", "no/best.csv"], "give a file in a folder that is there"),
+        (["-o", "no/best.csv"], "No such file or directory; give a file in a folder that you may write"),
         (["-o", "best.csv", "--format", "csv"], "leave --format and --json out"),
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run, ratings_of
-from test_artifact import same
+from test_artifact import contents
 from test_drift import moody
 from test_fold_in import copies
 from test_map import seeded
@@ -153,7 +153,7 @@ def test_rows_that_are_computed_are_at_the_mode_given_all(
     by_movie[[model.movies.row(name) for name in new.movies.ids]] = False
     by_movie = by_movie[: len(old.movies)]
     assert torch.equal(model.posterior.factors.V[: len(old.movies)][by_movie], old.posterior.factors.V[by_movie])
-    same(loads(dumps(model), "x"), model)
+    assert contents(loads(dumps(model), "x")) == contents(model)
 
 
 def test_nothing_new_changes_nothing(modes: dict[str, Model], draws: Model, parts: tuple[Ratings, Ratings]) -> None:
@@ -236,7 +236,7 @@ def test_draws_of_known_and_new_users_are_those_of_visitors(draws: Model, parts:
     torch.testing.assert_close(p.mean_u, p.U.float().mean(1))
     left = [row for row, name in enumerate(draws.users.ids) if name not in known.users.ids]
     assert torch.equal(p.U[:, left], draws.posterior.U[:, left])
-    same(loads(dumps(model), "x"), model)
+    assert contents(loads(dumps(model), "x")) == contents(model)
 
 
 DRAWS, DOF, RATERS, U = 4000, 3.0, 5, 0.8
@@ -283,7 +283,7 @@ def test_new_movies_of_draws_are_known_by_their_ratings(draws: Model, parts: tup
     model = found.model
     assert (found.new_movies, found.recomputed_movies) == (3, 3)
     assert found.rated_movies_left == len(parts[1].movies) - 3
-    same(loads(dumps(model), "x"), model)
+    assert contents(loads(dumps(model), "x")) == contents(model)
     for name in model.movies.ids[-3:]:
         rows = [(user, stars) for user, movie, stars in triples(model) if movie == name]
         said = [row["prediction"] for row in predict(model, [Asked(user, name) for user, _ in rows], DETAIL)]
@@ -302,7 +302,7 @@ def check_forgotten(old: Model, ratings: Ratings, names: list[str], time: int | 
     rows = [old.users.row(name) for name in names]
     found = forget(old, rows)
     model = loads(dumps(found.model), "x")
-    same(model, found.model)
+    assert contents(model) == contents(found.model)
     left = dense(ratings.select(~np.isin(ratings.user, rows)))
     assert (model.users, model.movies, model.titles) == (left.users, left.movies, left.titles)
     assert triples(model) == triples_of(left)
@@ -321,6 +321,7 @@ def check_forgotten(old: Model, ratings: Ratings, names: list[str], time: int | 
             assert now["sd"] == pytest.approx(was["sd"], rel=2e-3)
         else:
             assert now == was
+    assert model.data["latest"] is None
     content = dumps(model)
     assert all(name.encode() in dumps(old) and name.encode() not in content for name in names)
     return model
@@ -362,6 +363,7 @@ def test_draws_with_effects_of_time_forget() -> None:
     own, before = model.posterior.drift.stretches, old.posterior.drift.stretches
     assert own.length[~own.of_movies].sum() < before.length[~before.of_movies].sum()
     assert torch.equal(own.length[own.of_movies], before.length[before.of_movies])
+    assert torch.equal(own.start, own.without_dates().start)
 
 
 def test_a_blend_forgets(distinct: Ratings, small: Ratings) -> None:
@@ -439,6 +441,11 @@ def test_on_the_command_line(answer: Run, tmp_path: Path) -> None:
     done = answer("update", "pmf.pt", "new.csv")
     assert "in place of the old model" in done.stderr
     assert (tmp_path / "pmf.pt").read_bytes() == (tmp_path / "new.pt").read_bytes()
+    written = (tmp_path / "pmf.pt").stat().st_ino
+    done = answer("update", "pmf.pt", "new.csv", "--json")
+    assert (json.loads(done.stdout)["repeated"], "wrote" in done.stderr) == (5, False)
+    assert done.stderr.endswith("nothing is new: the model stays as it was\n")
+    assert (tmp_path / "pmf.pt").stat().st_ino == written
     done = answer("forget", "-m", "new.pt", "--user", "1", "--user", "3", "--json")
     found = json.loads(done.stdout)
     assert (found["forgotten_users"], found["forgotten_ratings"], found["forgotten_movies"]) == (2, 10, 1)

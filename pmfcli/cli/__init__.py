@@ -27,7 +27,6 @@ from pmfcli.cli import (
     tune,
     update,
 )
-from pmfcli.console import ClosedPipeError
 from pmfcli.errors import PmfError
 from pmfcli.text import clean
 
@@ -89,7 +88,7 @@ def run(arguments: list[str], debug: bool = False) -> int:
         if code == 130:  # typer turns Ctrl-C into this
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except (ClosedPipeError, BrokenPipeError):
+    except (BrokenPipeError, SystemExit):  # typer turns the one into the other
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is said to the closed pipe
         return 141
     except (KeyboardInterrupt, typer.Abort):
@@ -107,7 +106,7 @@ def run(arguments: list[str], debug: bool = False) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command-line parser
             command = getattr(getattr(error, "ctx", None), "command_path", "pmf")
-            message = " ".join(error.format_message().split())
+            message = " ".join(error.format_message().replace("Value error, ", "").split())
             if not message:  # no arguments: the help was asked for
                 return 2
             return _fail(f"{message.rstrip('.')}; see {command} --help", 2, debug)

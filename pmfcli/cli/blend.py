@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pmfcli.cli.common import by_hand, load_model, read_data, say_if_dates_are_told
+from pmfcli.cli.common import by_hand, check_folder, check_is_not_data, load_model, read_data, say_if_dates_are_told
 from pmfcli.cli.options import AsJson, OutputFormat, Source
 from pmfcli.console import Row, Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
@@ -42,8 +42,12 @@ def blend(
     if weights is not None and by_hand(context, "neighbours"):
         raise UsageError(f"--{'' if neighbours else 'no-'}neighbours: a blend by --weights has what that one has; leave it out")
     chosen = pick_format(output_format, as_json)
-    if output.is_dir() or not output.resolve().parent.is_dir():
-        raise UsageError(f"--output {output}: give a file in a folder that is there")
+    if str(output) == "-":
+        raise UsageError("--output -: the weights take standard output; give a file")
+    check_is_not_data("--output", output, holdout or "-")
+    if output.exists() and any(model.exists() and output.samefile(model) for model in models):
+        raise UsageError(f"--output {output}: is one of the models; give another file")
+    check_folder("--output", output)
     found = [load_model(model) for model in models]
     from pmfcli.artifact import dumps, write_atomically
     from pmfcli.blending import blend as pool

@@ -30,5 +30,7 @@ def cache(
         if clear:
             found.file.unlink(missing_ok=True)
     emit(rows, Shape("cache", ("source", "ratings", "megabytes"), ids=1), chosen)
-    if clear:
+    if not rows:
+        note(f"no caches in {folder}")
+    elif clear:
         note(f"removed {len(rows)}")

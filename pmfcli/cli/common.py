@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pmfcli.cli.options import Source
-from pmfcli.console import note
+from pmfcli.console import document, note
 from pmfcli.data.catalog import CATALOG, DEFAULT
 from pmfcli.errors import DataError, UnknownIdError, UsageError
 from pmfcli.text import short
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pmfcli.answers import Visitor
     from pmfcli.artifact import Model
     from pmfcli.data.ratings import Ratings
+    from pmfcli.updating import Forgotten, Updated
 
 
 def in_parts(source: Source) -> bool:
@@ -129,14 +130,41 @@ def load_model(path: Path) -> "Model":
     return model
 
 
-def check_is_not_data(flag: str, path: Path | None, data: str | None) -> None:
+def check_is_not_data(flag: str, path: Path | None, data: str | None, data_dir: Path = Path("data")) -> None:
     """Refuse to write over the ratings.
 
+    Args:
+        data, data_dir: as in ``Source``.
+
     Raises:
-        UsageError: the file to write is the one that they are read from.
+        UsageError: the file to write is the one, or one of the folder, that they are read from.
     """
-    if path is not None and data is not None and path.is_file() and Path(data).exists() and path.samefile(data):
+    from pmfcli.data.sample import NAME
+
+    source = data_dir / (data or DEFAULT) if data is None or data in CATALOG else Path(data)
+    if path is None or data in ("-", NAME) or not path.is_file() or not source.exists():
+        return
+    from pmfcli.data.readers import ratings_file
+
+    file = ratings_file(source)
+    if path.samefile(file) or (file.is_dir() and path.suffix == ".parquet" and path.resolve().parent.samefile(file)):
         raise UsageError(f"{flag} {path}: these are the ratings; give another file")
+
+
+def check_folder(flag: str, path: Path) -> None:
+    """Refuse, before the work, a file that could not be written after it.
+
+    Raises:
+        UsageError: it is a folder, or is in none, or in one where nothing may be written.
+    """
+    try:
+        if path.is_dir():
+            raise UsageError(f"{flag} {path}: is a folder; give a file")
+        if not path.exists() or path.is_file():
+            with tempfile.TemporaryFile(dir=path.resolve().parent):
+                pass
+    except OSError as error:
+        raise UsageError(f"{flag} {path}: {error.strerror or error}; give a file in a folder that you may write") from None
 
 
 def check_output(output: Path, as_json: bool) -> None:
@@ -151,14 +179,7 @@ def check_output(output: Path, as_json: bool) -> None:
         if sys.stdout.isatty():
             raise UsageError("--output -: a model is not text; send it to a file or a pipe")
         return
-    try:
-        if output.is_dir():
-            raise UsageError(f"--output {output}: is a folder; give a file")
-        if not output.exists() or output.is_file():
-            with tempfile.TemporaryFile(dir=output.resolve().parent):
-                pass
-    except OSError as error:
-        raise UsageError(f"--output {output}: {error.strerror or error}; give a file in a folder that you may write") from None
+    check_folder("--output", output)
 
 
 def write_model(output: Path, model: "Model") -> int:
@@ -175,6 +196,25 @@ def write_model(output: Path, model: "Model") -> int:
     else:
         write_atomically(output, content)
     return len(content)
+
+
+def write_changed(
+    found: "Updated | Forgotten", model: Path, output: Path | None, schema: str, as_json: bool, changed: bool = True
+) -> None:
+    """Write what became of a model, to ``output`` or in its own place, and say so; as JSON, say what changed.
+
+    Args:
+        changed: one that did not is not written in its own place.
+    """
+    path = output or model
+    if changed or output is not None:
+        size = write_model(path, found.model)
+        name = "to standard output" if str(path) == "-" else str(path)
+        note(f"wrote {name} ({size / 1e6:.1f} MB)" + (", in place of the old model" if name == str(model) else ""))
+    if as_json:
+        counts = {name: value for name, value in found._asdict().items() if name != "model"}
+        counts |= {name: found.model.data[name] for name in ("ratings", "users", "movies")}
+        document({"model": str(path), "method": found.model.method, **counts}, schema)
 
 
 def read_visitor(source: str, model: "Model") -> "Visitor":

@@ -4,6 +4,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import typer
+
 from pmfcli.console import note
 
 EXAMPLE = "pmf demo"
@@ -19,7 +21,7 @@ _TOUR = (
 
 def demo() -> None:
     """Tour on the embedded sample: train, predict, recommend, similar, evaluate. Leaves nothing behind."""
-    from pmfcli.cli import run
+    from pmfcli.cli import app
 
     with tempfile.TemporaryDirectory(prefix="pmf-demo-") as folder:
         for title, command, model_flag in _TOUR:
@@ -27,7 +29,7 @@ def demo() -> None:
             note(f"\n# {title}\n$ pmf {command}{f' {model_flag} sample.pt' if model_flag else ''}")
             where = [model_flag, str(Path(folder) / "sample.pt")] if model_flag else []
             form = [] if command.startswith("train") else ["--format", "table"]
-            code = run([*command.split(), *where, *form])
+            code = app([*command.split(), *where, *form], prog_name="pmf", standalone_mode=False)
             if code:
-                sys.exit(code)
+                raise typer.Exit(code)
     note("\nThe same on your ratings: pmf train --data ratings.csv, or on MovieLens: pmf download")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pmfcli.cli.common import by_hand, load_model, read_data, say_if_dates_are_told
+from pmfcli.cli.common import by_hand, check_folder, load_model, read_data, say_if_dates_are_told
 from pmfcli.cli.options import AsJson, Config, ModelFile, OutputFormat, Source, with_data_and_settings
 from pmfcli.config import resolve
 from pmfcli.console import Row, Shape, document, emit, note, pick_format, progress
@@ -59,6 +59,7 @@ def evaluate(
         from pmfcli.plots import check_plot
 
         check_plot(plot)
+        check_folder("--plot", plot)
     _check_flags(context, test, folds, split, [f"--{name.replace('_', '-')}" for name in given])
     if test is not None:
         found = load_model(model)

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pmfcli.cli.common import check_output, load_model, write_model
+from pmfcli.cli.common import check_output, load_model, write_changed
 from pmfcli.cli.options import AsJson, ModelFile
-from pmfcli.console import document, note
+from pmfcli.console import note
 from pmfcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,12 +34,7 @@ def forget(
 
     found = without(old, [find_user(old, name) for name in user])
     _say(found)
-    size = write_model(output or model, found.model)
-    note(f"wrote {output or model} ({size / 1e6:.1f} MB)" + (", in place of the old model" if output in (None, model) else ""))
-    if as_json:
-        counts = {name: value for name, value in found._asdict().items() if name != "model"}
-        counts |= {name: found.model.data[name] for name in ("ratings", "users", "movies")}
-        document({"model": str(output or model), "method": old.method, **counts}, "forget")
+    write_changed(found, model, output, "forget", as_json)
 
 
 def _say(found: "Forgotten") -> None:

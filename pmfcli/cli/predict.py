@@ -80,7 +80,7 @@ def _counted(rows: Iterator[Row]) -> Iterator[Row]:
     total = unknown = 0
     for row in rows:
         total += 1
-        unknown += row["source"] != "model"
+        unknown += row["source"] not in ("model", "features")
         yield row
     if unknown:
         note(f"{unknown:,} of {total:,} pairs have a user or movie that the model does not know; 'source' says which")

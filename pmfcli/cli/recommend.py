@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pmfcli import tables
-from pmfcli.cli.common import load_model, read_visitor
+from pmfcli.cli.common import check_folder, load_model, read_visitor
 from pmfcli.cli.options import AsJson, ByRow, Count, Interval, ModelFile, OutputFormat, VisitorRatings
 from pmfcli.console import Format, Progress, Shape, emit, note, pick_format, progress
 from pmfcli.errors import UsageError
@@ -55,26 +55,30 @@ def recommend(
         raise UsageError("--output goes with --all-users; the answer for one goes to standard output")
     chosen = _format_of_all(output, output_format, as_json) if all_users else pick_format(output_format, as_json)
     found = load_model(model)
-    from pmfcli.answers import Detail, find_movie, find_user, recommend_all
+    from pmfcli.answers import Choice, Detail, find_movie, find_user, recommend_all
     from pmfcli.answers import recommend as best
 
     among = [find_movie(found, name, flag="--candidates") for name in candidates or []]
     left_out = [find_movie(found, name, flag="--exclude") for name in exclude or []]
-    how = n, among, left_out, include_seen, rank_by, Detail(interval, stars=False)
+    how = Choice(n, among, left_out, include_seen, rank_by), Detail(interval, stars=False)
     if all_users:
         _write(recommend_all(found, range(len(found.users)), *how), len(found.users), output, chosen)
         return
     who = read_visitor(ratings, found) if ratings is not None else find_user(found, user or "", by_row)
     rows = best(found, who, *how)
     if not rows:
-        note("nothing is left to recommend; --include-seen adds what the user has rated")
-    heading = f"For user {found.users.ids[who]}" if isinstance(who, int) else f"For these {len(who.movies)} ratings"
+        note("nothing is left to recommend" + ("" if include_seen else "; --include-seen also lists what the user has rated"))
+    if isinstance(who, int):
+        heading = f"For user {found.users.ids[who]}"
+    else:
+        heading = "For this rating" if len(who.movies) == 1 else f"For these {len(who.movies)} ratings"
     emit(rows, Shape("recommend", _COLUMNS, heading), chosen)
 
 
 def _format_of_all(output: Path | None, asked: Format | None, as_json: bool) -> Format:
     if output is not None:
         tables.check(output)
+        check_folder("--output", output)
         if asked or as_json:
             raise UsageError(f"--output {output}: its ending says what to write; leave --format and --json out")
     elif as_json or asked in ("json", "table"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmfcli.cli.common import read_data
+from pmfcli.cli.common import check_folder, check_is_not_data, read_data
 from pmfcli.cli.options import AsJson, Config, OutputFormat, Source, with_data_and_settings
 from pmfcli.config import resolve
 from pmfcli.console import Row, Shape, emit, note, pick_format, progress
@@ -40,8 +40,10 @@ def tune(
     """Search for settings that do better on held-out ratings. Settings that are given stay as they are."""
     chosen = pick_format(output_format, as_json)
     start = resolve(given, config, os.environ)
-    if output.is_dir() or not output.resolve().parent.is_dir():
-        raise UsageError(f"--output {output}: give a file in a folder that is there")
+    if str(output) == "-":
+        raise UsageError("--output -: the trials take standard output; give a file")
+    check_is_not_data("--output", output, source.data, source.data_dir)
+    check_folder("--output", output)
     ratings = read_data(source)
     from pmfcli.artifact import write_atomically
     from pmfcli.tuning import tune as search

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pmfcli.cli.common import check_is_not_data, check_output, load_model, read_data, write_model
+from pmfcli.cli.common import check_is_not_data, check_output, load_model, read_data, write_changed
 from pmfcli.cli.options import AsJson, MovieCol, RatingCol, SkipBad, Source, TimeCol, UserCol
-from pmfcli.console import document, note, progress
+from pmfcli.console import note, progress
 from pmfcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,19 +35,16 @@ def update(
     check_is_not_data("--output", output, ratings)
     check_output(output or model, as_json)
     old = load_model(model)
-    columns = {"user_col": user_col, "movie_col": movie_col, "rating_col": rating_col, "time_col": time_col}
-    new = read_data(Source(data=ratings, skip_bad=skip_bad, **columns))  # type: ignore[arg-type] # all are texts
+    source = Source(
+        ratings, user_col=user_col, movie_col=movie_col, rating_col=rating_col, time_col=time_col, skip_bad=skip_bad
+    )
+    new = read_data(source)
     from pmfcli.updating import update as take_in
 
     with progress("update"):
         found = take_in(old, new)
     _say(found, new.name)
-    size = write_model(output or model, found.model)
-    note(f"wrote {output or model} ({size / 1e6:.1f} MB)" + (", in place of the old model" if output in (None, model) else ""))
-    if as_json:
-        counts = {name: value for name, value in found._asdict().items() if name != "model"}
-        counts |= {name: found.model.data[name] for name in ("ratings", "users", "movies")}
-        document({"model": str(output or model), "method": old.method, **counts}, "update")
+    write_changed(found, model, output, "update", as_json, changed=found.model is not old)
 
 
 def _say(found: "Updated", name: str) -> None:

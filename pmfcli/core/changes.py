@@ -56,7 +56,7 @@ def extended(posterior: Laplace | Draws, users: int, movies: int) -> Laplace | D
 
 
 def kept(posterior: Laplace | Draws | Neighbourhood, users: Tensor, movies: Tensor) -> Laplace | Draws | Neighbourhood:
-    """The rows of some users and movies alone, by ascending index."""
+    """The rows of some users and movies alone, by ascending index; of movies' effects of time without the dates of ratings."""
     p = posterior
     if isinstance(p, Laplace):
         return _each(p, lambda rows: rows[users], lambda rows: rows[movies])
@@ -258,4 +258,4 @@ def _kept_in_time(drift: Drift, users: Tensor, movies: Tensor, n_users: int, n_m
     usual_u = None if drift.usual_u is None else drift.usual_u[:, users]
     usual_v = None if drift.usual_v is None else drift.usual_v[:, movies]
     stretches = s._replace(length=length, row=row[stay], start=s.start[stay], end=s.end[stay])
-    return drift._replace(stretches=stretches, value=drift.value[:, stay], usual_u=usual_u, usual_v=usual_v)
+    return drift._replace(stretches=stretches.without_dates(), value=drift.value[:, stay], usual_u=usual_u, usual_v=usual_v)

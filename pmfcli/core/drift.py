@@ -43,6 +43,26 @@ class Stretches(NamedTuple):
             first += size
         return torch.stack(found)
 
+    def without_dates(self) -> "Stretches":
+        """The same without the dates of the ratings that stretches of movies begin and end with, which may be anybody's.
+
+        A time belongs to the nearest of them, however far. So nothing changes where each ends half way to the next; the first
+        of a movie begins where it ends, the last ends where it begins, and one that is alone is at 0.
+        """
+        of_movies = self.of_movies.repeat_interleave(self.length)
+        kind = torch.arange(len(self.length)).repeat_interleave(self.length)
+        follows, followed = torch.zeros_like(of_movies), torch.zeros_like(of_movies)  # another one of the same movie
+        follows[1:] = of_movies[1:] & (kind.diff() == 0) & (self.row.diff() == 0)
+        followed[:-1] = follows[1:]
+        start, end = self.start.clone(), self.end.clone()
+        half = (end[followed] + start[follows]) // 2
+        end[followed], start[follows] = half, torch.minimum(half + 1, start[follows])
+        first, last = of_movies & ~follows, of_movies & ~followed
+        alone = first & last
+        start[first], end[last] = end[first], start[last]
+        start[alone], end[alone] = 0, 0
+        return self._replace(start=start, end=end)
+
 
 class Effects(NamedTuple):
     """The effects of one kind of stretch."""

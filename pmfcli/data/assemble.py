@@ -61,12 +61,11 @@ def assemble(
     if title is not None:
         titled = title >= 0
         by_row = dict(zip(movie[titled].tolist(), title[titled].tolist(), strict=True))
-        titles = [known_titles[by_row[row]] if row in by_row else None for row in range(len(movies))]
+        titles = tuple(known_titles[by_row[row]] if row in by_row else None for row in range(len(movies)))
     else:
-        by_id = read_titles(file) if file is not None else {}
-        titles = [by_id.get(name) for name in movies.ids]
+        titles = read_titles(file, movies) if file is not None else (None,) * len(movies)
     scale = Scale(float(stars.min()), float(stars.max()))
-    return Reading(Ratings(user, movie, stars, time, users, movies, tuple(titles), scale, name), repeated, skipped)
+    return Reading(Ratings(user, movie, stars, time, users, movies, titles, scale, name), repeated, skipped)
 
 
 def _in_order(user: Array, movie: Array, n_movies: int, time: Array | None) -> tuple[Array | None, int]:

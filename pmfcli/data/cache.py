@@ -90,7 +90,7 @@ def _store(file: Path, source: Path, asked: dict[str, Any], reading: Reading) ->
         "skipped": reading.skipped,
         "users": ratings.users.ids,
         "movies": ratings.movies.ids,
-        "titles": None if ratings.titles == _titles_beside(source, ratings.movies) else ratings.titles,
+        "titles": None if ratings.titles == read_titles(source, ratings.movies) else ratings.titles,
     }
     arrays = {"user": ratings.user, "movie": ratings.movie, "stars": ratings.stars}
     if ratings.time is not None:
@@ -133,7 +133,7 @@ def _load(file: Path, source: Path, asked: dict[str, Any]) -> Reading | None:
         users, movies = (Vocabulary(tuple(map(str, about[name]))) for name in ("users", "movies"))
         titles = about["titles"]
         if titles is None:
-            titles = _titles_beside(source, movies)
+            titles = read_titles(source, movies)
         if not _fits(found, len(users), len(movies)) or len(titles) != len(movies):
             return None
         titles = tuple(None if title is None else clean(str(title)) for title in titles)
@@ -144,11 +144,6 @@ def _load(file: Path, source: Path, asked: dict[str, Any]) -> Reading | None:
         return Reading(ratings, int(about["duplicates"]), int(about["skipped"]))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError):
         return None
-
-
-def _titles_beside(source: Path, movies: Vocabulary) -> tuple[str | None, ...]:
-    by_id = read_titles(source)
-    return tuple(by_id.get(name) for name in movies.ids)
 
 
 def _fits(found: dict[str, Array], n_users: int, n_movies: int) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from pmfcli.data.fields import SEPARATORS, UNQUOTED, Columns, by_role, split
+from pmfcli.data.fields import LARGEST, SEPARATORS, UNQUOTED, Columns, by_role, split
 from pmfcli.data.ratings import Array, Block, Ratings, Vocabulary
 from pmfcli.data.titles import read_dat
 from pmfcli.errors import DataError, UsageError
@@ -26,7 +26,6 @@ SIDES = ("genres", "year", "tags", "user")
 _KNOTS = 8  # quantiles that hats stand on, at most
 _NUMBERS = 10  # different numbers that are a quantity, not names, at least
 _QUANTITY = 0.95  # of the entries of a quantity are numbers, at least; the rest are taken as missing
-_LARGEST = 1e30  # numbers beyond this are taken as missing
 _SHARED = 2  # rows that have a thing, at least: of one row's own thing nothing is to be learned
 _MOST = 100_000  # things of a column
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
@@ -212,7 +211,7 @@ def encode(name: str, values: pd.Series, vocabulary: Vocabulary) -> Block:
     texts = values.astype(str).to_numpy()
     said = known & (texts != "")
     numbers = pd.to_numeric(pd.Series(texts[said]), errors="coerce").to_numpy(dtype=np.float64)
-    right = np.abs(numbers) <= _LARGEST  # not where it is NaN
+    right = np.abs(numbers) <= LARGEST  # not where it is NaN
     if right.sum() >= _QUANTITY * max(1, len(right)) and len(np.unique(numbers[right])) >= _NUMBERS:
         return _hats(name, row[said][right], numbers[right])
     things = [list(dict.fromkeys(part.strip() for part in text.split("|") if part.strip())) for text in texts[said]]

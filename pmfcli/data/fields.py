@@ -18,7 +18,7 @@ NAMES = {
 SEPARATORS = ("::", "\t", ",", ";", "|")
 UNQUOTED = ("::", "\t")  # a quotation mark is a letter like any other there
 LONGEST_LINE = 1 << 22
-LARGEST = 1e30  # ratings beyond this are not numbers a model can use
+LARGEST = 1e30  # numbers beyond this are none that a model can use
 _NEEDED = ("user", "movie", "rating")
 csv.field_size_limit(LONGEST_LINE)
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from pmfcli.data.ratings import Vocabulary
 from pmfcli.errors import DataError
 from pmfcli.text import clean
 
 
-def read_titles(ratings_file: Path) -> dict[str, str]:
-    """Movie id -> title for the layout that ``ratings_file`` belongs to; empty if no file of titles lies beside it.
+def read_titles(ratings_file: Path, movies: Vocabulary) -> tuple[str | None, ...]:
+    """The title of each movie, None where there is none, from the layout that ``ratings_file`` belongs to.
 
     Raises:
         DataError: the file of titles cannot be read.
@@ -23,11 +24,12 @@ def read_titles(ratings_file: Path) -> dict[str, str]:
     name, read = readers.get(ratings_file.name, ("", _from_csv))
     path = ratings_file.with_name(name) if name else ratings_file
     if not name or not path.is_file():
-        return {}
+        return (None,) * len(movies)
     try:
-        return {clean(movie): clean(title) for movie, title in read(path).items()}
+        titles = {clean(movie): clean(title) for movie, title in read(path).items()}
     except (ValueError, KeyError, OSError) as error:
         raise DataError(f"{path}: not a file of titles ({clean(str(error))[:100]})") from None
+    return tuple(map(titles.get, movies.ids))
 
 
 def _from_csv(path: Path) -> dict[str, str]:

@@ -1,0 +1,72 @@
+"""What `pmf train` says of the model that it made."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pmfcli.console import Row, note
+
+if TYPE_CHECKING:
+    from pmfcli.artifact import Model
+
+
+def summary(model: "Model", output: Path, seconds: float) -> Row:
+    """What it is and how well it fits, for ``--json``."""
+    m, d = model.metrics, model.data
+    return {
+        "model": str(output),
+        "method": model.method,
+        **{key: m.get(key) for key in ("epochs", "loss", "sigma", "holdout_rmse", "train_rmse")},
+        **{key: m[key] for key in ("r_hat", "ess", "burn_in", "draws") if key in m},
+        "seconds": seconds,
+        **{key: d[key] for key in ("ratings", "users", "movies")},
+    }
+
+
+def say(model: "Model", output: Path, size: int, seconds: float) -> None:
+    """Notes of the same for people, and warnings where it is not good."""
+    m, d = model.metrics, model.data
+    what = "sweeps" if model.method == "bayes" else "epochs"
+    note(
+        f"{d['ratings']:,} ratings, {d['users']:,} users, {d['movies']:,} movies ({d['name']}): "
+        f"{m['epochs']} {what}, loss {m['loss']:,.1f}, training RMSE {m['train_rmse']:.3f}, {seconds:.1f} s"
+    )
+    spread = float(model.seen.stars.double().std(correction=0))
+    if "r_hat" in m:
+        mixed = "n/a" if m["r_hat"] is None else f"{m['r_hat']:.2f}, effective sample size {m['ess']:.0f}"
+        note(f"{m['draws']} draws kept after {m['burn_in']} sweeps of burn-in; of the predictions: R-hat {mixed}")
+        from pmfcli.core.chains import AGREE
+
+        if m["r_hat"] is None:
+            note("warning: so few sweeps do not show whether its predictions agree; give more --epochs, or leave it out")
+        elif m["r_hat"] > AGREE:
+            note("warning: after so many sweeps its predictions still change; give more --epochs, or leave it out")
+    if "holdout_rmse" in m:
+        told = f", their dates told (--time {model.settings['time']})" if model.settings["time"] != "none" else ""
+        beside = {name: found["rmse"] for name, found in m["holdout_baselines"].items()}
+        note(
+            f"held-out RMSE {m['holdout_rmse']:.3f} (always the mean {beside['mean']:.3f}, biases only {beside['bias']:.3f})"
+            + told
+        )
+        if m["holdout_rmse"] > beside["mean"] and m["train_rmse"] < 0.8 * spread:
+            note(
+                "warning: on held-out ratings this model is worse than always answering the mean; it memorises. "
+                + ("Try a smaller --latent" if model.method == "bayes" else "Try --noise fixed, or a larger --sigma")
+            )
+    elif model.settings["holdout"] > 0:
+        note(f"{d['ratings']:,} ratings are too few to hold out a part of them: trained on all")
+    s = model.settings
+    by_em = model.method == "map" and "em" in (s["priors"], s["noise"])
+    if by_em and s["early_stop"] and m["epochs"] == s["epochs"]:
+        note(f"warning: it was still moving after {m['epochs']} epochs; give more --epochs, or a smaller --latent")
+    if m["train_rmse"] > 0.97 * spread:
+        note(
+            f"warning: it learned little: always answering the mean has a training RMSE of {spread:.3f}. "
+            + (
+                "Try more --epochs, or --hierarchical none"
+                if by_em or model.method == "bayes"
+                else "Try a smaller --sigma, or larger --sigma-u and --sigma-v"
+            )
+        )
+    note(f"wrote {'to standard output' if str(output) == '-' else output} ({size / 1e6:.1f} MB)")
+    if model.method == "map" and model.settings["solver"] == "adam":
+        note("for the best predictions: --method bayes draws from all models that fit; about four times as long, a larger file")
