@@ -8,16 +8,14 @@ from pmfcli.core.conditional import Gaussians
 from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.predict import mixture
 from pmfcli.core.rows import Rows, chunk_of, curvature, rows_of, stacked, users_of
-from pmfcli.core.team import ALONE, Team
+from pmfcli.core.team import Team
 
 _MOVIES_AMONG = 256  # movies at a time, whose ratings are several processes'
 _NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
 
 
 @torch.no_grad()
-def estimate_noise(
-    laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted: bool, seed: int, team: Team = ALONE
-) -> Tensor:
+def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted: bool, seed: int, team: Team) -> Tensor:
     """The noise of a rating at a mode, on the unit scale, (). The sigma of a fit may be fixed at more, against overfitting.
 
     Of ratings that were held out: squared errors, each divided by its predicted variance, are 1 on average. Of ratings that the

@@ -172,7 +172,7 @@ def log_normal(x: Tensor, scale: float) -> Tensor:
     return -0.5 / scale**2 * _sum_of_squares(x) - x.numel() * (math.log(scale) + 0.5 * _LOG_2PI)
 
 
-def log_likelihood(x: Tensor, t: Tensor, sigma: Tensor, link: Link = "sigmoid") -> Tensor:
+def log_likelihood(x: Tensor, t: Tensor, sigma: Tensor, link: Link) -> Tensor:
     """Sum over pairs of log N(t | g(x), sigma^2). NIPS 2007, Eq. 1, with a logistic mean as in the end of its section 2."""
     residual = mean(x, link) - t
     return -0.5 / sigma**2 * _sum_of_squares(residual) - t.numel() * (sigma.log() + 0.5 * _LOG_2PI)

@@ -17,7 +17,7 @@ class Record(NamedTuple):
     fields: dict[str, str]
 
 
-def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...] = ()) -> Iterator[Record]:
+def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...]) -> Iterator[Record]:
     """Records with a field for every role: by the names of a header, or the first fields of each line.
 
     Args:
