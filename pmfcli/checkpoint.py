@@ -69,7 +69,7 @@ def save_part(path: Path, identity: str, snapshot: Tree, mark: str, team: Team) 
 
     Raises:
         OutputError: as ``save``.
-        TrainingError: another process is gone.
+        ProcessError: another process is gone.
     """
     old = _named(path, team)
     save(_part(path, mark, team), identity, snapshot)

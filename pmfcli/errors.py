@@ -11,6 +11,10 @@ class TrainingError(PmfError):
     """Training cannot go on, for instance because the loss is no longer finite."""
 
 
+class ProcessError(PmfError):
+    """Another process of the same run is gone, or was never found."""
+
+
 class OutputError(PmfError):
     """A result could not be written, for instance because the disk is full."""
 

@@ -18,7 +18,7 @@ from pmfcli.core.approximation import Draws, Laplace
 from pmfcli.core.streams import RANGE
 from pmfcli.core.team import Processes, Share, Team, everywhere
 from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary
-from pmfcli.errors import DataError, TrainingError
+from pmfcli.errors import DataError, ProcessError
 
 
 class Part(NamedTuple):
@@ -33,13 +33,17 @@ def join() -> Team:
     """The processes of a run by ``torchrun``, of which this is one.
 
     Raises:
-        TrainingError: they do not find each other.
+        ProcessError: they do not find each other.
     """
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined] # is there, but not exported
+        # torchrun's store outlives a restart: who was there before left addresses in it at which nobody answers
+        fresh = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
         why = str(error).splitlines()[0]
-        raise TrainingError(f"torchrun: the processes do not find each other ({why}); start all of them again") from None
+        raise ProcessError(f"torchrun: the processes do not find each other ({why}); start all of them again") from None
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return Processes()
@@ -84,7 +88,7 @@ def exchange(ratings: Ratings, team: Team) -> tuple[Ratings, Part]:
 
     Raises:
         DataError: there are not enough users for so many processes.
-        TrainingError: another process is gone.
+        ProcessError: another process is gone.
     """
     known = dict.fromkeys(_texts(ratings.users.ids, team))
     users = Vocabulary(tuple(np.array([*known], dtype=object)[Vocabulary.order([*known])]))

@@ -1,9 +1,11 @@
 """Several processes find what one does. Threads stand in for them here; one run is by torchrun itself."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -208,13 +210,22 @@ def test_they_stop_together() -> None:
     assert together(2, lambda team: agreed(team, team.rank == 0, 0)) == [(True, 0)] * 2
 
 
-def test_torchrun(tmp_path: Path, sample: Ratings) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pmfcli", "train"]
-    command += ["--data", "sample", "--epochs", "20", "--holdout", "0", "--checkpoint", "c", "--resume", "-o", "two.pt"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("wrote two.pt") == 1
-    plain = run(train(sample, Settings(epochs=20, holdout=0)))
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the system for the processes")
+def test_torchrun_goes_on_when_one_is_killed(tmp_path: Path, sample: Ratings) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command += ["-m", "pmfcli", "train", "--data", "sample", "--epochs", "60", "--holdout", "0", "-o", "two.pt"]
+    command += ["--checkpoint", "c", "--checkpoint-every", "0", "--resume"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
+    while not (tmp_path / "c").exists() and running.poll() is None:
+        time.sleep(0.01)
+    last = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()[-1]
+    os.kill(int(last), signal.SIGKILL)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 0, said
+    assert "another process of this run is gone" in said or "exitcode: -9" in said  # whichever was seen first
+    assert said.count("wrote two.pt") == 1
+    plain = run(train(sample, Settings(epochs=60, holdout=0)))
     two = load(tmp_path / "two.pt")
     torch.testing.assert_close(two.posterior.factors.V, plain.posterior.factors.V, rtol=0, atol=1e-3)
     assert [file.name for file in tmp_path.iterdir()] == ["two.pt"]

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pmfcli.errors import TrainingError
+from pmfcli.errors import ProcessError
 
 _DRAWN = 1 << 16  # rows of random numbers at a time: a multiple of what a generator makes at once
 
@@ -27,7 +27,7 @@ class Team:
         """The sum over all processes of a tensor of the same shape in each; it may be changed in place.
 
         Raises:
-            TrainingError: another process is gone.
+            ProcessError: another process is gone.
         """
         return values
 
@@ -35,7 +35,7 @@ class Team:
         """The rows of all processes, one after the other, in the first of them; the own ones in the others.
 
         Raises:
-            TrainingError: another process is gone.
+            ProcessError: another process is gone.
         """
         return rows
 
@@ -43,7 +43,7 @@ class Team:
         """Rows in the order of whom they are for, so many each, for those that this process gets, in the order of whom from.
 
         Raises:
-            TrainingError: another process is gone.
+            ProcessError: another process is gone.
         """
         return rows
 
@@ -98,10 +98,9 @@ class Processes(Team):
 def _gone() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
-        why = str(error).splitlines()[0][:100]
-        raise TrainingError(
-            f"another process of this run is gone ({why}); start all of them again, with --resume from the checkpoint"
+    except RuntimeError:
+        raise ProcessError(
+            "another process of this run is gone; start all of them again, with --resume from the checkpoint"
         ) from None
 
 
