@@ -16,7 +16,7 @@ from pmfcli.core.approximation import Laplace, Posterior
 from pmfcli.core.fold_in import settled
 from pmfcli.core.means import Means
 from pmfcli.core.metrics import scores
-from pmfcli.core.noise import estimate_noise
+from pmfcli.core.noise import chosen, estimate_noise
 from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, Observations, Parameters, Scales, effective, mean, observe, score
 from pmfcli.core.predict import means_of_pairs, predict_pairs
@@ -84,6 +84,7 @@ class Task(NamedTuple):
     device: torch.device
     resume: Tree = None  # a snapshot of this fit
     start: Parameters | None = None  # where least squares begin, if not at random
+    passing: bool = False  # whether what counts is what it finds out, and another fit makes the model
 
 
 class _Mode(NamedTuple):
@@ -131,17 +132,28 @@ def climb(task: Task) -> Generator[Report, None, Found]:
     if not bool(torch.isfinite(score(mode.factors, observations.pattern)).all()):
         raise TrainingError("training diverged at its last step; try a smaller --lr")
     laplace = Laplace(**mode._asdict(), noise=mode.parameters.sigma, mean_field=by_em)
+    asked = _of_noise(laplace, observations, test, settings.seed) if noise is None else None
     if settings.early_stop:  # else the fit is to be what so many steps make of it
-        laplace = settled(laplace, known, observations)
-    fitted = mean(score(laplace.factors, observations.pattern), observations.link).clamp(0, 1)
-    train_rmse = _rmse(fitted, observations.t, ratings.scale, team)
-    if noise is None:
-        of_test = None if test is None else (test.pairs, ratings.scale.to_unit(test.stars))
-        pairs, t = of_test or (_pairs_of(observations.pattern), observations.t)
-        noise = estimate_noise(laplace, known, pairs, t, fitted=test is None, seed=settings.seed, team=team)
-    laplace = laplace._replace(noise=noise)
+        few = asked is not None and task.passing and not by_em
+        laplace = settled(laplace, known, observations, asked[0].user[asked[0].user_known].unique() if asked and few else None)
+    if asked is not None:
+        noise = estimate_noise(laplace, known, *asked, fitted=test is None, team=team)
+    if noise is not None:
+        laplace = laplace._replace(noise=noise)
     found = {key: getattr(fit, key) for key in ("epochs", "loss", "sigma", "holdout_rmse")}
-    return laplace, found | {"train_rmse": train_rmse}
+    if not task.passing:
+        fitted = mean(score(laplace.factors, observations.pattern), observations.link).clamp(0, 1)
+        found["train_rmse"] = _rmse(fitted, observations.t, ratings.scale, team)
+    return laplace, found
+
+
+def _of_noise(laplace: Laplace, o: Observations, test: Test | None, seed: int) -> tuple[Pairs, Tensor]:
+    """Pairs and their ratings on the unit scale, to find the noise from: held out, if any are."""
+    some = chosen(o.pattern.n if test is None else len(test.stars), laplace, seed, o.users.team)
+    if test is not None:
+        return test.pairs.at(some), test.scale.to_unit(test.stars[some])
+    user, movie, known = o.pattern.row[some].long(), o.pattern.col[some].long(), torch.ones_like(some, dtype=torch.bool)
+    return Pairs(user, movie, known, known), o.t[some]
 
 
 def sample(task: Task) -> Generator[Report, None, Found]:
@@ -306,11 +318,6 @@ def _als(observations: Observations, s: Settings, epochs: int, resume: Tree, sta
         moved: list[Any] = [None if part is None else part.to(observations.t) for part in start]
         start = Parameters(*moved)
     return als.fit(observations, how, epochs, torch.Generator().manual_seed(s.seed), resume, start), mode
-
-
-def _pairs_of(pattern: Pattern) -> Pairs:
-    known = torch.ones(pattern.n, dtype=torch.bool)
-    return Pairs(pattern.row.long(), pattern.col.long(), known, known)
 
 
 def _on_cpu(mode: _Mode) -> _Mode:

@@ -62,7 +62,7 @@ def train(
         observations = observed(fitted, settings, users)
         pairs, stars = held_out(ratings, held, users.team)
         test = Test(pairs, stars, ratings.scale)
-        task = Task("fit", fitted, observations, settings, settings.epochs, test, None, device)
+        task = Task("fit", fitted, observations, settings, settings.epochs, test, None, device, passing=settings.refit)
         posterior, found = yield from _fitted(task, None, resume)
         bias = fit_biases(observations.pattern, ratings.scale.to_stars(observations.t), users.team)
         beside = {name: scores(value, stars, users.team)._asdict() for name, value in predict_baselines(bias, pairs).items()}

@@ -43,15 +43,21 @@ def fold_in(posterior: Posterior, seen: Seen, movies: Tensor, t: Tensor, user_po
 
 
 @torch.no_grad()
-def settled(laplace: Laplace, seen: Seen, observations: Observations) -> Laplace:
-    """The same with the users at the mode given all else, wherever the fit was stopped: where ``fold_in`` puts them."""
+def settled(laplace: Laplace, seen: Seen, observations: Observations, users: Tensor | None = None) -> Laplace:
+    """The same with the users at the mode given all else, wherever the fit was stopped: where ``fold_in`` puts them.
+
+    Args:
+        users: (u,) these alone, where nothing else depends on the others; None for all.
+    """
     p, f = laplace.parameters, laplace.factors
     k = laplace.head.latent
-    rows, V = stacked(f.U, f.b), stacked(f.V, f.c)
+    rows, V = stacked(f.U, f.b).clone(), stacked(f.V, f.c)
+    who = slice(None) if users is None else users
+    own = observations if users is None else observations.only(users)[0]
     means = torch.cat([f.U - p.Y, torch.zeros_like(rows[:, k:])], 1)
     for _ in range(_MEAN_FIELD_ROUNDS if laplace.mean_field else 1):  # the doubt of the movies depends on the users
         spread = spread_of(laplace, seen, torch.arange(len(V)), of_movies=True)
-        rows = settle(rows, Prior(means, laplace.precision_u), V, spread, observations, p.sigma, k)
+        rows[who] = settle(rows[who], Prior(means[who], laplace.precision_u), V, spread, own, p.sigma, k)
         U, b = rows[:, :k].clone(), None if f.b is None else rows[:, k].clone()
         laplace = laplace._replace(parameters=p._replace(Y=U - means[:, :k], b=b), factors=f._replace(U=U, b=b))
     return laplace

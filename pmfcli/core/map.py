@@ -161,12 +161,9 @@ def step(state: State, blocks: tuple[Observations, ...], generator: torch.Genera
         objective = -log_likelihood(score(factors, o.pattern), o.t, p.sigma, o.link)
         objective = objective - log_prior(p, state.scales, o.pattern.n / n)
         torch.autograd.backward(objective)
-        loss += float(team.sum(objective.detach()))
+        loss += _summed(team, objective.detach(), [part for part in (p.Z, p.W, p.c, p.sigma) if part is not None])
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss}")
-        for shared in (p.Z, p.W, p.c, p.sigma):
-            if shared is not None and shared.grad is not None:
-                shared.grad = team.sum(shared.grad)
         for group in state.adam:
             _move(group)
         if p.sigma.requires_grad:
@@ -249,6 +246,17 @@ def current(state: State, observations: Observations) -> Factors:
         return effective(gather(state), observations)
 
 
+def _summed(team: Team, value: Tensor, shared: list[Tensor]) -> float:
+    """A value, and the gradients of what processes share, summed over them: sent at once, for each time takes a while."""
+    if team.size == 1:
+        return float(value)
+    moved = [part for part in shared if part.grad is not None]
+    sums = team.sum(torch.cat([value[None], *(part.grad.flatten() for part in moved if part.grad is not None)]))
+    for part, own in zip(moved, sums[1:].split([part.numel() for part in moved]), strict=True):
+        part.grad = own.view_as(part)
+    return float(sums[0])
+
+
 def _adam(lr: float, leaves: list[Tensor]) -> Adam:
     mean, square = ([torch.zeros_like(leaf) for leaf in leaves] for _ in range(2))
     steps = [torch.zeros((), dtype=torch.float32, device=leaf.device) for leaf in leaves]
@@ -318,6 +326,5 @@ def _users(o: Observations, block_ratings: int) -> tuple[slice, ...]:
 
 def _rows(o: Observations, G: Tensor, own: slice) -> Observations:
     """The observations of some users; the weights stay those of the whole data, G in the order of pattern."""
-    pattern, place = o.pattern.rows(own)
-    G = G.index_select(0, place).index_select(0, pattern.perm)
-    return o._replace(pattern=pattern, pattern_t=pattern.T, t=o.t.index_select(0, place), F=o.F.index_select(0, place), G=G)
+    part, place = o.only(own)
+    return part._replace(pattern_t=part.pattern.T, G=G.index_select(0, place).index_select(0, part.pattern.perm))

@@ -14,20 +14,23 @@ _MOVIES_AMONG = 256  # movies at a time, whose ratings are several processes'
 _NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
 
 
+def chosen(n: int, laplace: Laplace, seed: int, team: Team) -> Tensor:
+    """Which of so many ratings to find the noise from, (k,)."""
+    most = min(_NOISE_SAMPLE, chunk_of(laplace)) // team.size
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:most]
+
+
 @torch.no_grad()
-def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted: bool, seed: int, team: Team) -> Tensor:
+def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted: bool, team: Team) -> Tensor:
     """The noise of a rating at a mode, on the unit scale, (). The sigma of a fit may be fixed at more, against overfitting.
 
     Of ratings that were held out: squared errors, each divided by its predicted variance, are 1 on average. Of ratings that the
     mode was fitted to: sigma^2 = mean of (t - g)^2 + g'^2 Var x, the noise step of EM (``als.py``) with the mode's covariances.
 
     Args:
-        pairs, t: (n,) pairs and their ratings on the unit scale; a sample of them is used.
+        pairs, t: (n,) pairs and their ratings on the unit scale.
         team: processes that have some of the users, and of the pairs, each.
     """
-    most = min(_NOISE_SAMPLE, chunk_of(laplace)) // team.size
-    some = torch.randperm(len(t), generator=torch.Generator().manual_seed(seed))[:most]
-    pairs, t = pairs.at(some), t[some]
     users, movies = rows_of(laplace, seen, pairs) if team.size == 1 else _rows_among(laplace, seen, pairs, team)
     noise = laplace.noise
     for _ in range(_NOISE_STEPS):

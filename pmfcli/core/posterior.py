@@ -71,6 +71,12 @@ class Observations(NamedTuple):
         other = self._replace(pattern=self.pattern_t, pattern_t=self.pattern, t=t, F=self.G, G=self.F)
         return other._replace(users=self.movies, movies=self.users)
 
+    def only(self, rows: slice | Tensor) -> tuple["Observations", Tensor]:
+        """The ratings of some rows, without what needs a transpose, and where these lie among all, (n,)."""
+        pattern, place = self.pattern.rows(rows)
+        t, F = self.t.index_select(0, place), self.F.index_select(0, place)
+        return self._replace(pattern=pattern, t=t, F=F), place
+
     def view(self, start: int, stop: int) -> "Observations":
         """The ratings of some rows, without what needs a transpose: for products that need no gradient."""
         first, last = int(self.pattern.crow[start]), int(self.pattern.crow[stop])

@@ -83,7 +83,7 @@ class Pattern(NamedTuple):
         """Pairs in each column, (columns,)."""
         return self.crow_t[1:] - self.crow_t[:-1]
 
-    def rows(self, own: slice) -> tuple["Pattern", Tensor]:
+    def rows(self, own: slice | Tensor) -> tuple["Pattern", Tensor]:
         """The pattern of some rows alone, all columns kept, and where its values lie among those of this one, (n,)."""
         counts = self.row_counts()[own]
         row = torch.arange(len(counts), dtype=counts.dtype, device=counts.device).repeat_interleave(counts)
