@@ -17,6 +17,7 @@ import torch
 from pmfcli.config import Settings
 from pmfcli.core import als
 from pmfcli.core import map as map_fit
+from pmfcli.core.half_step import half_step
 from pmfcli.data.cache import read
 from pmfcli.data.fields import Columns
 from pmfcli.fitting import _scales, observed
@@ -42,8 +43,8 @@ def main() -> None:
     how = als.AlsSettings(k, _scales(settings), settings.sigma, True, False, False, False, False, "full")
     problem, state = als.Problem.of(o, how), als.init(o, how, seeded(0))
     for name, half, rows in (
-        ("users", lambda: als._rows(state.users, state.movies, problem.users, state.sigma, k), len(ratings.users)),
-        ("movies", lambda: als._rows(state.movies, state.users, problem.movies, state.sigma, k), len(ratings.movies)),
+        ("users", lambda: half_step(state.users, state.movies, problem.users, state.sigma, k), len(ratings.users)),
+        ("movies", lambda: half_step(state.movies, state.users, problem.movies, state.sigma, k), len(ratings.movies)),
     ):
         with torch.no_grad():
             seconds = best(half)

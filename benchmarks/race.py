@@ -6,9 +6,8 @@
 
 Whole seconds are those from the start of the process to the end of training: imports and reading are among them (of Parquet;
 pmf reads the cache that an earlier run left, from a million ratings on), and pmf writes its model; predictions of the test are
-not, but for a peer's peak. All have as many threads, but for Surprise, which has one. Their regularization was searched here,
-around that of the planted truth: a mode wants more, for it takes factors as known. The test is the -test file beside; the noise
-is 0.75 stars.
+not, but for a peer's peak. All have as many threads, but for Surprise, which has one. The regularization of the peers was
+searched here; pmf is told the planted noise. The test is the -test file beside; planted.py says what RMSE the truth has on it.
 """
 
 import argparse
@@ -20,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from scale import NOISE, measured, planted_sigma, pmf
+from scale import measured, planted_sigma, pmf
 
 COLUMNS = ("run", "test RMSE", "whole s", "training s", "cpu s", "peak MB")
 RUNS = {
@@ -127,7 +126,6 @@ def draw(found: list[tuple[str, dict, dict]], file: Path, plot: Path) -> None:
         axes.plot(*zip(*((x, y) for x, y, _ in points), strict=True), "o-", label=line)
         for x, y, epochs in points:
             axes.annotate(str(epochs), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    axes.axhline(NOISE, color="grey", linestyle=":", label="the noise")
     axes.set(xscale="log", xlabel="seconds of the whole process, to the end of training", ylabel="test RMSE")
     axes.set_title(f"{file.name}; numbers are epochs")
     for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):

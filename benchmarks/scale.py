@@ -5,8 +5,8 @@
     python benchmarks/scale.py 1m.parquet 10m.parquet [--only als,planted,default,bayes] [-k 10] [--epochs 10]
 
 Wall and processor seconds and the most memory are of the whole process, as the system counts them. The test RMSE, by
-`pmf evaluate`, is of the -test file beside; no model can have less than the planted noise. In the end: the power of the ratings
-by which the processor's seconds grow, less those that the same command takes for a few ratings.
+`pmf evaluate`, is of the -test file beside; planted.py says what the truth itself would have. In the end: the power of the
+ratings by which the processor's seconds grow, less those that the same command takes for a few ratings.
 """
 
 import argparse
@@ -23,7 +23,6 @@ import numpy as np
 import pyarrow.parquet
 
 NOISE = 0.75  # stars, as planted.py has it
-MORE = 1.6  # times that noise is what fits best: a mode takes factors as known, which they are not
 
 
 class Cost(NamedTuple):
@@ -54,9 +53,9 @@ def pmf(*arguments: str | Path) -> tuple[Cost, dict]:
 
 
 def planted_sigma(file: Path) -> float:
-    """The sigma that fits planted ratings best, as a part of the rating scale."""
+    """The planted noise as a part of the rating scale."""
     rating = pyarrow.parquet.read_table(file, columns=["rating"])["rating"].to_numpy()
-    return MORE * NOISE / float(rating.max() - rating.min())
+    return NOISE / float(rating.max() - rating.min())
 
 
 def runs(file: Path, latent: int, epochs: int) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from conftest import Run, in_a_terminal, ratings_of
 
 from pmfcli.artifact import dumps
 from pmfcli.config import Settings
+from pmfcli.text import clean, file_size
 from pmfcli.training import run, train
 
 GOOD = "user,movie,rating\n" + "".join(f"{u},{m},{1 + (u * m) % 5}\n" for u in range(1, 9) for m in range(1, 9))
@@ -628,3 +629,8 @@ def test_runs_that_are_too_short_say_so(pmf: Run) -> None:
     assert json.loads(pmf("similar", "--movie", "up", "--min-ratings", "0", "--json").stdout)["rows"][0]["sd"] is None
     assert "still moving after 3 epochs" in pmf("train", "--data", "-", "--priors", "em", "--epochs", "3", stdin=few).stderr
     assert "moving" not in pmf("train", "--data", "-", "--epochs", "3", stdin=few).stderr
+
+
+def test_what_strangers_write_does_not_turn_a_line_round() -> None:
+    assert clean("Evil\u202egpj.exe\x1b[2J\n") == "Evil gpj.exe [2J"
+    assert [file_size(count) for count in (12_345, 99_999, 5_000_000)] == ["12 kB", "100 kB", "5.0 MB"]

@@ -12,7 +12,7 @@ from pmfcli.cli.options import Source
 from pmfcli.console import document, note
 from pmfcli.data.catalog import CATALOG, DEFAULT
 from pmfcli.errors import DataError, UnknownIdError, UsageError
-from pmfcli.text import short
+from pmfcli.text import file_size, short
 
 if TYPE_CHECKING:
     from pmfcli.answers import Visitor
@@ -210,7 +210,7 @@ def write_changed(
     if changed or output is not None:
         size = write_model(path, found.model)
         name = "to standard output" if str(path) == "-" else str(path)
-        note(f"wrote {name} ({size / 1e6:.1f} MB)" + (", in place of the old model" if name == str(model) else ""))
+        note(f"wrote {name} ({file_size(size)})" + (", in place of the old model" if name == str(model) else ""))
     if as_json:
         counts = {name: value for name, value in found._asdict().items() if name != "model"}
         counts |= {name: found.model.data[name] for name in ("ratings", "users", "movies")}

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pmfcli.console import Row, note
+from pmfcli.text import file_size
 
 if TYPE_CHECKING:
     from pmfcli.artifact import Model
@@ -67,6 +68,6 @@ def say(model: "Model", output: Path, size: int, seconds: float) -> None:
                 else "Try a smaller --sigma, or larger --sigma-u and --sigma-v"
             )
         )
-    note(f"wrote {'to standard output' if str(output) == '-' else output} ({size / 1e6:.1f} MB)")
+    note(f"wrote {'to standard output' if str(output) == '-' else output} ({file_size(size)})")
     if model.method == "map" and model.settings["solver"] == "adam":
         note("for the best predictions: --method bayes draws from all models that fit; about four times as long, a larger file")

@@ -10,12 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pmfcli.core.als import settle
 from pmfcli.core.approximation import Draws, Laplace
 from pmfcli.core.conditional import Prior, conditional, features
 from pmfcli.core.drift import Drift
 from pmfcli.core.fold_in import MINI_SWEEPS, fold_in_draws, spread_of
 from pmfcli.core.gibbs import draw_scales, draw_tau
+from pmfcli.core.half_step import settle
 from pmfcli.core.neighbourhood import Neighbourhood
 from pmfcli.core.ordinal import draw_kind, draw_latent
 from pmfcli.core.pairs import Seen

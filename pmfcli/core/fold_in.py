@@ -7,11 +7,11 @@ the same step on its own users (``settled``), so that the same ratings give the 
 import torch
 from torch import Tensor
 
-from pmfcli.core.als import settle
 from pmfcli.core.approximation import Draws, Laplace, Posterior
 from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pack
 from pmfcli.core.drift import at_no_time
 from pmfcli.core.gibbs import draw_scales, draw_tau
+from pmfcli.core.half_step import settle
 from pmfcli.core.ordinal import count_kinds, draw_kind, draw_latent, draw_share
 from pmfcli.core.pairs import Seen
 from pmfcli.core.posterior import Observations, inverse

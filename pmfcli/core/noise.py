@@ -25,7 +25,7 @@ def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted
     """The noise of a rating at a mode, on the unit scale, (). The sigma of a fit may be fixed at more, against overfitting.
 
     Of ratings that were held out: squared errors, each divided by its predicted variance, are 1 on average. Of ratings that the
-    mode was fitted to: sigma^2 = mean of (t - g)^2 + g'^2 Var x, the noise step of EM (``als.py``) with the mode's covariances.
+    mode was fitted to: sigma^2 = mean of (t - g)^2 + g'^2 Var x, the noise step of EM (``em.py``) with the mode's covariances.
 
     Args:
         pairs, t: (n,) pairs and their ratings on the unit scale.

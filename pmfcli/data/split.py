@@ -8,8 +8,9 @@ from pmfcli.errors import DataError
 
 def random_mask(n: int, fraction: float, seed: int) -> Array:
     """Hold out ``round(fraction * n)`` of n ratings at random: (n,) bool."""
-    mask = np.zeros(n, dtype=bool)
-    mask[np.random.default_rng(seed).permutation(n)[: round(fraction * n)]] = True
+    mask, held = np.zeros(n, dtype=bool), round(fraction * n)
+    if held:
+        mask[np.random.default_rng(seed).permutation(n)[:held]] = True
     return mask
 
 

@@ -1,0 +1,151 @@
+"""Half steps of least squares: every row of one side at the mean of its conditional (``conditional.py``), given the other side.
+
+Exactly the optimum for the linear link, a Gauss-Newton step for the logistic one, shortened where it would not improve.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pack, unpack
+from pmfcli.core.parallel import by_blocks
+from pmfcli.core.posterior import Factors, Observations, linearise, mean, score
+from pmfcli.core.sparse import spmm
+
+_HALVINGS = 3
+_ROUNDING = 8  # units in the last place by which a cost may seem worse: at the optimum all steps do, half the time
+_MOST_HALF_STEPS, _STILL = 50, 1e-5  # of rows that settle: at most so many; until no number moves by more
+_NEW_CURVATURES = 2  # of them
+
+
+class Side(NamedTuple):
+    """The rows of one side, as [factors, bias], or factors alone."""
+
+    A: Tensor  # (rows, d) means
+    spread: Tensor | None  # (rows, d (d + 1) / 2) packed covariances, where something is learned
+    precision: Tensor  # (d, d) of the rows' own parts
+    W: Tensor | None  # (columns, latent)
+    M: Tensor  # (rows, d) prior means F W; 0 for the bias
+    lam: Tensor  # (latent,) precision of W, relative to that of the rows
+
+
+def factors_of(rows: Side, columns: Side, o: Observations, k: int) -> Factors:
+    """The effective factors, with ``k`` features."""
+    return Factors.of(rows.A, columns.A, k, o.offset, o.link)
+
+
+def _factor_spread(spread: Tensor, d: int, k: int) -> Tensor:
+    """The packed covariance of the features: that of the factors; the 1 is certain."""
+    if d == k:
+        return spread
+    _, j = torch.triu_indices(d, d, device=spread.device)
+    found: Tensor = spread * (j < k).to(spread)
+    return found
+
+
+@torch.no_grad()
+def settle(
+    rows: Tensor, prior: Prior, columns: Tensor, spread: Tensor | None, observations: Observations, sigma: Tensor, latent: int
+) -> Tensor:
+    """Rows at the mode of their conditional, (rows, d), all else as it is: half steps until they stand still.
+
+    After the first few the curvature hardly changes, and is kept: the way is longer, but a step far cheaper.
+
+    Args:
+        rows: (rows, d) start, as [factors, bias] or factors alone. prior: of the rows, one precision for all.
+        columns: (columns, d) the other side. spread: (columns, d (d + 1) / 2) its packed covariances, if they count.
+    """
+    o, none = observations, rows.new_zeros(0)
+    other = Side(columns, spread, prior.precision, None, torch.zeros_like(columns), none)
+
+    def settled(start: int, stop: int) -> Tensor:
+        part = o.view(start, stop)
+        side = Side(rows[start:stop], None, prior.precision, None, prior.mean[start:stop], none)
+        for number in range(_MOST_HALF_STEPS):
+            before = side.A
+            if spread is not None or number < _NEW_CURVATURES:
+                A, found = _solved(side, other, part, sigma, latent)
+            else:
+                A = _again(side, other, part, sigma, latent, found)
+            side = side._replace(A=A)
+            if o.link == "linear" or float((A - before).abs().max()) <= _STILL:
+                break
+        return side.A
+
+    return torch.cat(by_blocks(settled, o.pattern, prior.precision.numel()))
+
+
+def half_step(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -> Side:
+    """Every row at the mean of its conditional, with its covariance if that is kept."""
+
+    def solved(start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        spread = None if side.spread is None else side.spread[start:stop]
+        part = side._replace(A=side.A[start:stop], M=side.M[start:stop], spread=spread)
+        A, found = _solved(part, other, o.view(start, stop), sigma, k)
+        return A, None if spread is None else pack(found.covariance())
+
+    shared = o.movies.team.size > 1  # its processes add up the same blocks at the same time
+    A, spread = zip(*by_blocks(solved, o.pattern, side.precision.numel(), in_order=shared), strict=True)
+    return side._replace(A=torch.cat(A), spread=None if side.spread is None else torch.cat(spread))
+
+
+def _solved(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -> tuple[Tensor, Gaussians]:
+    """A half step of some rows: where it leads, (rows, d), and the conditional that says so."""
+    d = side.A.shape[1]
+    x = o.t if o.link == "linear" else score(factors_of(side, other, o, k), o.pattern)  # the linear link looks at t alone
+    weight, seen = linearise(x, o.t, sigma, o.link)
+    target = seen - o.offset
+    if d > k:
+        target = target - other.A[:, k].index_select(0, o.pattern.col)
+    second = None if other.spread is None else _factor_spread(other.spread, d, k)
+    prior_mean, pull = side.M, torch.zeros_like(side.A)
+    if other.spread is not None and d > k:  # a column's factors and bias are correlated: E f (z - c) counts that
+        i, j = torch.triu_indices(d, d, device=x.device)
+        together = torch.zeros_like(other.A)
+        together[:, :k] = other.spread[:, (j == k) & (i < k)]
+        pull = spmm(weight, together, o.pattern)
+        prior_mean = prior_mean - torch.linalg.solve(side.precision, pull.mT).mT
+    prior = Prior(prior_mean, side.precision)
+    found = conditional(o.pattern, features(other.A, k), weight, target, prior, second, o.movies.team)
+    A = found.mean
+    if o.link != "linear":
+        among = None if second is None else unpack(spmm(weight, second, o.pattern), d)
+        A = _shortened(side, other, A, x, o, sigma, k, among, pull)
+    return A, found
+
+
+def _again(side: Side, other: Side, o: Observations, sigma: Tensor, k: int, near: Gaussians) -> Tensor:
+    """A half step with the curvature of one before, (rows, d), where the other side is certain: by the gradient alone."""
+    x = score(factors_of(side, other, o, k), o.pattern)
+    weight, seen = linearise(x, o.t, sigma, o.link)
+    gradient = o.movies.team.sum(spmm(weight * (seen - x), features(other.A, k), o.pattern))
+    gradient = gradient + (side.M - side.A) @ side.precision
+    return _shortened(side, other, side.A + near._replace(shift=gradient).mean, x, o, sigma, k, None, gradient)
+
+
+def _shortened(
+    side: Side, other: Side, A: Tensor, x: Tensor, o: Observations, sigma: Tensor, k: int, among: Tensor | None, pull: Tensor
+) -> Tensor:
+    """A Gauss-Newton step of each row, halved until its own objective is not worse.
+
+    Args:
+        A: (rows, d) where it leads. x: (n,) where it starts.
+        among: (rows, d, d) and pull: (rows, d), what the covariances of the columns add, A' among A + 2 A . pull.
+    """
+
+    def cost(A: Tensor, x: Tensor | None = None) -> Tensor:
+        x = score(factors_of(side._replace(A=A), other, o, k), o.pattern) if x is None else x
+        off = A - side.M
+        error = ((o.t - mean(x, o.link)) / sigma).square()
+        total = o.movies.team.sum(spmm(error, error.new_ones(o.pattern.shape[1], 1), o.pattern))[:, 0]
+        total = total + ((off @ side.precision) * off).sum(1)
+        return total if among is None else total + ((A[:, None] @ among)[:, 0] * A + 2 * A * pull).sum(1)
+
+    before = cost(side.A, x) * (1 + _ROUNDING * torch.finfo(A.dtype).eps)
+    for _ in range(_HALVINGS):
+        worse = cost(A) > before
+        if not worse.any():
+            return A
+        A = torch.where(worse[:, None], 0.5 * (A + side.A), A)
+    return torch.where((cost(A) > before)[:, None], side.A, A)
