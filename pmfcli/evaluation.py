@@ -286,12 +286,16 @@ _COLUMNS = ("rmse", "mae", "nll", "crps")
 
 
 def summary(scored: Scored) -> dict[str, Any]:
-    """RMSE, MAE, NLL, CRPS and coverage."""
+    """RMSE, MAE, NLL, CRPS, coverage of the intervals, and that of central ones which may end within a step of the scale."""
     return {
         **_errors(scored.stars, scored.model),
         "nll": _number(scored.nll.double().mean()),
         "crps": _number(scored.crps.double().mean()),
         "coverage": dict(zip(_NAMES, _inside(scored).mean(0).tolist(), strict=True)),
+        "central": {
+            name: metrics.central_coverage(scored.below, scored.up_to, level)
+            for name, level in zip(_NAMES, LEVELS, strict=True)
+        },
     }
 
 

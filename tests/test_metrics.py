@@ -152,6 +152,10 @@ def test_a_planted_model_covers_what_it_says(kind: str) -> None:
         assert abs(share - level) < 4 * math.sqrt(level * (1 - level) / n)
     pit = metrics.pit_histogram(found["below"], found["up_to"], 10)
     assert max(abs(part - 0.1) for part in pit) < 4 * math.sqrt(0.09 / n)
+    for level in LEVELS:
+        central = metrics.central_coverage(found["below"], found["up_to"], level)
+        assert abs(central - level) < 4 * math.sqrt(level * (1 - level) / n)
+    assert metrics.central_coverage(found["below"], found["up_to"], 0.8) == pytest.approx(sum(pit[1:-1]))
 
 
 def test_a_rating_that_training_never_had_is_its_nearest_step() -> None:

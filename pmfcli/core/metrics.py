@@ -99,10 +99,22 @@ def pit_histogram(low: Tensor, high: Tensor, bins: int) -> list[float]:
     A rating on a step of the scale stands for all of the probability between low and high, (n,) each, as if drawn from there
     at random: Czado, Gneiting & Held, "Predictive model assessment for count data" (Biometrics 2009).
     """
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    return _pit(low, high, torch.linspace(0, 1, bins + 1, dtype=torch.float64)).diff().tolist()
+
+
+def central_coverage(low: Tensor, high: Tensor, level: float) -> float:
+    """The part of the same transforms that is between (1 - level) / 2 and (1 + level) / 2: the level itself if calibrated.
+
+    So it is whatever the steps of the scale, of which an interval can only have whole ones.
+    """
+    ends = torch.tensor([0.5 * (1 - level), 0.5 * (1 + level)], dtype=torch.float64)
+    return float(_pit(low, high, ends).diff())
+
+
+def _pit(low: Tensor, high: Tensor, points: Tensor) -> Tensor:
+    """The part of the transforms below each point, (points,)."""
     low, width = low.double()[:, None], (high - low).double().clamp(min=1e-9)[:, None]
-    found: list[float] = ((edges - low) / width).clamp(0, 1).diff(dim=1).mean(0).tolist()
-    return found
+    return ((points - low) / width).clamp(0, 1).mean(0)
 
 
 def area_under_roc(score: Tensor, event: Tensor) -> float | None:
