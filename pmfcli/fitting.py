@@ -134,8 +134,8 @@ def climb(task: Task) -> Generator[Report, None, Found]:
     laplace = Laplace(**mode._asdict(), noise=mode.parameters.sigma, mean_field=by_em)
     asked = _of_noise(laplace, observations, test, settings.seed) if noise is None else None
     if settings.early_stop:  # else the fit is to be what so many steps make of it
-        few = asked is not None and task.passing and not by_em
-        laplace = settled(laplace, known, observations, asked[0].user[asked[0].user_known].unique() if asked and few else None)
+        few = asked[0] if asked is not None and task.passing and not by_em else None
+        laplace = settled(laplace, known, observations, None if few is None else few.user[few.user_known].unique())
     if asked is not None:
         noise = estimate_noise(laplace, known, *asked, fitted=test is None, team=team)
     if noise is not None:

@@ -32,11 +32,11 @@ def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted
         team: processes that have some of the users, and of the pairs, each.
     """
     users, movies = rows_of(laplace, seen, pairs) if team.size == 1 else _rows_among(laplace, seen, pairs, team)
+    of_users, of_movies = _directions(users, laplace.precision_u), _directions(movies, laplace.precision_v)
     noise = laplace.noise
     for _ in range(_NOISE_STEPS):
-        times = (laplace.noise / noise).square()
-        u = _heard(users, times, laplace.precision_u, pairs.user_known)
-        v = _heard(movies, times, laplace.precision_v, pairs.movie_known)
+        times = (laplace.noise.double() / noise).square()
+        u, v = _heard(users, of_users, times, pairs.user_known), _heard(movies, of_movies, times, pairs.movie_known)
         found = mixture(laplace._replace(noise=noise), u, v)
         error, predicted = (t - found.centre[0]).square(), found.spread[0].square()
         each = error + predicted if fitted else error / predicted
@@ -46,17 +46,23 @@ def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted
     return noise
 
 
-def _heard(rows: Rows, times: Tensor, prior: Tensor, known: Tensor) -> Rows:
-    """Rows whose ratings are so many times as precise: all of their precision that is not the prior's is due to these."""
-    C = rows.covariance
-    assert C is not None
-    precision = prior.double() + times.double() * (_inverse(C.double()) - prior.double())
-    return rows._replace(covariance=torch.where(known[:, None, None], _inverse(precision).to(C), C))
+def _directions(rows: Rows, prior: Tensor) -> tuple[Tensor, Tensor]:
+    """Covariances as D diag(left) D' with D D' the prior's: (rows, d), of 0 to 1, and D (rows, d, d), in double precision.
+
+    In these directions what ratings say adds up to the prior number by number, and no rounding makes a variance negative.
+    """
+    assert rows.covariance is not None
+    R = torch.linalg.cholesky(prior.double())
+    left, Q = torch.linalg.eigh(R.mT @ rows.covariance.double() @ R)
+    return left.clamp(0, 1), torch.linalg.solve_triangular(R.mT, Q, upper=True)
 
 
-def _inverse(C: Tensor) -> Tensor:
-    """Of positive definite (..., d, d): far faster than that of any matrices."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(C))
+def _heard(rows: Rows, directions: tuple[Tensor, Tensor], times: Tensor, known: Tensor) -> Rows:
+    """Rows whose ratings are so many times as precise as when ``directions`` were found."""
+    left, D = directions
+    scaled = (D * (left / (left + times * (1 - left)))[..., None, :]) @ D.mT
+    assert rows.covariance is not None
+    return rows._replace(covariance=torch.where(known[:, None, None], scaled.to(rows.A), rows.covariance))
 
 
 def _rows_among(p: Laplace, seen: Seen, pairs: Pairs, team: Team) -> tuple[Rows, Rows]:
