@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmfcli import __version__
+from pmfcli import __version__, memory
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
 from pmfcli.core.approximation import Draws, Laplace, Posterior
@@ -97,6 +97,7 @@ def fitted_to(ratings: Ratings, settings: Settings) -> tuple[Settings, torch.dev
         raise UsageError("--device mps: it has no double precision, which this kind of fit needs; use --device cpu")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    memory.keep()
     if settings.method != "bayes" and (ratings.user_features or ratings.movie_features):
         raise UsageError("--side and features are for --method bayes; add it, or leave them out")
     if settings.time != "none" and ratings.time is None:

@@ -1,3 +1,6 @@
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -170,3 +173,26 @@ def test_at_size_least_squares_go_on_from_where_they_were(sample, monkeypatch: p
     assert again.metrics["loss"] <= anew.metrics["loss"] + 1e-3 * abs(anew.metrics["loss"])
     assert again.metrics["holdout_rmse"] == anew.metrics["holdout_rmse"]
     assert again.metrics["train_rmse"] == pytest.approx(anew.metrics["train_rmse"], abs=2e-3)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_freed_memory_is_not_fetched_anew() -> None:
+    program = """if True:
+        import resource, torch
+        from pmfcli import memory
+        torch.set_num_threads(1)
+        {}
+        def pages():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            grown = torch.ones(500_000)
+            for _ in range(22):
+                grown = torch.cat([grown, grown[:250_000]])
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        print([pages() for _ in range(5)][-1])
+    """
+
+    def pages(first: str) -> int:
+        ran = subprocess.run([sys.executable, "-c", program.format(first)], capture_output=True, text=True, check=True)
+        return int(ran.stdout)
+
+    assert pages("memory.keep()") < 100 < pages("")
