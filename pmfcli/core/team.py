@@ -57,9 +57,21 @@ class Processes(Team):
     def sum(self, values: Tensor) -> Tensor:
         """As of one process alone, over all."""
         values = values.contiguous()
+        if self.size == 2 and values.device.type == "cpu":
+            return self._of_two(values)
         with _gone():
             dist.all_reduce(values)
         return values
+
+    def _of_two(self, values: Tensor) -> Tensor:
+        """Each sends the other all it has: not more than a ring of two sends, in one piece."""
+        theirs = torch.empty_like(values)
+        with _gone():
+            waiting = dist.isend(values, 1 - self.rank), dist.irecv(theirs, 1 - self.rank)
+            for one in waiting:
+                if one is not None:
+                    one.wait()
+        return theirs.add_(values)
 
     def collect(self, rows: Tensor) -> Tensor:
         """As of one process alone, of all."""
