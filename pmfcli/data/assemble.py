@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from pmfcli.data.fields import LARGEST, rating
@@ -124,10 +123,14 @@ def _numbers(column: pa.ChunkedArray) -> Array:
 def _times(column: pa.ChunkedArray) -> Array:
     """Seconds since 1970, from numbers or ISO 8601 dates; as float64, with NaN, where there are not always any."""
     found: Array
-    if not pa.types.is_temporal(column.type):
+    dated = pa.types.is_temporal(column.type)
+    if not dated:
         with contextlib.suppress(pa.ArrowInvalid):
             found = column.cast(pa.int64()).to_numpy()
             return found
+    import pandas as pd  # takes a quarter of a second, which most files can do without
+
+    if not dated:
         found = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
         if not np.isnan(found).all():
             return found

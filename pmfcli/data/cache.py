@@ -15,7 +15,7 @@ import numpy as np
 
 from pmfcli.data.assemble import Reading
 from pmfcli.data.fields import Columns
-from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary
+from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary, pieces
 from pmfcli.data.readers import ratings_file, read_ratings
 from pmfcli.data.titles import read_titles
 from pmfcli.files import replacing
@@ -152,8 +152,8 @@ def _fits(found: dict[str, Array], n_users: int, n_movies: int) -> bool:
         return False
     user, movie = found["user"], found["movie"]
     inside = n > 0 and 0 <= user.min() <= user.max() < n_users and 0 <= movie.min() <= movie.max() < n_movies
-    key = user * np.int64(n_movies) + movie
-    return bool(inside and np.isfinite(found["stars"]).all() and (key[1:] > key[:-1]).all())
+    keys = (user[some] * np.int64(n_movies) + movie[some] for some in pieces(n, beyond=1))
+    return bool(inside and np.isfinite(found["stars"]).all() and all((key[1:] > key[:-1]).all() for key in keys))
 
 
 def _digest(source: Path) -> str:

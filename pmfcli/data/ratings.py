@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -22,7 +22,13 @@ LIKED = 4.0  # stars: of p_ge_4 and its reliability
 LATEST = 10**15  # seconds: times beyond this are not numbers that can be kept
 STEPS = 25  # different ratings that are steps of a scale, at most; more are numbers
 
+_PIECE = 1 << 16
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
+
+
+def pieces(n: int, beyond: int = 0) -> Iterator[slice]:
+    """Places of n numbers, so few at a time that what is computed of them stays in the cache; each with some of the next."""
+    return (slice(start, start + _PIECE + beyond) for start in range(0, n, _PIECE))
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,9 @@ class Ratings:
         """(user rows int32, movie rows int32, ratings on the unit scale float32)."""
         import torch
 
-        unit = self.scale.to_unit(self.stars.astype(np.float64)).astype(np.float32)
+        unit = np.empty(self.n, dtype=np.float32)
+        for some in pieces(self.n):
+            unit[some] = self.scale.to_unit(self.stars[some].astype(np.float64))
         return torch.from_numpy(self.user), torch.from_numpy(self.movie), torch.from_numpy(unit)
 
     def digest(self) -> str:

@@ -3,8 +3,6 @@
 import csv
 from pathlib import Path
 
-import pandas as pd
-
 from pmfcli.data.ratings import Vocabulary
 from pmfcli.errors import DataError
 from pmfcli.text import clean
@@ -33,6 +31,8 @@ def read_titles(ratings_file: Path, movies: Vocabulary) -> tuple[str | None, ...
 
 
 def _from_csv(path: Path) -> dict[str, str]:
+    import pandas as pd
+
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if not {"movieId", "title"} <= set(table):
         return {}  # somebody else's movies.csv
@@ -54,6 +54,8 @@ def read_dat(path: Path) -> list[list[str]]:
 
 
 def _from_item(path: Path) -> dict[str, str]:
+    import pandas as pd
+
     table = pd.read_csv(
         path, sep="|", header=None, usecols=[0, 1], dtype=str, keep_default_na=False, encoding="latin-1", quoting=csv.QUOTE_NONE
     )
