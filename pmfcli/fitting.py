@@ -330,7 +330,7 @@ def _on_cpu(mode: _Mode) -> _Mode:
 
 
 def _rmse(fitted: Tensor, t: Tensor, scale: Scale, team: Team = ALONE) -> float:
-    return scores(scale.to_stars(fitted), scale.to_stars(t), team).rmse
+    return scores(fitted, t, team).rmse * (scale.hi - scale.lo)
 
 
 def seen(ratings: Ratings) -> Seen:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from pmfcli.core.pairs import Pairs
-from pmfcli.core.sparse import Pattern
+from pmfcli.core.sparse import Pattern, spmm
 from pmfcli.core.team import ALONE, Team
 
 _DAMPING_USER, _DAMPING_MOVIE, _SWEEPS = 15.0, 10.0, 10
+_AT_A_TIME = 1 << 16  # errors, so that they stay in the cache
 _LEAST_MASS = 1e-12  # of a rating that came all the same
 _REPLICATES, _LEAST_GROUPS = 2000, 10
 
@@ -42,8 +43,11 @@ class BiasOnly(NamedTuple):
 
 def scores(prediction: Tensor, truth: Tensor, team: Team = ALONE) -> Scores:
     """RMSE and MAE of predictions (n,) against the truth (n,), both in stars, n > 0 over all processes."""
-    error = prediction.cpu().double() - truth.cpu().double()
-    total = torch.stack([error.new_tensor(len(error)), error.square().sum(), error.abs().sum()])
+    total = torch.tensor([len(truth), 0, 0], dtype=torch.float64)
+    for ours, theirs in zip(prediction.cpu().split(_AT_A_TIME), truth.cpu().split(_AT_A_TIME), strict=True):
+        error = ours.double() - theirs.double()
+        total[1] += error @ error
+        total[2] += error.abs().sum()
     n, square, absolute = team.sum(total).tolist()
     return Scores(int(n), math.sqrt(square / n), absolute / n)
 
@@ -60,10 +64,14 @@ def fit_biases(pattern: Pattern, stars: Tensor, team: Team = ALONE) -> BiasOnly:
     total, n = team.sum(torch.stack([r.sum(), r.new_tensor(len(r))])).tolist()
     mean = total / n
     n_i, m_j = pattern.row_counts(), team.sum(pattern.col_counts())
-    b, c = r.new_zeros(pattern.shape[0]), r.new_zeros(pattern.shape[1])
+    ones, pattern_t = torch.ones_like(r), pattern.T
+    of_users, of_movies = r.new_zeros(pattern.shape[0]), r.new_zeros(pattern.shape[1])
+    of_users.index_add_(0, pattern.row, r - mean)
+    of_movies.index_add_(0, pattern.col, r - mean)
+    b = torch.zeros_like(of_users)
     for _ in range(_SWEEPS):
-        c = team.sum(torch.zeros_like(c).index_add_(0, pattern.col, r - mean - b[pattern.row])) / (_DAMPING_MOVIE + m_j)
-        b = damped(torch.zeros_like(b).index_add_(0, pattern.row, r - mean - c[pattern.col]), n_i)
+        c = team.sum(of_movies - spmm(ones, b[:, None], pattern_t)[:, 0]) / (_DAMPING_MOVIE + m_j)
+        b = damped(of_users - spmm(ones, c[:, None], pattern)[:, 0], n_i)
     return BiasOnly(mean, b, c)
 
 

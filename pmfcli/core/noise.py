@@ -1,5 +1,7 @@
 """The noise of a rating at a mode, from how far ratings are from what it predicts."""
 
+import random
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ _NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
 def chosen(n: int, laplace: Laplace, seed: int, team: Team) -> Tensor:
     """Which of so many ratings to find the noise from, (k,)."""
     most = min(_NOISE_SAMPLE, chunk_of(laplace)) // team.size
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:most]
+    return torch.tensor(random.Random(seed).sample(range(n), min(n, most)), dtype=torch.int64)
 
 
 @torch.no_grad()

@@ -164,13 +164,17 @@ def effective(parameters: Parameters, observations: Observations) -> Factors:
 
 
 def score(factors: Factors, pattern: Pattern) -> Tensor:
-    """x_ij for every pair of the pattern, (n,) logits. The biases ride along as two more columns."""
+    """x_ij for every pair of the pattern, (n,) logits."""
+    return sampled_dot(*sides(factors), pattern) + factors.offset
+
+
+def sides(factors: Factors) -> tuple[Tensor, Tensor]:
+    """Users (n_users, d) and movies (n_movies, d), whose dot products are the x less the offset: biases as two more columns."""
     f = factors
     if f.b is None or f.c is None:
-        return sampled_dot(f.U, f.V, pattern) + f.offset
-    left = torch.cat([f.U, f.b[:, None], torch.ones_like(f.b)[:, None]], 1)
-    right = torch.cat([f.V, torch.ones_like(f.c)[:, None], f.c[:, None]], 1)
-    return sampled_dot(left, right, pattern) + f.offset
+        return f.U, f.V
+    users = torch.cat([f.U, f.b[:, None], torch.ones_like(f.b)[:, None]], 1)
+    return users, torch.cat([f.V, torch.ones_like(f.c)[:, None], f.c[:, None]], 1)
 
 
 def log_normal(x: Tensor, scale: float) -> Tensor:
@@ -217,6 +221,20 @@ def log_posterior(parameters: Parameters, observations: Observations, scales: Sc
 
 
 def _sum_of_squares(x: Tensor) -> Tensor:
-    """As a dot product: half the passes over memory of ``x.square().sum()``, forward and backward."""
-    flat = x.flatten()
-    return flat @ flat
+    found: Tensor = _SumOfSquares.apply(x)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _SumOfSquares(torch.autograd.Function):
+    """As a dot product, and its gradient in one pass over memory: a quarter of those of ``x.square().sum()``."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        flat = x.flatten()
+        return flat @ flat
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        return x * (2 * grad)

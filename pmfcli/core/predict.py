@@ -8,11 +8,11 @@ from pmfcli.core.approximation import Draws, Laplace, Posterior
 from pmfcli.core.conditional import features
 from pmfcli.core.drift import at_times
 from pmfcli.core.pairs import Pairs, Seen
-from pmfcli.core.posterior import Factors, mean, slope
+from pmfcli.core.posterior import Factors, mean, sides, slope
 from pmfcli.core.predictive import Masses, Mixture, Predictive
 from pmfcli.core.rows import Rows, rows_of
 
-_AT_ONCE = 1 << 17  # pairs whose means alone are wanted
+_AT_ONCE = 1 << 13  # pairs whose means alone are wanted: their rows stay in the cache
 
 
 @torch.no_grad()
@@ -57,13 +57,16 @@ def predict_pairs(posterior: Posterior, seen: Seen, pairs: Pairs) -> Predictive:
 @torch.no_grad()
 def means_of_pairs(factors: Factors, pairs: Pairs) -> Tensor:
     """The predictive means alone, (n,), of factors that are still in training."""
-    usual, found = factors.U.mean(0), []
-    for part in pairs.split(_AT_ONCE):
-        u = torch.where(part.user_known[:, None], factors.U[part.user], usual)
-        x = (u * factors.V[part.movie]).sum(1) * part.movie_known + factors.offset
-        if factors.b is not None and factors.c is not None:
-            x = x + torch.where(part.user_known, factors.b[part.user], factors.b.mean())
-            x = x + factors.c[part.movie] * part.movie_known
+    U, V = sides(factors)
+    nobody = V.new_zeros(V.shape[1])
+    if factors.b is not None:
+        nobody[-2] = 1  # what the user's bias is multiplied by
+    U, V = torch.cat([U, U.mean(0, keepdim=True)]), torch.cat([V, nobody[None]])  # the last rows are of those unknown
+    user = torch.where(pairs.user_known, pairs.user, len(U) - 1)
+    movie = torch.where(pairs.movie_known, pairs.movie, len(V) - 1)
+    found = []
+    for i, j in zip(user.split(_AT_ONCE), movie.split(_AT_ONCE), strict=True):
+        x = torch.linalg.vecdot(U.index_select(0, i), V.index_select(0, j)) + factors.offset
         found.append(mean(x, factors.link).clamp(0, 1))
     return torch.cat(found)
 
