@@ -16,7 +16,7 @@ from pmfcli.core.posterior import Factors, Parameters
 from pmfcli.core.predict import means_of_pairs, predict_pairs
 from pmfcli.core.predictive import Mixture
 from pmfcli.core.recommend import rank
-from pmfcli.core.rows import users_of
+from pmfcli.core.rows import of_unknown_movies, users_of
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -86,6 +86,16 @@ def test_an_unknown_movie_has_its_prior_mean_and_an_unknown_user_is_the_average_
             assert found.sd().mean() > known
     plain = predict_pairs(laplace(factors._replace(b=None, c=None)), SEEN, all_pairs(False, True))
     torch.testing.assert_close(plain.mean(), torch.sigmoid(average + 0.4))
+
+
+def test_an_unknown_movie_is_as_unsure_as_its_prior_and_the_hierarchical_means_of_others(factors: Factors) -> None:
+    p = laplace(factors)
+    Z = 0.25 * factors.V
+    found = of_unknown_movies(p._replace(parameters=p.parameters._replace(Z=Z, X=factors.U)))
+    expected = torch.eye(4) / 2
+    torch.testing.assert_close(of_unknown_movies(p), expected)
+    expected[:3, :3] += (factors.V - Z).mT @ (factors.V - Z) / 8
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("by", ["mean", "lower", "upper"])

@@ -120,18 +120,20 @@ def test_a_newcomer_has_scales_of_their_own() -> None:
     assert variance == pytest.approx(float((posterior * (a - exact) ** 2).sum()), rel=0.15)
 
 
-def test_the_noise_is_that_of_the_user_and_the_movie_and_unknown_ones_have_their_prior() -> None:
+def test_the_noise_is_that_of_the_user_and_the_movie_and_unknown_ones_are_as_unsure_as_known_ones_differ() -> None:
     p = copies(2, DOF)
     every = torch.ones(3, dtype=torch.bool)
     user_known, movie_known = every.clone(), every.clone()
     user_known[1], movie_known[2] = False, False
     pairs = Pairs(torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), user_known, movie_known)
-    found = predict_pairs(p._replace(mean_u=p.mean_u + 0.4, U=p.U + 1), NOBODY, pairs)
-    unsure = 1 / (LAMBDA * (1 - 2 / DOF))
+    V = torch.tensor([1.0, -2.0])
+    p = p._replace(mean_u=p.mean_u + 0.4, U=p.U + 1, V=V[None, :, None].expand(2, 2, 1).half(), mu_v=p.mu_v + 0.5)
+    found = predict_pairs(p, NOBODY, pairs)
+    user, movie = 0.6**2, (0.5**2 + 2.5**2) / 2  # mean squares around the mean
     both, no_user, no_movie = (0.0625 / (ALPHA * gammas) for gammas in (2 * 0.5, (1 - 2 / DOF) * 0.5, 2 * (1 - 2 / DOF)))
-    expected = torch.tensor([both, no_user + V**2 * unsure / 16, no_movie + unsure / 16])
-    torch.testing.assert_close(found.spread[0].square(), expected)
-    torch.testing.assert_close(found.centre[0], 0.5 + torch.tensor([V, 0.4 * V, 0.0]) / 4)
+    expected = torch.tensor([both, no_user + user / 16, no_movie + movie / 16])
+    torch.testing.assert_close(found.spread[0].square(), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found.centre[0], 0.5 + torch.tensor([1.0, 0.4, 0.5]) / 4)
 
 
 def test_few_ratings_leave_it_unsure_and_many_do_not(draws: Model) -> None:

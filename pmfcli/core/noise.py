@@ -9,7 +9,7 @@ from pmfcli.core.approximation import Laplace
 from pmfcli.core.conditional import Gaussians
 from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.predict import mixture
-from pmfcli.core.rows import Rows, chunk_of, curvature, rows_of, stacked, users_of
+from pmfcli.core.rows import Rows, chunk_of, curvature, of_unknown_movies, rows_of, stacked, users_of
 from pmfcli.core.team import Team
 
 _MOVIES_AMONG = 256  # movies at a time, whose ratings are several processes'
@@ -77,9 +77,8 @@ def _rows_among(p: Laplace, seen: Seen, pairs: Pairs, team: Team) -> tuple[Rows,
     covariance = torch.cat([_curvature_among(p, seen, part, team).covariance() for part in rows.split(_MOVIES_AMONG)])
     known = pairs.movie_known
     at = torch.searchsorted(rows, pairs.movie).clamp(max=len(rows) - 1)
-    prior = torch.linalg.inv(p.precision_v)
     A = torch.where(known[:, None], V[pairs.movie], 0.0)
-    movies = Rows(A[None], A.new_ones(1, len(A)), torch.where(known[:, None, None], covariance[at], prior)[None])
+    movies = Rows(A[None], A.new_ones(1, len(A)), torch.where(known[:, None, None], covariance[at], of_unknown_movies(p))[None])
     return users_of(p, seen, user).at(user_at), movies
 
 

@@ -1,8 +1,9 @@
 """Users and movies of a posterior by row, known or not: their factors, and how unsure those are.
 
-An unknown movie has its prior. An unknown user is the average user, as unsure as the prior of a user (of a mode: as users
-differ), for the movies were fitted beside these. (An average movie would be a worse guess than none: movies that nobody in
-training rated are not average ones.)
+An unknown user is the average user, for the movies were fitted beside these; an unknown movie has its prior mean. (An average
+movie would be a worse guess than none: movies that nobody in training rated are not average ones.) Both are as unsure as known
+ones differ from there: by the prior, and by the hierarchical means, which are not known of them. The prior alone would be too
+sure of itself: of the movies that nobody rated, its 80 % intervals hold 74 % on ml-latest-small.
 """
 
 import math
@@ -22,6 +23,7 @@ from pmfcli.core.team import ALONE, Team
 
 _CHUNK, _CHUNK_NUMBERS = 4096, 8_000_000  # pairs answered at a time: at most so many, nor more numbers of their covariances
 _RATINGS = 1 << 22  # whose curvature is added up at a time
+_ENOUGH = 4096  # rows, to say how rows differ
 
 
 class Rows(NamedTuple):
@@ -70,7 +72,7 @@ def users_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
     """Users by row, (n,); -1 is an unknown one."""
     p, known = posterior, rows >= 0
     if isinstance(p, Draws):
-        found = _drawn(p.U, p.gamma_u, p.mean_u, p.Lambda_u, _of(p.prior_dof, 0), _of(p.noise_dof, 0), rows)
+        found = _drawn(p.U, p.gamma_u, p.mean_u, _of(p.noise_dof, 0), rows)
         if p.drift is not None:
             found = found._replace(drift=at_no_time(p.drift, rows, of_movies=False))
         if p.share is None or p.habits is None:
@@ -90,14 +92,23 @@ def movies_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
     """Movies by row, (n,) ascending; -1 is an unknown one."""
     p, known = posterior, rows >= 0
     if isinstance(p, Draws):
-        found = _drawn(p.V, p.gamma_v, p.mu_v, p.Lambda_v, _of(p.prior_dof, 1), _of(p.noise_dof, 1), rows)
+        found = _drawn(p.V, p.gamma_v, p.mu_v, _of(p.noise_dof, 1), rows)
         return found if p.drift is None else found._replace(drift=at_no_time(p.drift, rows, of_movies=True))
     V = stacked(p.factors.V, p.factors.c)
     if p.spread_v is not None:
         covariance = unpack(p.spread_v[rows], V.shape[1])
     else:
         covariance = torch.cat(list(_spreads_of_movies(p, seen, rows)))
-    return _with_unknown(V[rows], covariance, known, torch.zeros_like(V[0]), torch.linalg.inv(p.precision_v))
+    return _with_unknown(V[rows], covariance, known, torch.zeros_like(V[0]), of_unknown_movies(p))
+
+
+def of_unknown_movies(p: Laplace) -> Tensor:
+    """The covariance, (d, d), of a movie that nobody rated."""
+    wide: Tensor = torch.linalg.inv(p.precision_v)
+    k = p.head.latent
+    if p.parameters.X is not None:
+        wide[:k, :k] += _differ((p.factors.V - p.parameters.Z)[None], wide.new_zeros(1, k))[0]
+    return wide
 
 
 def _spreads_of_movies(p: Laplace, seen: Seen, rows: Tensor) -> Iterator[Tensor]:
@@ -150,17 +161,20 @@ def _of(dofs: Tensor | None, side: int) -> Tensor | float:
     return math.inf if dofs is None else dofs[:, side, None]
 
 
-def _drawn(
-    A: Tensor, gamma: Tensor, centre: Tensor, Lambda: Tensor, prior_dof: Tensor | float, noise_dof: Tensor | float, rows: Tensor
-) -> Rows:
-    known = rows >= 0
+def _drawn(A: Tensor, gamma: Tensor, centre: Tensor, noise_dof: Tensor | float, rows: Tensor) -> Rows:
+    known, every = rows >= 0, A
     A, gamma = A[:, rows].float(), gamma[:, rows].float()
     if bool(known.all()):
         return Rows(A, gamma)
     A = torch.where(known[:, None], A, centre[:, None])
     gamma = torch.where(known, gamma, torch.as_tensor(1 - 2 / noise_dof))  # 1 / E(1 / gamma)
-    tau = torch.as_tensor(1 - 2 / prior_dof)  # the same, so that the covariance is that of a multivariate t
-    return Rows(A, gamma, torch.linalg.inv(tau[..., None] * Lambda)[:, None], ~known)
+    return Rows(A, gamma, _differ(every, centre)[:, None], ~known)
+
+
+def _differ(A: Tensor, centre: Tensor) -> Tensor:
+    """The mean square of rows A (draws, n, d) around a centre (draws, d): (draws, d, d). Of many rows some say enough."""
+    off = A[:, :: -(-A.shape[1] // _ENOUGH)].float() - centre[:, None]
+    return off.mT @ off / off.shape[1]
 
 
 def stacked(factors: Tensor, bias: Tensor | None) -> Tensor:
