@@ -18,6 +18,7 @@ from test_drift import moody
 
 from pmfcli import checkpoint
 from pmfcli.artifact import dumps
+from pmfcli.cli.keeper import Keeper
 from pmfcli.config import Settings
 from pmfcli.data.ratings import Ratings
 from pmfcli.errors import ModelError, OutputError
@@ -170,3 +171,21 @@ def test_checkpoints_on_the_command_line(answer: Run, tmp_path: Path) -> None:
     assert answer(*train, "--checkpoint", "c", "--log", "log").returncode == 0
     assert not (tmp_path / "c").exists()
     assert "snapshot" not in json.loads((tmp_path / "log").read_text().splitlines()[0])
+
+
+def test_where_no_checkpoint_can_be_written_training_goes_on(
+    few: Ratings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = next(train(few, Settings(epochs=2, latent=2)))
+    keeper = Keeper(tmp_path / "gone" / "c", 0, "x", None)
+    keeper.look(report)
+    assert "No such file or directory; training goes on, and tries again" in capsys.readouterr().err
+    (tmp_path / "gone").mkdir()
+    keeper.look(report)
+    assert checkpoint.load(tmp_path / "gone" / "c", "x") is not None
+    with keeper:
+        signal.raise_signal(signal.SIGTERM)
+        (tmp_path / "gone" / "c").unlink()
+        (tmp_path / "gone").rmdir()
+        with pytest.raises(OutputError, match="No such file"):
+            keeper.look(report)
