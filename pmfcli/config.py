@@ -152,8 +152,13 @@ class Settings(BaseModel):
         0.1, "Fraction held out: to find the best epoch, and a score; 0 for none.", _FIT, shown="0.1; bayes: 0", ge=0, lt=1
     )
     refit: bool = _field(True, "Then fit again on all ratings.", _FIT)
-    block_ratings: int = _field(
-        1_000_000, "Beyond this many ratings, update by blocks of users of this size.", _FIT, only="adam", ge=1
+    block_ratings: int | None = _field(
+        None,
+        "Update by blocks of users with this many ratings.",
+        _FIT,
+        only="adam",
+        shown="a fifth, 250,000 to 4 million",
+        ge=1,
     )
     seed: int = _field(0, "Seed of all random numbers.", _FIT, ge=0, lt=2**63)
 

@@ -225,7 +225,8 @@ def _fit(task: Task) -> Generator[Report, None, _Fit]:
     team = task.observations.users.team
     sizes = torch.tensor([task.observations.pattern.n, 0 if test is None else len(test.stars)])
     n, held_out = team.sum(sizes).tolist()
-    pace = PACES[settings.solver].of(max(1, round(n / settings.block_ratings)) if by_adam else 1, held_out)
+    blocks = map_fit.number_of_blocks(n, settings.block_ratings) if by_adam else 1
+    pace = PACES[settings.solver].of(blocks, held_out)
     pairs = None if test is None else test.pairs.to(device)
     best: _Fit | None = None
     clear, clear_at = math.inf, 0  # the last held-out error that was clearly better, and its epoch

@@ -24,6 +24,7 @@ import torch
 from pmfcli.config import Settings
 from pmfcli.core import drift
 from pmfcli.core.chains import BUFFER, BURN_IN, LEAST, MOST, WARM_UP
+from pmfcli.core.map import number_of_blocks
 from pmfcli.core.parallel import NUMBERS
 from pmfcli.data.ratings import STEPS, Ratings, Vocabulary
 from pmfcli.fitting import SURE
@@ -79,7 +80,7 @@ def length(ratings: Ratings, settings: Settings) -> Length:
     by_size = "sure" if held >= SURE else "few" if ratings.n < _FEW else "als"
     usual, best = _USUAL["em" if by_em else by_size if s.solver == "als" else s.solver]
     if s.solver == "adam":
-        blocks = max(1, round(ratings.n / s.block_ratings))
+        blocks = number_of_blocks(ratings.n, s.block_ratings)
         usual, best = (max(_LEAST_EPOCHS, -(-steps // blocks)) for steps in (usual if held else _UNTESTED, best))
     assert s.epochs is not None
     epochs = min(s.epochs, usual) if s.early_stop else s.epochs

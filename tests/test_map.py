@@ -81,6 +81,12 @@ def test_blocks_add_up_to_the_whole_loss(block_ratings: int) -> None:
     assert info.loss == pytest.approx(expected, rel=1e-9)
 
 
+def test_there_are_usually_five_blocks_neither_small_nor_large() -> None:
+    sizes = {90_000: 1, 250_000: 1, 900_000: 4, 9_000_003: 5, 20_000_000: 5, 100_000_000: 25}
+    assert {n: map_fit.number_of_blocks(n, None) for n in sizes} == sizes
+    assert map_fit.number_of_blocks(90_000, 30_000) == 3
+
+
 def test_blocks_reach_the_optimum_of_the_whole() -> None:
     o = problem(30, 20)
     best = {}

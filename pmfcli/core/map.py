@@ -1,9 +1,10 @@
 """Maximum a posteriori by Adam: ``init`` and ``step``, and ``fit``, a generator of Progress.
 
 All ratings at once while they are few; beyond that by blocks of users, every so-manieth of them, so that a block has the same
-users however many processes share it, and about as many ratings as the next. A block updates its users and what all users
-share. The movies' hierarchical mean G X, which needs every user, is held for one pass over the blocks, gathers its gradient,
-and X is updated once a pass; with one block this is exactly full-batch Adam.
+users however many processes share it, and about as many ratings as the next. About five left the least held-out error on 1 to
+25 million planted ratings: in fewer passes than one does, and more steadily than many. A block updates its users and what all
+users share. The movies' hierarchical mean G X, which needs every user, is held for one pass over the blocks, gathers its
+gradient, and X is updated once a pass; with one block this is exactly full-batch Adam.
 """
 
 import math
@@ -32,6 +33,7 @@ from pmfcli.errors import TrainingError
 _LARGEST_MOVE = 3.0  # of a row of F W or G X in one step, in learning rates, on average over ratings
 _LEAST_SIGMA = 0.01  # of the rating scale: Adam moves a learned sigma by about the learning rate, and must not pass 0
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+_BLOCKS, _LEAST_BLOCK, _MOST_BLOCK = 5, 250_000, 4_000_000  # usually; and ratings in one, then
 _START = 0.01  # standard deviation of the first factors, as in the post
 
 
@@ -46,7 +48,7 @@ class MapSettings(NamedTuple):
     user_means: bool  # W: hierarchical means for users
     movie_means: bool  # X: hierarchical means for movies
     lr: float
-    block_ratings: int
+    block_ratings: int | None  # of about so many, if not the usual
 
 
 class Adam(NamedTuple):
@@ -86,7 +88,13 @@ class Progress(NamedTuple):
     snapshot: Callable[[], Tree]  # all that ``fit`` needs to go on from here, until the next step is asked for
 
 
-def cut(observations: Observations, block_ratings: int) -> tuple[Observations, ...]:
+def number_of_blocks(n: int, block_ratings: int | None) -> int:
+    """Of how many blocks a pass over so many ratings is, if there are as many users."""
+    size = block_ratings or min(max(-(-n // _BLOCKS), _LEAST_BLOCK), _MOST_BLOCK)
+    return max(1, -(-n // size))
+
+
+def cut(observations: Observations, block_ratings: int | None) -> tuple[Observations, ...]:
     """Blocks of users with about so many ratings, in all processes together; the weights stay the whole's."""
     o, users = observations, _users(observations, block_ratings)
     if len(users) == 1:
@@ -316,11 +324,11 @@ def _movie_means(state: State, blocks: tuple[Observations, ...]) -> Tensor | Non
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] if parts else None
 
 
-def _users(o: Observations, block_ratings: int) -> tuple[slice, ...]:
+def _users(o: Observations, block_ratings: int | None) -> tuple[slice, ...]:
     """The users of each block: as many blocks in all processes, and in each block the same users of all."""
     rows, first = o.pattern.shape[0], o.users.first
-    n = float(o.users.team.sum(torch.tensor(o.pattern.n, dtype=torch.float64)))
-    count = max(1, min(math.ceil(n / max(1, block_ratings)), o.users.of or rows))
+    n = int(o.users.team.sum(torch.tensor(o.pattern.n)))
+    count = max(1, min(number_of_blocks(n, block_ratings), o.users.of or rows))
     return tuple(slice((number - first) % count, rows, count) for number in range(count))
 
 
