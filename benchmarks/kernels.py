@@ -51,8 +51,10 @@ def main() -> None:
         work = n * d * (d + 1) + 2 * n * d + rows * (d**3 / 3 + 2 * d**2)
         print(f"half sweep of {name:6s} {seconds:6.2f} s   {work / seconds / 1e9:5.1f} GFLOP/s")
     for means in (False, True):
-        adam = map_fit.MapSettings(k, _scales(settings), 0.3, False, True, means, means, 0.03, settings.block_ratings)
-        blocks, generator = map_fit.cut(o, adam.block_ratings), seeded(0)
+        adam = map_fit.MapSettings(
+            k, _scales(settings), 0.3, False, True, means, means, 0.03, map_fit.number_of_blocks(n, None)
+        )
+        blocks, generator = map_fit.cut(o, adam.blocks), seeded(0)
         fit = map_fit.init(o, adam, generator)
         seconds = best(lambda fit=fit, blocks=blocks, generator=generator: map_fit.step(fit, blocks, generator))
         said = f"{seconds:6.2f} s   {1e9 * seconds / n:5.1f} ns a rating"

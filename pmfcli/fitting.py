@@ -82,6 +82,7 @@ class Task(NamedTuple):
     test: Test | None
     noise: Tensor | None  # of a mode, where it is known
     device: torch.device
+    blocks: int  # of users, for Adam: the same with and without what is held out
     resume: Tree = None  # a snapshot of this fit
     start: Parameters | None = None  # where least squares begin, if not at random
     passing: bool = False  # whether what counts is what it finds out, and another fit makes the model
@@ -219,14 +220,12 @@ def _fit(task: Task) -> Generator[Report, None, _Fit]:
     by_adam = settings.solver == "adam"
     observations, before = task.observations.to(device), None if old is None else old["fit"]
     if by_adam:
-        steps, mode = _adam(observations, settings, epochs, before)
+        steps, mode = _adam(observations, settings, task.blocks, epochs, before)
     else:
         steps, mode = _als(observations, settings, epochs, before, task.start)
     team = task.observations.users.team
-    sizes = torch.tensor([task.observations.pattern.n, 0 if test is None else len(test.stars)])
-    n, held_out = team.sum(sizes).tolist()
-    blocks = map_fit.number_of_blocks(n, settings.block_ratings) if by_adam else 1
-    pace = PACES[settings.solver].of(blocks, held_out)
+    held_out = int(team.sum(torch.tensor(0 if test is None else len(test.stars))))
+    pace = PACES[settings.solver].of(task.blocks if by_adam else 1, held_out)
     pairs = None if test is None else test.pairs.to(device)
     best: _Fit | None = None
     clear, clear_at = math.inf, 0  # the last held-out error that was clearly better, and its epoch
@@ -274,7 +273,7 @@ def _scales(s: Settings) -> Scales:
     return Scales(s.sigma_u, s.sigma_v, s.sigma_w, s.sigma_x, s.sigma_b)
 
 
-def _adam(observations: Observations, s: Settings, epochs: int, resume: Tree) -> _Steps:
+def _adam(observations: Observations, s: Settings, blocks: int, epochs: int, resume: Tree) -> _Steps:
     how = map_fit.MapSettings(
         latent=s.latent,
         scales=_scales(s),
@@ -284,7 +283,7 @@ def _adam(observations: Observations, s: Settings, epochs: int, resume: Tree) ->
         user_means=s.hierarchical in ("users", "both"),
         movie_means=s.hierarchical == "both",
         lr=s.lr,
-        block_ratings=s.block_ratings,
+        blocks=blocks,
     )
 
     def prior(scale: float) -> Tensor:

@@ -13,6 +13,7 @@ from pmfcli import __version__, memory
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
 from pmfcli.core.approximation import Draws, Laplace, Posterior
+from pmfcli.core.map import number_of_blocks
 from pmfcli.core.metrics import fit_biases, predict_baselines, scores
 from pmfcli.core.pairs import Pairs
 from pmfcli.core.posterior import Parameters
@@ -51,8 +52,9 @@ def train(
     how = (settings.holdout, settings.seed)
     held = random_mask(ratings.n, *how) if part is None else mask(ratings.n, part.first_rating, *how)
     out, n = users.team.sum(torch.tensor([int(held.sum()), ratings.n])).tolist()
+    blocks = number_of_blocks(n, settings.block_ratings)
     if not LEAST_HELD <= out < n:
-        task = Task("fit", ratings, observed(ratings, settings, users), settings, settings.epochs, None, None, device)
+        task = Task("fit", ratings, observed(ratings, settings, users), settings, settings.epochs, None, None, device, blocks)
         posterior, found = yield from _fitted(task, None, resume)
         del found["holdout_rmse"]
         return _model(ratings, settings, posterior, found, part)
@@ -62,7 +64,8 @@ def train(
         observations = observed(fitted, settings, users)
         pairs, stars = held_out(ratings, held, users.team)
         test = Test(pairs, stars, ratings.scale)
-        task = Task("fit", fitted, observations, settings, settings.epochs, test, None, device, passing=settings.refit)
+        how_long = settings.epochs
+        task = Task("fit", fitted, observations, settings, how_long, test, None, device, blocks, passing=settings.refit)
         posterior, found = yield from _fitted(task, None, resume)
         bias = fit_biases(observations.pattern, ratings.scale.to_stars(observations.t), users.team)
         beside = {name: scores(value, stars, users.team)._asdict() for name, value in predict_baselines(bias, pairs).items()}
@@ -78,7 +81,8 @@ def train(
         del posterior, task, test, pairs, stars, observations, bias, fitted  # at size there is no room for two fits
     observations = observed(ratings, settings, users)
     start = None if before["start"] is None else Parameters(*before["start"])
-    task = Task("refit", ratings, observations, settings, before["epochs"], None, before["noise"], device, start=start)
+    how_long, noise = before["epochs"], before["noise"]
+    task = Task("refit", ratings, observations, settings, how_long, None, noise, device, blocks, start=start)
     posterior, found = yield from _fitted(task, before, resume)
     del found["holdout_rmse"]
     found["epochs"] += before["done"]
@@ -86,7 +90,8 @@ def train(
 
 
 def fitted_to(ratings: Ratings, settings: Settings) -> tuple[Settings, torch.device]:
-    """The settings as they are for these ratings, and where to compute, by as many threads as they say from now on.
+    """The settings as they are for these ratings, and where to compute: from now on by as many threads as they say, and with
+    memory that stays the process's own (``memory.keep``).
 
     Raises:
         DataError, UsageError: as ``train``, which begins with this.

@@ -10,6 +10,7 @@ import pytest
 from conftest import Run
 
 from pmfcli.data import cache
+from pmfcli.data import ratings as data
 from pmfcli.data.assemble import Reading
 from pmfcli.data.fields import Columns
 from pmfcli.data.ratings import Ratings
@@ -21,6 +22,7 @@ COLUMNS = Columns()
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(cache, "LEAST", 10)
+    monkeypatch.setattr(data, "_PIECE", 2)
     lines = [f"u{n * 7 % 5},{n * 3 % 8},{1 + n % 5},{1000 - n}" for n in range(60)]
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(lines) + "\n")
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n3,Heat (1995),Crime\n")
@@ -95,6 +97,7 @@ def test_a_cache_that_is_no_good_is_none(file: Path) -> None:
     for change in (
         {"user": lambda part: part + 100},
         {"user": lambda part: part[::-1]},
+        {"movie": lambda part: part[[0, 2, 1, *range(3, len(part))]]},  # beyond the first piece
         {"movie": lambda part: part.astype(np.int64)},
         {"stars": lambda part: part * np.nan},
         {"time": lambda part: part[1:]},

@@ -129,7 +129,7 @@ def test_the_noise_is_that_of_the_user_and_the_movie_and_unknown_ones_are_as_uns
     V = torch.tensor([1.0, -2.0])
     p = p._replace(mean_u=p.mean_u + 0.4, U=p.U + 1, V=V[None, :, None].expand(2, 2, 1).half(), mu_v=p.mu_v + 0.5)
     found = predict_pairs(p, NOBODY, pairs)
-    user, movie = 0.6**2, (0.5**2 + 2.5**2) / 2  # mean squares around the mean
+    user, movie = (0.6**2 + 1 / LAMBDA) / 2, (0.5**2 + 2.5**2 + 1 / LAMBDA) / 3  # mean squares, the prior among them
     both, no_user, no_movie = (0.0625 / (ALPHA * gammas) for gammas in (2 * 0.5, (1 - 2 / DOF) * 0.5, 2 * (1 - 2 / DOF)))
     expected = torch.tensor([both, no_user + user / 16, no_movie + movie / 16])
     torch.testing.assert_close(found.spread[0].square(), expected, rtol=1e-3, atol=1e-5)

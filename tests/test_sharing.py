@@ -229,3 +229,19 @@ def test_torchrun_goes_on_when_one_is_killed(tmp_path: Path, sample: Ratings) ->
     two = load(tmp_path / "two.pt")
     torch.testing.assert_close(two.posterior.factors.V, plain.posterior.factors.V, rtol=0, atol=1e-3)
     assert [file.name for file in tmp_path.iterdir()] == ["two.pt"]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_sums_over_real_processes(tmp_path: Path, count: int) -> None:
+    (tmp_path / "sums.py").write_text("""if True:
+        import torch
+        from pmfcli.sharing import join, leave
+        team = join()
+        for kind in (torch.float32, torch.float64, torch.int64):
+            found = team.sum(torch.arange(6).reshape(2, 3).T.to(kind) * (team.rank + 1))
+            expected = torch.arange(6).reshape(2, 3).T * sum(range(team.size + 1))
+            assert found.dtype == kind and torch.equal(found, expected.to(kind)), found
+        leave()
+    """)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "sums.py"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)

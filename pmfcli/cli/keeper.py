@@ -57,13 +57,14 @@ class Keeper:
 
             due, self._told = agreed(self._team, due, self._told)
         if self._told or due:
-            self._written = time.perf_counter()
             try:
                 self._save(self._path, report)
             except OutputError as error:
                 if self._told or self._team is not None:
                     raise
                 note(f"{error}; training goes on, and tries again in {self._every:g} s")
+            finally:
+                self._written = time.perf_counter()
         if self._told:
             note(f"stopped after step {report.step}; --resume goes on from {self._path}")
             raise typer.Exit(128 + self._told)

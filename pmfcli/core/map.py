@@ -48,7 +48,7 @@ class MapSettings(NamedTuple):
     user_means: bool  # W: hierarchical means for users
     movie_means: bool  # X: hierarchical means for movies
     lr: float
-    block_ratings: int | None  # of about so many, if not the usual
+    blocks: int  # of users, if there are as many
 
 
 class Adam(NamedTuple):
@@ -89,14 +89,15 @@ class Progress(NamedTuple):
 
 
 def number_of_blocks(n: int, block_ratings: int | None) -> int:
-    """Of how many blocks a pass over so many ratings is, if there are as many users."""
-    size = block_ratings or min(max(-(-n // _BLOCKS), _LEAST_BLOCK), _MOST_BLOCK)
-    return max(1, -(-n // size))
+    """How many blocks so many ratings are taken in, if not by so many ratings each."""
+    if block_ratings is not None:
+        return max(1, -(-n // block_ratings))
+    return max(1, min(_BLOCKS, n // _LEAST_BLOCK), -(-n // _MOST_BLOCK))
 
 
-def cut(observations: Observations, block_ratings: int | None) -> tuple[Observations, ...]:
-    """Blocks of users with about so many ratings, in all processes together; the weights stay the whole's."""
-    o, users = observations, _users(observations, block_ratings)
+def cut(observations: Observations, blocks: int) -> tuple[Observations, ...]:
+    """So many blocks of users, with about as many ratings each in all processes together; the weights stay the whole's."""
+    o, users = observations, _users(observations, blocks)
     if len(users) == 1:
         return (o,)
     G = torch.empty_like(o.G)
@@ -111,7 +112,7 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
         generator: a CPU generator; the numbers do not depend on the device.
     """
     o, s = observations, settings
-    users = _users(o, s.block_ratings)
+    users = _users(o, s.blocks)
     n_users, n_movies = o.pattern.shape
     device, dtype = o.t.device, o.t.dtype
 
@@ -193,7 +194,7 @@ def fit(
     Raises:
         TrainingError: the loss stopped being finite; names the step and the remedy.
     """
-    blocks = cut(observations, settings.block_ratings)
+    blocks = cut(observations, settings.blocks)
     state = init(observations, settings, generator)
     first = 0
 
@@ -324,11 +325,10 @@ def _movie_means(state: State, blocks: tuple[Observations, ...]) -> Tensor | Non
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] if parts else None
 
 
-def _users(o: Observations, block_ratings: int | None) -> tuple[slice, ...]:
+def _users(o: Observations, blocks: int) -> tuple[slice, ...]:
     """The users of each block: as many blocks in all processes, and in each block the same users of all."""
     rows, first = o.pattern.shape[0], o.users.first
-    n = int(o.users.team.sum(torch.tensor(o.pattern.n)))
-    count = max(1, min(number_of_blocks(n, block_ratings), o.users.of or rows))
+    count = max(1, min(blocks, o.users.of or rows))
     return tuple(slice((number - first) % count, rows, count) for number in range(count))
 
 

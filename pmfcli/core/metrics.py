@@ -22,7 +22,7 @@ _REPLICATES, _LEAST_GROUPS = 2000, 10
 
 
 class Scores(NamedTuple):
-    """Errors over n ratings, in stars."""
+    """Errors over n ratings, in the units of these."""
 
     n: int
     rmse: float
@@ -42,7 +42,7 @@ class BiasOnly(NamedTuple):
 
 
 def scores(prediction: Tensor, truth: Tensor, team: Team = ALONE) -> Scores:
-    """RMSE and MAE of predictions (n,) against the truth (n,), both in stars, n > 0 over all processes."""
+    """RMSE and MAE of predictions (n,) against the truth (n,), in the same units, n > 0 over all processes."""
     total = torch.tensor([len(truth), 0, 0], dtype=torch.float64)
     for ours, theirs in zip(prediction.cpu().split(_AT_A_TIME), truth.cpu().split(_AT_A_TIME), strict=True):
         error = ours.double() - theirs.double()

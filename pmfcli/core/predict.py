@@ -59,7 +59,7 @@ def means_of_pairs(factors: Factors, pairs: Pairs) -> Tensor:
     """The predictive means alone, (n,), of factors that are still in training."""
     U, V = sides(factors)
     nobody = V.new_zeros(V.shape[1])
-    if factors.b is not None:
+    if V.shape[1] > factors.V.shape[1]:
         nobody[-2] = 1  # what the user's bias is multiplied by
     U, V = torch.cat([U, U.mean(0, keepdim=True)]), torch.cat([V, nobody[None]])  # the last rows are of those unknown
     user = torch.where(pairs.user_known, pairs.user, len(U) - 1)

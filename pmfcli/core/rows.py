@@ -23,7 +23,7 @@ from pmfcli.core.team import ALONE, Team
 
 _CHUNK, _CHUNK_NUMBERS = 4096, 8_000_000  # pairs answered at a time: at most so many, nor more numbers of their covariances
 _RATINGS = 1 << 22  # whose curvature is added up at a time
-_ENOUGH = 4096  # rows, to say how rows differ
+_ENOUGH, _LEAST_ROWS = 4096, 64  # rows, to say how rows differ; of however many draws
 
 
 class Rows(NamedTuple):
@@ -72,7 +72,7 @@ def users_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
     """Users by row, (n,); -1 is an unknown one."""
     p, known = posterior, rows >= 0
     if isinstance(p, Draws):
-        found = _drawn(p.U, p.gamma_u, p.mean_u, _of(p.noise_dof, 0), rows)
+        found = _drawn(p.U, p.gamma_u, p.mean_u, p.Lambda_u, _of(p.noise_dof, 0), rows)
         if p.drift is not None:
             found = found._replace(drift=at_no_time(p.drift, rows, of_movies=False))
         if p.share is None or p.habits is None:
@@ -92,13 +92,15 @@ def movies_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
     """Movies by row, (n,) ascending; -1 is an unknown one."""
     p, known = posterior, rows >= 0
     if isinstance(p, Draws):
-        found = _drawn(p.V, p.gamma_v, p.mu_v, _of(p.noise_dof, 1), rows)
+        found = _drawn(p.V, p.gamma_v, p.mu_v, p.Lambda_v, _of(p.noise_dof, 1), rows)
         return found if p.drift is None else found._replace(drift=at_no_time(p.drift, rows, of_movies=True))
     V = stacked(p.factors.V, p.factors.c)
     if p.spread_v is not None:
         covariance = unpack(p.spread_v[rows], V.shape[1])
     else:
         covariance = torch.cat(list(_spreads_of_movies(p, seen, rows)))
+    if bool(known.all()):
+        return Rows(V[rows][None], V.new_ones(1, len(rows)), covariance[None])
     return _with_unknown(V[rows], covariance, known, torch.zeros_like(V[0]), of_unknown_movies(p))
 
 
@@ -161,19 +163,22 @@ def _of(dofs: Tensor | None, side: int) -> Tensor | float:
     return math.inf if dofs is None else dofs[:, side, None]
 
 
-def _drawn(A: Tensor, gamma: Tensor, centre: Tensor, noise_dof: Tensor | float, rows: Tensor) -> Rows:
+def _drawn(A: Tensor, gamma: Tensor, centre: Tensor, Lambda: Tensor, noise_dof: Tensor | float, rows: Tensor) -> Rows:
     known, every = rows >= 0, A
     A, gamma = A[:, rows].float(), gamma[:, rows].float()
     if bool(known.all()):
         return Rows(A, gamma)
     A = torch.where(known[:, None], A, centre[:, None])
     gamma = torch.where(known, gamma, torch.as_tensor(1 - 2 / noise_dof))  # 1 / E(1 / gamma)
-    return Rows(A, gamma, _differ(every, centre)[:, None], ~known)
+    wide, n = _differ(every, centre), every.shape[1]
+    wide = (n * wide + torch.linalg.inv(Lambda)) / (n + 1)  # the prior counts as one more, lest a few be too much alike
+    return Rows(A, gamma, wide[:, None], ~known)
 
 
 def _differ(A: Tensor, centre: Tensor) -> Tensor:
     """The mean square of rows A (draws, n, d) around a centre (draws, d): (draws, d, d). Of many rows some say enough."""
-    off = A[:, :: -(-A.shape[1] // _ENOUGH)].float() - centre[:, None]
+    some = max(_LEAST_ROWS, min(_ENOUGH, _CHUNK_NUMBERS // A[:, 0].numel()))
+    off = A[:, :: -(-A.shape[1] // some)].float() - centre[:, None]
     return off.mT @ off / off.shape[1]
 
 
