@@ -26,7 +26,7 @@ def save(path: Path, identity: str, snapshot: Tree) -> None:
         with replacing(path) as file:
             torch.save({"format": FORMAT, "version": VERSION, "identity": identity, "snapshot": snapshot}, file)
     except (OSError, RuntimeError) as error:  # torch says RuntimeError where a disk is full
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "cannot be written; the disk may be full"
         raise OutputError(f"--checkpoint {path}: {why}" + ("; the one before it stays" if path.exists() else "")) from None
 
 

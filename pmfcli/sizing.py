@@ -37,6 +37,7 @@ _COPIES, _IN_BLOCK, _SPREAD = 6, 3, 4  # of the parameters; of a block's square 
 _OF_A_STRETCH = 72  # bytes
 _USUAL = {  # epochs with a test, and then on all ratings
     "adam": (170, 140),
+    "blocks": (150, 95),  # Adam by blocks, whose steps these are
     "em": (35, 35),
     "few": (26, 26),  # ALS on few ratings, on more, and where the test is so large that no difference is chance
     "als": (14, 14),
@@ -44,7 +45,7 @@ _USUAL = {  # epochs with a test, and then on all ratings
 }
 _LEAST_EPOCHS, _UNTESTED, _FEW = 10, 400, 500_000  # by blocks; by Adam without a test; ratings that ALS takes longer for
 _PART, _WARM, _WIDE = 300_000, 5_000, 30  # ratings of the small copy, if rows are not wider; of one to warm up
-_BY_SIZE = 1.125  # power of the ratings that an epoch's seconds grow by
+_BY_SIZE = 1.08  # power of the ratings that an epoch's seconds grow by
 
 
 class Length(NamedTuple):
@@ -78,9 +79,10 @@ def length(ratings: Ratings, settings: Settings) -> Length:
         return Length(sweeps, sweeps * again, held, min(s.keep, s.chains * (sweeps - burn_in)), f"{sweeps} sweeps, {why}")
     by_em = "em" in (s.priors, s.noise)
     by_size = "sure" if held >= SURE else "few" if ratings.n < _FEW else "als"
-    usual, best = _USUAL["em" if by_em else by_size if s.solver == "als" else s.solver]
+    blocks = number_of_blocks(ratings.n, s.block_ratings)
+    by_adam = "adam" if blocks == 1 else "blocks"
+    usual, best = _USUAL["em" if by_em else by_size if s.solver == "als" else by_adam]
     if s.solver == "adam":
-        blocks = number_of_blocks(ratings.n, s.block_ratings)
         usual, best = (max(_LEAST_EPOCHS, -(-steps // blocks)) for steps in (usual if held else _UNTESTED, best))
     assert s.epochs is not None
     epochs = min(s.epochs, usual) if s.early_stop else s.epochs
@@ -136,15 +138,16 @@ def seconds(ratings: Ratings, settings: Settings) -> float:
     s = settings.model_copy(update={"epochs": min(few, settings.epochs or few)})
     _spent(_part(ratings, _WARM), s)  # the first time takes longer
     part = _part(ratings, max(_WARM, int(_PART * min(1, (_WIDE / s.latent) ** 2))))
-    steps, before, after, draws = _spent(part, s)
+    steps, before, between, after, draws = _spent(part, s)
     larger = ratings.n / part.n
     slower = float(larger**_BY_SIZE)
     epochs = expected.epochs * steps["fit"] + expected.again * steps.get("refit", steps["fit"])
-    return epochs * slower + before * larger + after * expected.draws / draws * (slower if bayes else larger)
+    between *= larger if bayes else 1  # the noise of a mode is found from so many ratings, however many there are
+    return epochs * slower + before * larger + between + after * expected.draws / draws * (slower if bayes else larger)
 
 
-def _spent(ratings: Ratings, settings: Settings) -> tuple[dict[str, float], float, float, int]:
-    """Seconds of a step of each phase, of what is before the first, and of what is after phases; how many draws were kept."""
+def _spent(ratings: Ratings, settings: Settings) -> tuple[dict[str, float], float, float, float, int]:
+    """Seconds of a step of each phase, before the first, between phases, and after the last; how many draws were kept."""
     training = train(ratings, settings)
     times: dict[str, list[float]] = {}
     start = time.perf_counter()
@@ -158,8 +161,9 @@ def _spent(ratings: Ratings, settings: Settings) -> tuple[dict[str, float], floa
     steps = {phase: float(np.mean(np.diff(of))) for phase, of in times.items() if len(of) > 1}
     steps = {"fit": times["fit"][0]} | steps
     before = max(0.0, times["fit"][0] - steps["fit"])
-    stepping = sum(of[-1] - of[0] + steps.get(phase, steps["fit"]) for phase, of in times.items())
-    return steps, before, max(0.0, whole - before - stepping), draws
+    last = times.get("refit", times["fit"])
+    between = max(0.0, last[0] - times["fit"][-1] - steps.get("refit", 0.0)) if "refit" in times else 0.0
+    return steps, before, between, whole - last[-1], draws
 
 
 def _part(ratings: Ratings, most: int) -> Ratings:

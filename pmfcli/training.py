@@ -64,8 +64,8 @@ def train(
         observations = observed(fitted, settings, users)
         pairs, stars = held_out(ratings, held, users.team)
         test = Test(pairs, stars, ratings.scale)
-        how_long = settings.epochs
-        task = Task("fit", fitted, observations, settings, how_long, test, None, device, blocks, passing=settings.refit)
+        epochs = settings.epochs
+        task = Task("fit", fitted, observations, settings, epochs, test, None, device, blocks, passing=settings.refit)
         posterior, found = yield from _fitted(task, None, resume)
         bias = fit_biases(observations.pattern, ratings.scale.to_stars(observations.t), users.team)
         beside = {name: scores(value, stars, users.team)._asdict() for name, value in predict_baselines(bias, pairs).items()}
@@ -81,8 +81,8 @@ def train(
         del posterior, task, test, pairs, stars, observations, bias, fitted  # at size there is no room for two fits
     observations = observed(ratings, settings, users)
     start = None if before["start"] is None else Parameters(*before["start"])
-    how_long, noise = before["epochs"], before["noise"]
-    task = Task("refit", ratings, observations, settings, how_long, None, noise, device, blocks, start=start)
+    epochs, noise = before["epochs"], before["noise"]
+    task = Task("refit", ratings, observations, settings, epochs, None, noise, device, blocks, start=start)
     posterior, found = yield from _fitted(task, before, resume)
     del found["holdout_rmse"]
     found["epochs"] += before["done"]
