@@ -144,7 +144,7 @@ class Settings(BaseModel):
     solver: Literal["adam", "als"] = _field(
         "adam", "Gradient steps, or alternating least squares.", _FIT, only="map", shown="adam; em: als"
     )
-    lr: float = _field(0.03, "Learning rate of Adam.", _FIT, only="adam", gt=0)
+    lr: float | None = _field(None, "Learning rate of Adam.", _FIT, only="adam", shown="0.03; by blocks: 0.015", gt=0)
     early_stop: bool = _field(
         True, "Stop when the loss, or the held-out error, no longer improves, and settle the users there.", _FIT, only="map"
     )

@@ -38,14 +38,16 @@ class Pace(NamedTuple):
     still_for: int  # epochs: the loss no longer moves, its relative range over so many is below ``still``
     still: float
     sure: int  # patience where a difference that is clear is no chance
+    worse: float  # looks in a row at an error that is clearly worse than the best, there
 
     def of(self, blocks: int, held_out: int) -> "Pace":
         """The same in epochs of so many blocks, with so many ratings held out."""
-        patience = self.sure if held_out >= SURE else self.patience
-        return self._replace(check_every=-(-self.check_every // blocks), patience=-(-patience // blocks))
+        sure = held_out >= SURE
+        patience, worse = (self.sure, self.worse) if sure else (self.patience, math.inf)
+        return self._replace(check_every=-(-self.check_every // blocks), patience=-(-patience // blocks), worse=worse)
 
 
-PACES = {"adam": Pace(5, 50, 20, 1e-5, 50), "als": Pace(1, 10, 5, 1e-4, 1)}
+PACES = {"adam": Pace(5, 50, 20, 1e-5, 50, 2), "als": Pace(1, 10, 5, 1e-4, 1, 1)}
 SURE = 200_000  # held-out ratings, whose RMSE is known to a part in a thousand
 
 
@@ -229,14 +231,15 @@ def _fit(task: Task) -> Generator[Report, None, _Fit]:
     pairs = None if test is None else test.pairs.to(device)
     best: _Fit | None = None
     clear, clear_at = math.inf, 0  # the last held-out error that was clearly better, and its epoch
+    worse = 0  # looks in a row at one that is clearly worse than the best
     recent: deque[float] = deque(maxlen=pace.still_for)
     if old is not None:
         best = None if old["best"] is None else _unpacked(old["best"])
-        clear, clear_at = old["clear"], old["clear_at"]
+        clear, clear_at, worse = old["clear"], old["clear_at"], old["worse"]
         recent.extend(old["recent"])
 
     def snapshot() -> Tree:
-        found = {"best": best, "clear": clear, "clear_at": clear_at, "recent": tuple(recent)}
+        found = {"best": best, "clear": clear, "clear_at": clear_at, "worse": worse, "recent": tuple(recent)}
         return plain(found) | {"fit": progress.snapshot()}
 
     for progress in steps:
@@ -250,12 +253,13 @@ def _fit(task: Task) -> Generator[Report, None, _Fit]:
                 best = _Fit(now, progress.loss, progress.sigma, done, rmse)
             if rmse < clear * (1 - _CLEARLY):
                 clear, clear_at = rmse, done
+            worse = worse + 1 if rmse > (best.holdout_rmse or math.inf) * (1 + _CLEARLY) else 0
         if not again:
             recent.append(progress.loss)
             yield Report(task.phase, progress.step, epochs, progress.loss, progress.sigma, rmse, snapshot=snapshot)
         if settings.early_stop and task.phase == "fit":
             still = len(recent) == pace.still_for and max(recent) - min(recent) <= pace.still * abs(progress.loss)
-            if still or (test is not None and done - clear_at >= pace.patience):
+            if still or (test is not None and (done - clear_at >= pace.patience or worse >= pace.worse)):
                 break
     best = best or _Fit(mode(progress.state), progress.loss, progress.sigma, progress.step + 1, None)
     return best._replace(mode=_on_cpu(best.mode))

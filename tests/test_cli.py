@@ -419,14 +419,17 @@ def test_pairs_from_a_pipe_and_where_their_answers_come_from(answer: Run, sample
     assert [row["title"] for row in rows][:3] == ["Toy Story (1995)", "Usual Suspects, The (1995)", None]
     (tmp_path / "pairs.tsv").write_text(pairs)
     assert answer("predict", "pairs.tsv", "-m", sample_file, "--format", "jsonl").stdout == done.stdout
+    alone = answer("predict", "-", "-m", sample_file, "--format", "jsonl", stdin="4\t1\n").stdout
+    numbers = ("prediction", "sd", "lo", "hi", "p_ge_4")  # of one pair they round otherwise than of many
+    assert {key: json.loads(alone)[key] for key in numbers} == pytest.approx({key: rows[0][key] for key in numbers}, rel=1e-5)
+    assert {key: value for key, value in json.loads(alone).items() if key not in numbers}.items() <= rows[0].items()
     for given in (
         "movie,user,rating\n1,4,5\n",
         "\n\ufeff4\t1\n".replace("\n", "", 1),
         "4::1\n",
         "item_id:token\tuser_id:token\n1\t4\n",
     ):
-        turned = answer("predict", "-", "-m", sample_file, "--format", "jsonl", stdin=given)
-        assert [json.loads(line) for line in turned.stdout.splitlines()] == rows[:1], given
+        assert answer("predict", "-", "-m", sample_file, "--format", "jsonl", stdin=given).stdout == alone, given
     for bad, message in (
         ("4\t1\n4\n", "standard input:2: '4' is not a user and a movie; give TSV or CSV"),
         ("rank\tmovie\ttitle\n1\t4\tx\n", "standard input:1: a header without user; needed are a user and a movie"),

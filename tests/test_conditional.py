@@ -10,8 +10,9 @@ from test_map import BASE, problem, seeded
 from pmfcli.core import als
 from pmfcli.core import map as map_fit
 from pmfcli.core.conditional import Prior, conditional, outer, pack, unpack
+from pmfcli.core.half_step import settle
 from pmfcli.core.means import Means, ridge
-from pmfcli.core.posterior import Observations, Scales, observe
+from pmfcli.core.posterior import Factors, Observations, Scales, mean, observe, score
 from pmfcli.core.sparse import Pattern, spmm
 
 D = 5
@@ -158,3 +159,23 @@ def test_products_of_the_means() -> None:
     B, R = randn(7, 3), randn(11, 3, seed=2)
     torch.testing.assert_close(means.up(B), spmm(o.G, B, o.pattern_t))
     torch.testing.assert_close((means.up(B) * R).sum(), (B * means.down(R)).sum())
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_rows_settle_among_others_as_alone(scale: float) -> None:
+    """Most are still after a few half steps; a few, far off at the start, go on without them."""
+    n = 64
+    o = planted("sigmoid", n_users=n)
+    V = torch.cat([0.6 * randn(30, 2, seed=12), torch.zeros(30, 1).double()], 1)
+    start = torch.zeros(n, 3).double()
+    start[::20] = scale * randn(4, 3, seed=6)
+    prior, sigma = Prior(torch.zeros(n, 3).double(), torch.eye(3).double()), torch.tensor(0.1).double()
+    found = settle(start, prior, V, None, o, sigma, 2)
+    for i in range(n):
+        alone, own = o.only(slice(i, i + 1))[0], slice(i, i + 1)
+        one = settle(start[own], prior._replace(mean=prior.mean[own]), V, None, alone, sigma, 2)
+        torch.testing.assert_close(found[own], one, rtol=0, atol=1e-4)
+        A = found[own].clone().requires_grad_()
+        x = score(Factors.of(A, V, 2, o.offset, o.link), alone.pattern)
+        cost = ((alone.t - mean(x, o.link)) / sigma).square().sum() + A.square().sum()
+        assert float(torch.autograd.grad(cost, A)[0].abs().max()) < 0.05

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ratings_of
 
+from pmfcli import fitting
 from pmfcli.config import Settings
 from pmfcli.core.metrics import scores
 from pmfcli.core.predict import means_of_pairs
@@ -44,6 +45,17 @@ def test_a_holdout_finds_the_best_epoch_and_refits_on_everything(sample: Ratings
     exactly = run(train(sample, Settings(epochs=best, latent=8, holdout=0.0, early_stop=False)))
     assert torch.equal(exactly.posterior.factors.V, model.posterior.factors.V), "nothing but the users settles"
     assert not torch.equal(exactly.posterior.factors.U, model.posterior.factors.U)
+
+
+def test_where_the_test_is_large_two_clearly_worse_looks_are_enough(sample: Ratings, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(epochs=1000, latent=8, block_ratings=20_000, holdout=0.2, refit=False)
+    long, _ = reports(sample, settings)
+    monkeypatch.setattr(fitting, "SURE", 1000)
+    short, _ = reports(sample, settings)
+    errors, fewer = ([report.holdout_rmse for report in of if report.holdout_rmse is not None] for of in (long, short))
+    assert fewer == errors[: len(fewer)]
+    worse = [error > 1.001 * min(errors[: at + 1]) for at, error in enumerate(errors)]
+    assert len(fewer) == next(at for at in range(1, len(worse)) if worse[at - 1] and worse[at]) + 1 < len(errors)
 
 
 def test_without_refit_the_held_out_ratings_stay_unseen(sample: Ratings) -> None:

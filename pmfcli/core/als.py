@@ -25,11 +25,12 @@ from pmfcli.core.posterior import (
     log_prior,
     score,
 )
+from pmfcli.core.spectral import Start, principal
 from pmfcli.core.team import Share
 from pmfcli.core.tree import Tree, like, plain
 from pmfcli.errors import TrainingError
 
-_START = 0.1  # standard deviation of the first factors
+_START = 0.1  # standard deviation of random first factors
 _NOISE_FIRST = 4  # sweeps that leave the priors as they are: under a far too large noise all factors shrink, then their priors
 _RATINGS = 1 << 22  # at a time
 
@@ -73,8 +74,10 @@ class Progress(NamedTuple):
     snapshot: Callable[[], Tree]  # all that ``fit`` needs to go on from here
 
 
-def init(observations: Observations, settings: AlsSettings, generator: torch.Generator) -> State:
-    """First state: factors 0.1 randn, hierarchical weights and biases 0.
+def init(observations: Observations, settings: AlsSettings, generator: torch.Generator, at_random: bool = False) -> State:
+    """First state: the principal factors and biases, or 0.1 randn and 0; hierarchical weights 0.
+
+    Random ones are for where priors or noise are learned, and for states that are overwritten.
 
     Args:
         generator: a CPU generator; the numbers depend neither on the device nor on the number of processes.
@@ -82,25 +85,32 @@ def init(observations: Observations, settings: AlsSettings, generator: torch.Gen
     o, s = observations, settings
     d = s.latent + s.biases
     like = o.t
+    n_users, n_movies = o.pattern.shape
+    learns = s.learn_priors or s.learn_noise
 
-    def side(rows: int, columns: int, scale: float, scale_w: float, with_means: bool, share: Share) -> Side:
-        A = torch.zeros(rows, d, dtype=like.dtype)
-        A[:, : s.latent] = _START * share.randn(rows, s.latent, generator, like.dtype)
+    def random(share: Share, rows: int) -> Tensor:
+        return _START * share.randn(rows, s.latent, generator, like.dtype).to(like.device)
+
+    if learns or at_random:
+        first = Start(random(o.users, n_users), random(o.movies, n_movies), *map(like.new_zeros, o.pattern.shape))
+    else:
+        first = principal(o, s.latent, s.biases, generator)
+
+    def side(factors: Tensor, bias: Tensor, columns: int, scale: float, scale_w: float, with_means: bool) -> Side:
+        rows = len(factors)
         precision = torch.full((d,), scale**-2, dtype=like.dtype)
         precision[s.latent :] = s.scales.sigma_b**-2
-        empty = torch.zeros(rows, d * (d + 1) // 2) if s.learn_priors or s.learn_noise else None
         return Side(
-            A=A.to(like.device),
-            spread=None if empty is None else empty.to(like),
+            A=torch.cat([factors, bias[:, None]], 1) if s.biases else factors,
+            spread=like.new_zeros(rows, d * (d + 1) // 2) if learns else None,
             precision=torch.diag(precision).to(like.device),
             W=like.new_zeros(columns, s.latent) if with_means else None,
             M=like.new_zeros(rows, d),
             lam=like.new_full((s.latent,), (scale / scale_w) ** 2),
         )
 
-    n_users, n_movies = o.pattern.shape
-    users = side(n_users, n_movies, s.scales.sigma_u, s.scales.sigma_w, s.user_means, o.users)
-    movies = side(n_movies, n_users, s.scales.sigma_v, s.scales.sigma_x, s.movie_means, o.movies)
+    users = side(first.U, first.b, n_movies, s.scales.sigma_u, s.scales.sigma_w, s.user_means)
+    movies = side(first.V, first.c, n_users, s.scales.sigma_v, s.scales.sigma_x, s.movie_means)
     return State(users, movies, like.new_tensor(s.sigma))
 
 
@@ -161,7 +171,7 @@ def fit(
         TrainingError: the objective stopped being finite; names the step and the remedy.
     """
     problem = Problem.of(observations, settings)
-    state = init(observations, settings, generator)
+    state = init(observations, settings, generator, at_random=not (start is None and resume is None))
     if start is not None:
         state = _at(start, state, problem)
     first = 0

@@ -37,6 +37,7 @@ _LEAST = 1e-6
 _START_DOF = 8.0
 _NO_SCALES = 1e6  # degrees of freedom of scales that are all 1
 _TOLERANCE = 1e-2  # of the solution that is a draw of W: small beside the spread of the draw
+_TOLERANCE_OF_MEAN = 3e-3  # of its mean
 DOFS = torch.logspace(math.log10(2.5), math.log10(250), 200, dtype=torch.float64)  # nu and eta: above 2 variances are finite
 
 
@@ -322,7 +323,7 @@ def draw_weights(side: Side, start: Tensor, means: Means, of_rows: Source, of_co
 def mean_weights(A: Tensor, mu: Tensor, tau: Tensor, lam: Tensor, means: Means, start: Tensor) -> tuple[Tensor, Tensor]:
     """W given the rows A and their scales: its mean, (columns, d), and ``Means.variances``, (columns,)."""
     each = means.each(lam)
-    mean = ridge(means, means.down(tau[:, None] * (A - mu)), tau, each, start)
+    mean = ridge(means, means.down(tau[:, None] * (A - mu)), tau, each, start, _TOLERANCE_OF_MEAN)
     return mean, means.variances(tau, each)[:, 0]
 
 

@@ -1,10 +1,11 @@
 """Maximum a posteriori by Adam: ``init`` and ``step``, and ``fit``, a generator of Progress.
 
-All ratings at once while they are few; beyond that by blocks of users, every so-manieth of them, so that a block has the same
-users however many processes share it, and about as many ratings as the next. About five left the least held-out error on 1 to
-25 million planted ratings: in fewer passes than one does, and more steadily than many. A block updates its users and what all
-users share. The movies' hierarchical mean G X, which needs every user, is held for one pass over the blocks, gathers its
-gradient, and X is updated once a pass; with one block this is exactly full-batch Adam.
+All ratings at once while they are few, from small random factors, as in the post. Beyond that by blocks of users, every
+so-manieth of them, so that a block has the same users however many processes share it, and about as many ratings as the next.
+About five left the least held-out error on 1 to 25 million planted ratings: in fewer passes than one does, and more steadily
+than many. A block updates its users and what all users share. The movies' hierarchical mean G X, which needs every user, is
+held for one pass over the blocks, gathers its gradient, and X is updated once a pass; with one block this is exactly full-batch
+Adam. Blocks start from the principal factors (``spectral.py``): random ones take ten passes to become any.
 """
 
 import math
@@ -26,6 +27,7 @@ from pmfcli.core.posterior import (
     score,
 )
 from pmfcli.core.sparse import Pattern, spmm
+from pmfcli.core.spectral import Start, principal
 from pmfcli.core.team import Share, Team
 from pmfcli.core.tree import Tree, leaves, like, plain
 from pmfcli.errors import TrainingError
@@ -35,6 +37,7 @@ _LEAST_SIGMA = 0.01  # of the rating scale: Adam moves a learned sigma by about 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 _BLOCKS, _LEAST_BLOCK, _MOST_BLOCK = 5, 250_000, 4_000_000  # usually; and ratings in one, then
 _START = 0.01  # standard deviation of the first factors, as in the post
+_LR, _LR_OF_BLOCKS = 0.03, 0.015  # usually; by blocks, from factors that need not grow first
 
 
 class MapSettings(NamedTuple):
@@ -47,7 +50,7 @@ class MapSettings(NamedTuple):
     biases: bool
     user_means: bool  # W: hierarchical means for users
     movie_means: bool  # X: hierarchical means for movies
-    lr: float
+    lr: float | None  # None: what is usual for so many blocks
     blocks: int  # of users, if there are as many
 
 
@@ -106,7 +109,7 @@ def cut(observations: Observations, blocks: int) -> tuple[Observations, ...]:
 
 
 def init(observations: Observations, settings: MapSettings, generator: torch.Generator) -> State:
-    """First state: factors 0.01 randn, hierarchical weights and biases 0.
+    """First state: factors 0.01 randn and biases 0, or, by blocks, the principal ones; hierarchical weights 0.
 
     Args:
         generator: a CPU generator; the numbers do not depend on the device.
@@ -115,6 +118,8 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
     users = _users(o, s.blocks)
     n_users, n_movies = o.pattern.shape
     device, dtype = o.t.device, o.t.dtype
+    first = principal(o, s.latent, s.biases, generator) if len(users) > 1 else None
+    lr = s.lr or (_LR if first is None else _LR_OF_BLOCKS)
 
     def start(rows: int, share: Share) -> Tensor:
         return _START * share.randn(rows, s.latent, generator, dtype).to(device)
@@ -122,31 +127,29 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(*shape, device=device, dtype=dtype, requires_grad=True)
 
-    first = start(n_users, o.users)
-    Y = [first[own].clone().requires_grad_() for own in users]
-    Z = start(n_movies, o.movies).requires_grad_()
+    U, V, b, c = first or Start(start(n_users, o.users), start(n_movies, o.movies), *map(o.t.new_zeros, o.pattern.shape))
+    Z = V.requires_grad_()
     W = zeros(n_movies, s.latent) if s.user_means else None
-    c = zeros(n_movies) if s.biases else None
     sigma = torch.tensor(s.sigma, device=device, dtype=dtype, requires_grad=s.learn_sigma)
     parameters = tuple(
         Parameters(
-            Y=own,
+            Y=U[own].clone().requires_grad_(),
             Z=Z,
             W=W,
-            X=zeros(len(own), s.latent) if s.movie_means else None,
-            b=zeros(len(own)) if s.biases else None,
-            c=c,
+            X=zeros(len(U[own]), s.latent) if s.movie_means else None,
+            b=b[own].clone().requires_grad_() if s.biases else None,
+            c=c.requires_grad_() if s.biases else None,
             sigma=sigma,
         )
-        for own in Y
+        for own in users
     )
-    leaves = [p for p in (Z, c, sigma) if p is not None and p.requires_grad]
+    leaves = [p for p in (Z, parameters[0].c, sigma) if p is not None and p.requires_grad]
     leaves += [p for block in parameters for p in (block.Y, block.b) if p is not None]
-    adam = [_adam(s.lr, leaves)]
+    adam = [_adam(lr, leaves)]
     if W is not None:
-        adam.append(_adam(s.lr * _slower(o.F, o.pattern, o.movies.team, o.users.team), [W]))
+        adam.append(_adam(lr * _slower(o.F, o.pattern, o.movies.team, o.users.team), [W]))
     xs = [block.X for block in parameters if block.X is not None]
-    adam_x = _adam(s.lr * _slower(o.G, o.pattern_t, o.users.team, o.users.team) if xs else s.lr, xs)
+    adam_x = _adam(lr * _slower(o.G, o.pattern_t, o.users.team, o.users.team) if xs else lr, xs)
     return State(parameters, users, s.scales, tuple(adam), adam_x)
 
 

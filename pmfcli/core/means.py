@@ -15,7 +15,7 @@ from torch import Tensor
 from pmfcli.core.sparse import Pattern, spmm
 from pmfcli.core.team import ALONE, Team
 
-TOLERANCE = 3e-3  # of the residual, relative to the right side, both in the norm of the preconditioner
+_TOLERANCE = 3e-4  # of the residual, relative to the right side, both in the norm of the preconditioner
 _MOST_ITERATIONS = 200
 
 
@@ -90,7 +90,7 @@ class Means(NamedTuple):
         return self.of_columns.sum((A * B).sum(0))
 
 
-def ridge(means: Means, right: Tensor, tau: Tensor, lam: Tensor, start: Tensor, tolerance: float = TOLERANCE) -> Tensor:
+def ridge(means: Means, right: Tensor, tau: Tensor, lam: Tensor, start: Tensor, tolerance: float = _TOLERANCE) -> Tensor:
     """W of the equation above, all columns at once, by conjugate gradients with a diagonal preconditioner.
 
     Args:
