@@ -13,7 +13,7 @@ from pmfcli.config import Settings
 from pmfcli.core import als, chains, drift, gibbs
 from pmfcli.core import map as map_fit
 from pmfcli.core.approximation import Laplace, Posterior
-from pmfcli.core.fold_in import settled
+from pmfcli.core.fold_in import by_noise, noise_at_rest, settled
 from pmfcli.core.means import Means
 from pmfcli.core.metrics import scores
 from pmfcli.core.noise import chosen, estimate_noise
@@ -83,6 +83,7 @@ class Task(NamedTuple):
     epochs: int | None
     test: Test | None
     noise: Tensor | None  # of a mode, where it is known
+    rest: float | None  # the noise that users settle by, where it is known
     device: torch.device
     blocks: int  # of users, for Adam: the same with and without what is held out
     resume: Tree = None  # a snapshot of this fit
@@ -136,7 +137,11 @@ def climb(task: Task) -> Generator[Report, None, Found]:
         raise TrainingError("training diverged at its last step; try a smaller --lr")
     laplace = Laplace(**mode._asdict(), noise=mode.parameters.sigma, mean_field=by_em)
     asked = _of_noise(laplace, observations, test, settings.seed) if noise is None else None
+    rest = float(mode.parameters.sigma) if task.rest is None else task.rest
     if settings.early_stop:  # else the fit is to be what so many steps make of it
+        if task.rest is None and test is not None and not by_em:
+            rest = noise_at_rest(laplace, known, observations, test.pairs, test.scale.to_unit(test.stars))
+        laplace = by_noise(laplace, rest)
         few = asked[0] if asked is not None and task.passing and not by_em else None
         laplace = settled(laplace, known, observations, None if few is None else few.user[few.user_known].unique())
     if asked is not None:
@@ -147,7 +152,7 @@ def climb(task: Task) -> Generator[Report, None, Found]:
     if not task.passing:
         fitted = mean(score(laplace.factors, observations.pattern), observations.link).clamp(0, 1)
         found["train_rmse"] = _rmse(fitted, observations.t, ratings.scale, team)
-    return laplace, found
+    return laplace, found | {"rest": rest}
 
 
 def _of_noise(laplace: Laplace, o: Observations, test: Test | None, seed: int) -> tuple[Pairs, Tensor]:

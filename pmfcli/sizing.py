@@ -37,13 +37,13 @@ _COPIES, _IN_BLOCK, _SPREAD = 6, 3, 4  # of the parameters; of a block's square 
 _OF_A_STRETCH = 72  # bytes
 _USUAL = {  # epochs with a test, and then on all ratings
     "adam": (170, 140),
-    "blocks": (150, 95),  # Adam by blocks, whose steps these are
+    "blocks": (30, 15),  # Adam by blocks, whose steps these are
     "em": (35, 35),
     "few": (26, 26),  # ALS on few ratings, on more, and where the test is so large that no difference is chance
     "als": (14, 14),
     "sure": (8, MORE),
 }
-_LEAST_EPOCHS, _UNTESTED, _FEW = 10, 400, 500_000  # by blocks; by Adam without a test; ratings that ALS takes longer for
+_LEAST_EPOCHS, _UNTESTED, _FEW = 2, 400, 500_000  # by blocks; by Adam without a test; ratings that ALS takes longer for
 _PART, _WARM, _WIDE = 300_000, 5_000, 30  # ratings of the small copy, if rows are not wider; of one to warm up
 _BY_SIZE = 1.08  # power of the ratings that an epoch's seconds grow by
 

@@ -54,9 +54,11 @@ def train(
     out, n = users.team.sum(torch.tensor([int(held.sum()), ratings.n])).tolist()
     blocks = number_of_blocks(n, settings.block_ratings)
     if not LEAST_HELD <= out < n:
-        task = Task("fit", ratings, observed(ratings, settings, users), settings, settings.epochs, None, None, device, blocks)
+        task = Task(
+            "fit", ratings, observed(ratings, settings, users), settings, settings.epochs, None, None, None, device, blocks
+        )
         posterior, found = yield from _fitted(task, None, resume)
-        del found["holdout_rmse"]
+        found = {key: value for key, value in found.items() if key not in ("holdout_rmse", "rest")}
         return _model(ratings, settings, posterior, found, part)
     before = None if resume is None else resume["before"]
     if before is None:
@@ -65,15 +67,16 @@ def train(
         pairs, stars = held_out(ratings, held, users.team)
         test = Test(pairs, stars, ratings.scale)
         epochs = settings.epochs
-        task = Task("fit", fitted, observations, settings, epochs, test, None, device, blocks, passing=settings.refit)
+        task = Task("fit", fitted, observations, settings, epochs, test, None, None, device, blocks, passing=settings.refit)
         posterior, found = yield from _fitted(task, None, resume)
+        rest = found.pop("rest", None)
         bias = fit_biases(observations.pattern, ratings.scale.to_stars(observations.t), users.team)
         beside = {name: scores(value, stars, users.team)._asdict() for name, value in predict_baselines(bias, pairs).items()}
         metrics = {"holdout_rmse": found.pop("holdout_rmse"), "holdout_baselines": beside}
         if not settings.refit:
             return _model(fitted, settings, posterior, found | metrics, part)
         noise = posterior.noise if isinstance(posterior, Laplace) else None
-        again = {"noise": noise, "epochs": found["epochs"], "start": None, "done": 0}
+        again = {"noise": noise, "rest": rest, "epochs": found["epochs"], "start": None, "done": 0}
         by_steps = (settings.solver, settings.priors, settings.noise) == ("als", "fixed", "fixed")
         if isinstance(posterior, Laplace) and by_steps and out >= SURE:
             again |= {"epochs": MORE, "start": posterior.parameters, "done": found["epochs"]}
@@ -82,9 +85,9 @@ def train(
     observations = observed(ratings, settings, users)
     start = None if before["start"] is None else Parameters(*before["start"])
     epochs, noise = before["epochs"], before["noise"]
-    task = Task("refit", ratings, observations, settings, epochs, None, noise, device, blocks, start=start)
+    task = Task("refit", ratings, observations, settings, epochs, None, noise, before["rest"], device, blocks, start=start)
     posterior, found = yield from _fitted(task, before, resume)
-    del found["holdout_rmse"]
+    found = {key: value for key, value in found.items() if key not in ("holdout_rmse", "rest")}
     found["epochs"] += before["done"]
     return _model(ratings, settings, posterior, found | before["metrics"], part)
 

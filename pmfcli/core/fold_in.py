@@ -4,6 +4,8 @@ It is the row conditional once more (``conditional.py``): its mode for a mode, i
 the same step on its own users (``settled``), so that the same ratings give the same answers.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,14 +15,17 @@ from pmfcli.core.drift import at_no_time
 from pmfcli.core.gibbs import draw_scales, draw_tau
 from pmfcli.core.half_step import settle
 from pmfcli.core.ordinal import count_kinds, draw_kind, draw_latent, draw_share
-from pmfcli.core.pairs import Seen
+from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Observations, inverse
+from pmfcli.core.predict import means_of_pairs
 from pmfcli.core.rows import Rows, curvature, movies_of, stacked, users_of
 from pmfcli.core.sparse import Pattern
 
 MINI_SWEEPS = 12  # of the sampler that folds a user in on every draw
 _FEW_SWEEPS = 3  # where it starts at the user's row
 _MEAN_FIELD_ROUNDS = 4  # in which users settle
+_TO_TELL = 1000  # users, of the noise that they should settle by
+_STEP, _STEPS, _CLEARLY = 0.5**0.5, 4, 0.005  # of it, downwards; of the RMSE
 
 
 @torch.no_grad()
@@ -61,6 +66,45 @@ def settled(laplace: Laplace, seen: Seen, observations: Observations, users: Ten
         U, b = rows[:, :k].clone(), None if f.b is None else rows[:, k].clone()
         laplace = laplace._replace(parameters=p._replace(Y=U - means[:, :k], b=b), factors=f._replace(U=U, b=b))
     return laplace
+
+
+@torch.no_grad()
+def noise_at_rest(laplace: Laplace, seen: Seen, observations: Observations, pairs: Pairs, t: Tensor) -> float:
+    """The noise, on the unit scale, that users should settle by: less than that of the fit where errors then clearly fall.
+
+    The noise of a fit is for the way, which early stopping ends. Where it is far more than ratings show, users who rated much
+    are too much alike at the mode by it. Some users are enough to tell.
+
+    Args:
+        pairs, t: (n,) held-out pairs and their ratings on the unit scale; if they are nobody's, the noise of the fit remains.
+    """
+    share, rows, sigma = observations.users, len(laplace.factors.U), float(laplace.parameters.sigma)
+    apart = -(-(share.of or rows) // _TO_TELL)
+    users = torch.arange(-share.first % apart, rows, apart)  # the same of all, however many processes share them
+    among = torch.zeros(rows, dtype=torch.bool)
+    among[users] = True
+    own = torch.nonzero(pairs.user_known & among[pairs.user])[:, 0]
+    pairs, t = pairs.at(own), t[own]
+
+    def error(sigma: float) -> float:
+        tried = by_noise(laplace, sigma)
+        tried = settled(tried, seen, observations, users) if len(users) else tried
+        square = (means_of_pairs(tried.factors, pairs) - t).square().sum(dtype=torch.float64)
+        return math.sqrt(float(share.team.sum(square)))
+
+    least = error(sigma)
+    for _ in range(_STEPS):
+        tried = error(sigma * _STEP)
+        if tried >= least * (1 - _CLEARLY):
+            break
+        sigma, least = sigma * _STEP, tried
+    return sigma
+
+
+def by_noise(laplace: Laplace, sigma: float) -> Laplace:
+    """The same, whose users settle, and are folded in, by this noise."""
+    p = laplace.parameters
+    return laplace._replace(parameters=p._replace(sigma=torch.full_like(p.sigma, sigma)))
 
 
 def spread_of(p: Laplace, seen: Seen, rows: Tensor, of_movies: bool) -> Tensor | None:
