@@ -37,7 +37,8 @@ _COPIES, _IN_BLOCK, _SPREAD = 6, 3, 4  # of the parameters; of a block's square 
 _OF_A_STRETCH = 72  # bytes
 _USUAL = {  # epochs with a test, and then on all ratings
     "adam": (170, 140),
-    "blocks": (30, 15),  # Adam by blocks, whose steps these are
+    "blocks": (70, 28),  # Adam by blocks, whose steps these are; where no difference is chance
+    "sure blocks": (30, 15),
     "em": (35, 35),
     "few": (26, 26),  # ALS on few ratings, on more, and where the test is so large that no difference is chance
     "als": (14, 14),
@@ -80,7 +81,7 @@ def length(ratings: Ratings, settings: Settings) -> Length:
     by_em = "em" in (s.priors, s.noise)
     by_size = "sure" if held >= SURE else "few" if ratings.n < _FEW else "als"
     blocks = number_of_blocks(ratings.n, s.block_ratings)
-    by_adam = "adam" if blocks == 1 else "blocks"
+    by_adam = "adam" if blocks == 1 else "sure blocks" if held >= SURE else "blocks"
     usual, best = _USUAL["em" if by_em else by_size if s.solver == "als" else by_adam]
     if s.solver == "adam":
         usual, best = (max(_LEAST_EPOCHS, -(-steps // blocks)) for steps in (usual if held else _UNTESTED, best))
@@ -138,12 +139,16 @@ def seconds(ratings: Ratings, settings: Settings) -> float:
     s = settings.model_copy(update={"epochs": min(few, settings.epochs or few)})
     _spent(_part(ratings, _WARM), s)  # the first time takes longer
     part = _part(ratings, max(_WARM, int(_PART * min(1, (_WIDE / s.latent) ** 2))))
+    blocks = number_of_blocks(ratings.n, s.block_ratings)
+    if s.solver == "adam" and blocks > 1:
+        s = s.model_copy(update={"block_ratings": -(-part.n // blocks)})  # as many, that begin as they do
     steps, before, between, after, draws = _spent(part, s)
     larger = ratings.n / part.n
     slower = float(larger**_BY_SIZE)
     epochs = expected.epochs * steps["fit"] + expected.again * steps.get("refit", steps["fit"])
     between *= larger if bayes else 1  # the noise of a mode is found from so many ratings, however many there are
-    return epochs * slower + before * larger + between + after * expected.draws / draws * (slower if bayes else larger)
+    starts = 2 if expected.again else 1
+    return epochs * slower + starts * before * larger + between + after * expected.draws / draws * (slower if bayes else larger)
 
 
 def _spent(ratings: Ratings, settings: Settings) -> tuple[dict[str, float], float, float, float, int]:
