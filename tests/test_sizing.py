@@ -134,7 +134,7 @@ def test_epochs_are_those_given_or_those_of_early_stopping(sample: Ratings) -> N
 def test_seconds_are_those_of_a_part_times_what_the_whole_has_more(sample: Ratings, monkeypatch: pytest.MonkeyPatch) -> None:
     spent = {"fit": 2.0, "refit": 1.0}, 3.0, 7.0, 5.0, 4  # a step of each phase, before, between, after, draws
     monkeypatch.setattr(sizing, "_spent", lambda ratings, settings: spent)
-    assert sizing.seconds(sample, Settings(epochs=10)) == 10 * 2 + 10 * 1 + 3 + 7 + 5 / 4
+    assert sizing.seconds(sample, Settings(epochs=10)) == 10 * 2 + 10 * 1 + 2 * 3 + 7 + 5 / 4  # both fits begin
     draws = sizing.seconds(sample, Settings(method="bayes", epochs=10))
     assert draws == 10 * 2 + 3 + 7 + 5 * (10 - 3) / 4  # three sweeps of burn-in
     monkeypatch.setattr(sizing, "_PART", 8000)
