@@ -27,7 +27,7 @@ from pmfcli.files import replacing
 from pmfcli.text import clean
 
 FORMAT = "pmf-model"
-VERSION = 4
+VERSION = 5
 _KINDS = {"map": "mode", "bayes": "draws", "blend": "blend"}  # of posteriors, by method
 
 

@@ -16,9 +16,9 @@ from pmfcli.core.approximation import Laplace, Posterior
 from pmfcli.core.fold_in import by_noise, noise_at_rest, settled
 from pmfcli.core.means import Means
 from pmfcli.core.metrics import scores
-from pmfcli.core.noise import chosen, estimate_noise
+from pmfcli.core.noise import chosen, estimate_noise, scaled
 from pmfcli.core.pairs import Pairs, Seen
-from pmfcli.core.posterior import Factors, Observations, Parameters, Scales, effective, mean, observe, score
+from pmfcli.core.posterior import Factors, Observations, Parameters, Scales, effective, observe, sides
 from pmfcli.core.predict import means_of_pairs, predict_pairs
 from pmfcli.core.rows import chunk_of
 from pmfcli.core.sparse import Pattern
@@ -82,7 +82,7 @@ class Task(NamedTuple):
     settings: Settings
     epochs: int | None
     test: Test | None
-    noise: Tensor | None  # of a mode, where it is known
+    noise: tuple[Tensor, Tensor] | None  # of a mode, and the doubt of its movies, where they are known
     rest: float | None  # the noise that users settle by, where it is known
     device: torch.device
     blocks: int  # of users, for Adam: the same with and without what is held out
@@ -133,25 +133,27 @@ def climb(task: Task) -> Generator[Report, None, Found]:
     fit = yield from _fit(task)
     mode, known = fit.mode, seen(ratings)
     by_em = settings.solver == "als" and "em" in (settings.priors, settings.noise)
-    if not bool(torch.isfinite(score(mode.factors, observations.pattern)).all()):
+    if not all(bool(torch.isfinite(part).all()) for part in sides(mode.factors)):
         raise TrainingError("training diverged at its last step; try a smaller --lr")
-    laplace = Laplace(**mode._asdict(), noise=mode.parameters.sigma, mean_field=by_em)
+    sigma = mode.parameters.sigma
+    ones, one = sigma.new_ones(len(mode.factors.U)), torch.ones_like(sigma)
+    laplace = Laplace(**mode._asdict(), noise=sigma, gamma_u=ones, residual=sigma, doubt=one, mean_field=by_em)
     asked = _of_noise(laplace, observations, test, settings.seed) if noise is None else None
+    few = asked[0].user[asked[0].user_known] if asked is not None and task.passing and not by_em else None
     rest = float(mode.parameters.sigma) if task.rest is None else task.rest
     if settings.early_stop:  # else the fit is to be what so many steps make of it
         if task.rest is None and test is not None and not by_em:
             rest = noise_at_rest(laplace, known, observations, test.pairs, test.scale.to_unit(test.stars))
         laplace = by_noise(laplace, rest)
-        few = asked[0] if asked is not None and task.passing and not by_em else None
-        laplace = settled(laplace, known, observations, None if few is None else few.user[few.user_known].unique())
+        laplace = settled(laplace, known, observations, None if few is None else few.unique())
+    laplace = scaled(laplace, observations, few)
     if asked is not None:
         noise = estimate_noise(laplace, known, *asked, fitted=test is None, team=team)
     if noise is not None:
-        laplace = laplace._replace(noise=noise)
+        laplace = laplace._replace(noise=noise[0], doubt=noise[1])
     found = {key: getattr(fit, key) for key in ("epochs", "loss", "sigma", "holdout_rmse")}
     if not task.passing:
-        fitted = mean(score(laplace.factors, observations.pattern), observations.link).clamp(0, 1)
-        found["train_rmse"] = _rmse(fitted, observations.t, ratings.scale, team)
+        found["train_rmse"] = float(laplace.residual) * (ratings.scale.hi - ratings.scale.lo)
     return laplace, found | {"rest": rest}
 
 

@@ -40,7 +40,7 @@ def pack(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {"kind": "draws", **head._asdict()}, {name: tensor for name, tensor in fields.items() if tensor is not None}
     f, q = p.factors, p.parameters
     found = {"U": f.U, "V": f.V, "sigma": q.sigma, "noise": p.noise}
-    found |= {"precision_u": p.precision_u, "precision_v": p.precision_v}
+    found |= {name: getattr(p, name) for name in ("precision_u", "precision_v", "gamma_u", "residual", "doubt")}
     if f.b is not None and f.c is not None:
         found |= {"b": f.b, "c": f.c}
     if q.W is not None:
@@ -145,7 +145,8 @@ def _shapes_of_a_mode(tensors: dict[str, Tensor], latent: int, n_users: int, n_m
     d = latent + ("b" in tensors)
     user, movie, prior = (n_users, latent), (n_movies, latent), (d, d)
     shapes = {"U": user, "V": movie, "Y": user, "Z": movie, "W": movie, "X": user, "b": (n_users,), "c": (n_movies,)}
-    shapes |= {"precision_u": prior, "precision_v": prior, "sigma": (), "noise": ()}
+    shapes |= {"precision_u": prior, "precision_v": prior, "gamma_u": (n_users,)}
+    shapes |= dict.fromkeys(("sigma", "noise", "residual", "doubt"), ())
     return {name: (shape, torch.float32) for name, shape in shapes.items()}
 
 
@@ -178,9 +179,11 @@ def _mode(tensors: dict[str, Tensor], head: Head, mean_field: bool) -> Laplace:
         raise ValueError("one of the biases is missing")
     p = Parameters(tensors.get("Y", U), tensors.get("Z", V), tensors.get("W"), tensors.get("X"), b, c, tensors["sigma"])
     precisions = tensors["precision_u"], tensors["precision_v"]
-    if not all(_is_positive(matrix) for matrix in precisions) or min(float(p.sigma), float(tensors["noise"])) <= 0:
+    scales = {name: tensors[name] for name in ("noise", "gamma_u", "residual", "doubt")}
+    positive = all(bool((scale > 0).all()) for scale in (p.sigma, *scales.values()))
+    if not positive or not all(_is_positive(matrix) for matrix in precisions):
         raise ValueError("a variance is not positive")
-    return Laplace(Factors(U, V, b, c, head.offset, head.link), p, *precisions, tensors["noise"], mean_field)
+    return Laplace(Factors(U, V, b, c, head.offset, head.link), p, *precisions, **scales, mean_field=mean_field)
 
 
 def _draws(tensors: dict[str, Tensor], head: Head, n_users: int, n_movies: int) -> Draws:

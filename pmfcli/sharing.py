@@ -170,7 +170,8 @@ def collected(ratings: Ratings, posterior: Laplace | Draws, part: Part) -> tuple
         f, p = posterior.factors, posterior.parameters
         U, Y = team.collect(f.U), team.collect(p.Y)
         b = rows(f.b)
-        posterior = posterior._replace(factors=f._replace(U=U, b=b), parameters=p._replace(Y=Y, X=rows(p.X), b=b))
+        parameters, gamma_u = p._replace(Y=Y, X=rows(p.X), b=b), team.collect(posterior.gamma_u)
+        posterior = posterior._replace(factors=f._replace(U=U, b=b), parameters=parameters, gamma_u=gamma_u)
     else:
 
         def draws(own: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def train(
         metrics = {"holdout_rmse": found.pop("holdout_rmse"), "holdout_baselines": beside}
         if not settings.refit:
             return _model(fitted, settings, posterior, found | metrics, part)
-        noise = posterior.noise if isinstance(posterior, Laplace) else None
+        noise = (posterior.noise, posterior.doubt) if isinstance(posterior, Laplace) else None
         again = {"noise": noise, "rest": rest, "epochs": found["epochs"], "start": None, "done": 0}
         by_steps = (settings.solver, settings.priors, settings.noise) == ("als", "fixed", "fixed")
         if isinstance(posterior, Laplace) and by_steps and out >= SURE:

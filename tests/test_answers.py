@@ -16,7 +16,7 @@ from pmfcli.core.posterior import Factors, Parameters
 from pmfcli.core.predict import means_of_pairs, predict_pairs
 from pmfcli.core.predictive import Mixture
 from pmfcli.core.recommend import rank
-from pmfcli.core.rows import of_unknown_movies, users_of
+from pmfcli.core.rows import movies_of, of_unknown_movies, of_unknown_users, users_of
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -44,10 +44,15 @@ def all_pairs(user_known: bool = True, movie_known: bool = True) -> Pairs:
 SEEN = Seen(torch.tensor([0, 2, 4, 5, 7, 8]), torch.tensor([0, 3, 1, 3, 5, 2, 6, 7], dtype=torch.int32), torch.ones(8))
 
 
+SCALES, DOUBT = torch.tensor([0.5, 2.0, 1.0, 1.5, 0.7]), torch.tensor(0.4)
+
+
 def laplace(f: Factors) -> Laplace:
     d = f.U.shape[1] + (f.b is not None)
     parameters = Parameters(f.U, f.V, None, None, f.b, f.c, torch.tensor(0.3))
-    return Laplace(f, parameters, torch.eye(d), 2 * torch.eye(d), torch.tensor(0.2), mean_field=False)
+    return Laplace(
+        f, parameters, torch.eye(d), 2 * torch.eye(d), torch.tensor(0.2), SCALES, torch.tensor(0.15), DOUBT, mean_field=False
+    )
 
 
 def test_pairs_are_the_dense_matrix(factors: Factors) -> None:
@@ -68,8 +73,9 @@ def test_the_spread_of_a_pair_is_that_of_two_regressions(factors: Factors) -> No
     V1, U1 = torch.cat([f.V, ones], 1), torch.cat([f.U, ones[:5]], 1)
     Ci = torch.linalg.inv(torch.eye(4) + sum(w[1, m] * torch.outer(V1[m], V1[m]) for m in (1, 3)))
     Cj = torch.linalg.inv(2 * torch.eye(4) + sum(w[u, 3] * torch.outer(U1[u], U1[u]) for u in (0, 1)))
+    Cj = DOUBT * Cj
     variance = V1[j] @ Ci @ V1[j] + U1[i] @ Cj @ U1[i] + torch.trace(Ci[:3, :3] @ Cj[:3, :3])
-    expected = (0.04 + (g * (1 - g))[i, j] ** 2 * variance) ** 0.5
+    expected = (SCALES[i] * 0.04 + (g * (1 - g))[i, j] ** 2 * variance) ** 0.5
     pairs = Pairs(torch.tensor([i]), torch.tensor([j]), torch.tensor([True]), torch.tensor([True]))
     assert float(predict_pairs(laplace(f), SEEN, pairs).spread) == pytest.approx(float(expected), rel=1e-5)
 
@@ -88,14 +94,22 @@ def test_an_unknown_movie_has_its_prior_mean_and_an_unknown_user_is_the_average_
     torch.testing.assert_close(plain.mean(), torch.sigmoid(average + 0.4))
 
 
-def test_an_unknown_movie_is_as_unsure_as_its_prior_and_the_hierarchical_means_of_others(factors: Factors) -> None:
+def test_who_is_unknown_is_as_unsure_as_the_prior_and_the_hierarchical_means_of_others(factors: Factors) -> None:
     p = laplace(factors)
-    Z = 0.25 * factors.V
-    found = of_unknown_movies(p._replace(parameters=p.parameters._replace(Z=Z, X=factors.U)))
-    expected = torch.eye(4) / 2
-    torch.testing.assert_close(of_unknown_movies(p), expected)
-    expected[:3, :3] += (factors.V - Z).mT @ (factors.V - Z) / 8
-    torch.testing.assert_close(found, expected)
+    Y, Z = 0.5 * factors.U, 0.25 * factors.V
+    hierarchical = p._replace(parameters=p.parameters._replace(Y=Y, Z=Z, W=factors.V, X=factors.U))
+    of_users, of_movies = torch.eye(4), torch.eye(4) / 2
+    torch.testing.assert_close(of_unknown_users(p), of_users)
+    torch.testing.assert_close(of_unknown_movies(p), of_movies)
+    of_users[:3, :3] += (factors.U - Y).mT.cov(correction=0)  # around the average user, who is where the unknown one is
+    of_movies[:3, :3] += (factors.V - Z).mT @ (factors.V - Z) / 8  # around 0
+    torch.testing.assert_close(of_unknown_users(hierarchical), of_users)
+    torch.testing.assert_close(of_unknown_movies(hierarchical), of_movies)
+    nobody = torch.tensor([-1])
+    users, movies = users_of(hierarchical, SEEN, nobody), movies_of(hierarchical, SEEN, nobody)
+    torch.testing.assert_close(users.covariance, of_users[None, None])
+    torch.testing.assert_close(movies.covariance, DOUBT * of_movies[None, None])
+    assert float(users.gamma) == pytest.approx(float(SCALES.mean()))
 
 
 @pytest.mark.parametrize("by", ["mean", "lower", "upper"])

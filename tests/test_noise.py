@@ -1,21 +1,33 @@
-"""The noise of a mode, and how unsure its rows are at other noises than the one they were found at."""
+"""The noise of a mode, of all and of each user, and how unsure its rows are at other noises than the one they were found at."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
+from conftest import random_pattern, ratings_of
 
 from pmfcli.config import Settings
-from pmfcli.core.noise import _directions, _heard
+from pmfcli.core.approximation import Laplace
+from pmfcli.core.noise import _directions, _heard, _likeliest, scaled
 from pmfcli.core.pairs import Pairs
+from pmfcli.core.posterior import Factors, Parameters, mean, observe
+from pmfcli.core.predict import predict_pairs
 from pmfcli.core.rows import rows_of
+from pmfcli.core.team import ALONE
 from pmfcli.data.ratings import Ratings
 from pmfcli.training import run, train
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("link", ["sigmoid", "linear"])
 def test_rows_at_another_noise_are_those_found_there(sample: Ratings, link: str) -> None:
     model = run(train(sample.select(sample.user < 100), Settings(solver="als", latent=5, epochs=4, link=link)))
-    p, seen = model.posterior, model.seen
-    known = torch.rand(200, generator=torch.Generator().manual_seed(0)) < 0.9
+    p, seen = model.posterior._replace(doubt=torch.tensor(1.0)), model.seen
+    known = torch.rand(200, generator=seeded()) < 0.9
     pairs = Pairs(seen.users()[:200], seen.movie[:200].long(), known, known)
     for times in (0.1, 1.0, 30.0):
         there = rows_of(p._replace(noise=p.noise / times**0.5), seen, pairs)
@@ -29,3 +41,87 @@ def test_hardly_any_prior_is_no_reason_to_break_down(sample: Ratings) -> None:
     wide = {f"sigma_{name}": 1000.0 for name in "uvb"}
     model = run(train(sample, Settings(sigma=0.001, latent=40, epochs=30, **wide)))
     assert 0 < float(model.posterior.noise) < 1
+
+
+def test_noise_and_doubt_are_the_likeliest() -> None:
+    """Against a search on a grid, and against what the errors were made by."""
+    n = 20_000
+    gamma, own, movies = (torch.rand(n, generator=seeded(k), dtype=torch.float64) + 0.1 for k in range(3))
+    own, movies = 0.02 * own, 0.05 * movies
+    square = (0.04 * gamma + own + 0.3 * movies) * torch.randn(n, generator=seeded(3), dtype=torch.float64).square()
+    noise, doubt = torch.tensor(0.5).double(), torch.tensor(1.0).double()
+    for _ in range(4):
+        noise, doubt = _likeliest(square, gamma, own, movies, noise, doubt, ALONE)
+    assert (float(noise), float(doubt)) == (pytest.approx(0.2, abs=0.01), pytest.approx(0.3, abs=0.1))
+
+    def loss(noise: float, doubt: float) -> float:
+        variance = gamma * noise**2 + own + doubt * movies
+        return float(0.5 * (variance.log() + square / variance).sum()) + 0.5 * math.log(doubt) ** 2
+
+    least = loss(float(noise), float(doubt))
+    near = [(s, b) for s in np.linspace(-0.05, 0.05, 11) for b in np.linspace(-0.3, 0.3, 11)]
+    assert all(least <= loss(float(noise) * math.exp(s), float(doubt) * math.exp(b)) + 1e-6 for s, b in near)
+
+
+def test_scales_of_users_are_their_errors_among_those_of_all() -> None:
+    n_users, n_movies = 12, 9
+    pattern = random_pattern(n_users, n_movies, 0.5, seed=2)
+    U, V, b, c = (
+        torch.randn(size, generator=seeded(len(size))) for size in ((n_users, 2), (n_movies, 2), (n_users,), (n_movies,))
+    )
+    o = observe(pattern, torch.rand(pattern.n, generator=seeded(9)))
+    f, one = Factors(U, V, b, c, o.offset), torch.tensor(1.0)
+    p = Laplace(
+        f, Parameters(U, V, None, None, b, c, one), torch.eye(3), torch.eye(3), one, torch.ones(n_users), one, one, False
+    )
+    sums, counts = np.zeros(n_users), np.zeros(n_users)
+    for i, j, t in zip(pattern.row.tolist(), pattern.col.tolist(), o.t.tolist(), strict=True):
+        sums[i] += (1 / (1 + math.exp(-float(U[i] @ V[j] + b[i] + c[j] + o.offset))) - t) ** 2
+        counts[i] += 1
+    usual = sums.sum() / counts.sum()
+    centre = ((5 + sums / usual) / (5 + counts)).mean()
+    expected = (5 * centre + sums / usual) / (5 + counts)
+    found = scaled(p, o)
+    assert float(found.residual) == pytest.approx(math.sqrt(usual), rel=1e-5)
+    assert found.gamma_u.numpy() == pytest.approx(expected, rel=1e-5)
+    every = scaled(p, o, pattern.row.long())  # a sample that has all ratings
+    torch.testing.assert_close(every.gamma_u, found.gamma_u)
+    assert torch.equal(scaled(p, o, torch.arange(0)).gamma_u, p.gamma_u)  # and one that has none
+
+
+@pytest.mark.parametrize("link", ["sigmoid", "linear"])
+def test_intervals_hold_of_those_who_rate_noisily_and_of_those_who_do_not(link: str) -> None:
+    """Planted: every other user has half the noise. One for all would hold 95 and 69 % in intervals of 80 %."""
+    n_users, n_movies, k = 120, 400, 2
+    U, V = (0.7 * torch.randn(rows, k, generator=seeded(rows)) for rows in (n_users, n_movies))
+    noise = torch.tensor([0.06, 0.12]).repeat(n_users // 2)
+    t = mean(U @ V.T, link) + noise[:, None] * torch.randn(n_users, n_movies, generator=seeded(5))
+    mask = torch.rand(n_users, n_movies, generator=seeded(6)) < 0.6
+    mask &= (t > 0) & (t < 1)
+    test = mask & (torch.rand(n_users, n_movies, generator=seeded(7)) < 0.2)
+    user, movie = torch.nonzero(mask & ~test, as_tuple=True)
+    ratings = ratings_of(user.tolist(), movie.tolist(), (1 + 4 * t[user, movie]).tolist())
+    model = run(train(ratings, Settings(latent=k, sigma=0.1, sigma_u=0.7, sigma_v=0.7, hierarchical="none", link=link)))
+    user, movie = torch.nonzero(test, as_tuple=True)
+    known = torch.ones(len(user), dtype=torch.bool)
+    pairs = Pairs(user, movie, known, known)
+    found = predict_pairs(model.posterior, model.seen, pairs)
+    true = model.scale.to_unit(1 + 4 * t[user, movie])
+    low, high = found.interval(0.8)
+    for half in (0, 1):
+        mine = user % 2 == half
+        inside = float(((low <= true) & (true <= high))[mine].double().mean())
+        assert inside == pytest.approx(0.8, abs=0.04)
+    gamma = model.posterior.gamma_u
+    assert float(gamma[1::2].mean() / gamma[::2].mean()) == pytest.approx(4, rel=0.3)
+
+
+def test_nobody_who_is_held_out_has_a_rating_left() -> None:
+    """Every user rated once: there is nobody to tell the noise of."""
+    movie = torch.randint(20, (600,), generator=seeded()).tolist()
+    stars = torch.randint(1, 6, (600,), generator=seeded(1)).tolist()
+    ratings = ratings_of(list(range(600)), movie, stars)
+    for solver in ("adam", "als"):
+        model = run(train(ratings, Settings(solver=solver, latent=2, epochs=5)))
+        assert "holdout_rmse" in model.metrics
+        assert bool((model.posterior.gamma_u > 0).all())

@@ -94,7 +94,10 @@ def made(link: Link, biases: bool) -> tuple[Laplace, Seen]:
     movie = torch.nonzero(mask)[:, 1].int()
     d = 3 + biases
     parameters = Parameters(U, V, None, None, b, c, torch.tensor(0.3))
-    laplace = Laplace(Factors(U, V, b, c, 0.4, link), parameters, torch.eye(d), torch.eye(d), torch.tensor(0.2), False)
+    noise, one = torch.tensor(0.2), torch.tensor(1.0)
+    laplace = Laplace(
+        Factors(U, V, b, c, 0.4, link), parameters, torch.eye(d), torch.eye(d), noise, torch.ones(9), one, one, False
+    )
     return laplace, Seen(start, movie, torch.ones(len(movie)))
 
 

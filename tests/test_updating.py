@@ -124,6 +124,7 @@ def test_a_new_user_gets_what_fold_in_gives_where_movies_are_held(modes: dict[st
     row = torch.cat([found.factors.U[n], found.factors.b[n:]]) if found.factors.b is not None else found.factors.U[n]
     tolerance = 1e-2 if name == "em" else 1e-3  # in EM the movies are surer by these ratings
     torch.testing.assert_close(row, visitor.A[0, 0], atol=tolerance, rtol=0)
+    torch.testing.assert_close(found.gamma_u[n:], visitor.gamma[0], atol=0, rtol=tolerance)
     assert torch.equal(found.factors.V, model.posterior.factors.V)
     assert torch.equal(found.factors.U[:n], model.posterior.factors.U)
 

@@ -28,6 +28,9 @@ class Laplace(NamedTuple):
     precision_u: Tensor  # (d, d) of the prior of a user's own row: factors, then the bias if there is one
     precision_v: Tensor  # (d, d) of a movie's
     noise: Tensor  # () standard deviation of a rating on the unit scale; the sigma of the fit may be fixed, this is not
+    gamma_u: Tensor  # (n_users,) noise scales: the variance of a user's ratings is as many times that of the noise
+    residual: Tensor  # () root mean square error of the ratings that it was fitted to: of a user with scale 1
+    doubt: Tensor  # () how many times as uncertain as by their curvature the movies are, held-out ratings say
     mean_field: bool  # whether a row is fitted to the distribution of the other side's rows (EM), or to their mode alone
     spread_v: Tensor | None = None  # (n_movies, d (d + 1) / 2) packed covariance of the movies, by ``ready``; None: not yet
 

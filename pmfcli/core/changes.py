@@ -17,9 +17,10 @@ from pmfcli.core.fold_in import MINI_SWEEPS, fold_in_draws, spread_of
 from pmfcli.core.gibbs import draw_scales, draw_tau
 from pmfcli.core.half_step import settle
 from pmfcli.core.neighbourhood import Neighbourhood
+from pmfcli.core.noise import noise_scales, squared_errors
 from pmfcli.core.ordinal import draw_kind, draw_latent
 from pmfcli.core.pairs import Seen
-from pmfcli.core.posterior import Observations, inverse
+from pmfcli.core.posterior import Factors, Observations, inverse
 from pmfcli.core.rows import Rows, stacked, users_of
 from pmfcli.core.sparse import Pattern, spmm
 
@@ -31,7 +32,8 @@ def extended(posterior: Laplace | Draws, users: int, movies: int) -> Laplace | D
     """The same with so many rows: the new ones lie behind the others, at the mean of their prior."""
     p = posterior
     if isinstance(p, Laplace):
-        return _each(p, lambda rows: _longer(rows, users), lambda rows: _longer(rows, movies))
+        gamma_u = torch.cat([p.gamma_u, p.gamma_u.new_ones(users - len(p.gamma_u))])
+        return _each(p, lambda rows: _longer(rows, users), lambda rows: _longer(rows, movies))._replace(gamma_u=gamma_u)
 
     def behind(rows: Tensor, one: Tensor, count: int) -> Tensor:
         new = one.unsqueeze(1).to(rows).expand(-1, count - rows.shape[1], *rows.shape[2:])
@@ -119,7 +121,10 @@ def resettled(laplace: Laplace, seen: Seen, observations: Observations, users: T
             spread = spread_of(now(), seen, their_users, of_movies=False)
             prior = Prior(mean_v[movies], laplace.precision_v)
             V[movies] = settle(V[movies], prior, U[their_users], spread, of_movies, q.sigma, k)
-    return now()
+    of_theirs = Factors.of(U[users], V[their_movies], k, o.offset, o.link)
+    sums, counts = squared_errors(of_theirs, of_users), of_users.pattern.row_counts()
+    scales = noise_scales(sums, counts, laplace.residual, laplace.gamma_u.mean())
+    return now()._replace(gamma_u=laplace.gamma_u.index_copy(0, users, scales))
 
 
 @torch.no_grad()
@@ -238,6 +243,7 @@ def _each(p: Laplace, users: Callable[[Tensor], Tensor], movies: Callable[[Tenso
     b, c = (None, None) if f.b is None or f.c is None else (users(f.b), movies(f.c))
     W, X = None if q.W is None else movies(q.W), None if q.X is None else users(q.X)
     return p._replace(
+        gamma_u=users(p.gamma_u),
         factors=f._replace(U=users(f.U), V=movies(f.V), b=b, c=c),
         parameters=q._replace(Y=users(q.Y), Z=movies(q.Z), W=W, X=X, b=b, c=c),
     )

@@ -14,9 +14,10 @@ from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pac
 from pmfcli.core.drift import at_no_time
 from pmfcli.core.gibbs import draw_scales, draw_tau
 from pmfcli.core.half_step import settle
+from pmfcli.core.noise import noise_scales, squared_errors
 from pmfcli.core.ordinal import count_kinds, draw_kind, draw_latent, draw_share
 from pmfcli.core.pairs import Pairs, Seen
-from pmfcli.core.posterior import Observations, inverse
+from pmfcli.core.posterior import Factors, Observations, inverse
 from pmfcli.core.predict import means_of_pairs
 from pmfcli.core.rows import Rows, curvature, movies_of, stacked, users_of
 from pmfcli.core.sparse import Pattern
@@ -54,6 +55,8 @@ def settled(laplace: Laplace, seen: Seen, observations: Observations, users: Ten
     Args:
         users: (u,) these alone, where nothing else depends on the others; None for all.
     """
+    if users is not None and not len(users):
+        return laplace
     p, f = laplace.parameters, laplace.factors
     k = laplace.head.latent
     rows, V = stacked(f.U, f.b).clone(), stacked(f.V, f.c)
@@ -80,15 +83,14 @@ def noise_at_rest(laplace: Laplace, seen: Seen, observations: Observations, pair
     """
     share, rows, sigma = observations.users, len(laplace.factors.U), float(laplace.parameters.sigma)
     apart = -(-(share.of or rows) // _TO_TELL)
-    users = torch.arange(-share.first % apart, rows, apart)  # the same of all, however many processes share them
+    users = torch.arange(min(-share.first % apart, rows), rows, apart)  # the same of all, however many processes share them
     among = torch.zeros(rows, dtype=torch.bool)
     among[users] = True
     own = torch.nonzero(pairs.user_known & among[pairs.user])[:, 0]
     pairs, t = pairs.at(own), t[own]
 
     def error(sigma: float) -> float:
-        tried = by_noise(laplace, sigma)
-        tried = settled(tried, seen, observations, users) if len(users) else tried
+        tried = settled(by_noise(laplace, sigma), seen, observations, users)
         square = (means_of_pairs(tried.factors, pairs) - t).square().sum(dtype=torch.float64)
         return math.sqrt(float(share.team.sum(square)))
 
@@ -112,7 +114,7 @@ def spread_of(p: Laplace, seen: Seen, rows: Tensor, of_movies: bool) -> Tensor |
     if not p.mean_field:
         return None
     side = movies_of if of_movies else users_of
-    covariance = side(p._replace(noise=p.parameters.sigma, spread_v=None), seen, rows).covariance
+    covariance = side(p._replace(noise=p.parameters.sigma, doubt=torch.ones(()), spread_v=None), seen, rows).covariance
     assert covariance is not None
     return pack(covariance[0])
 
@@ -128,7 +130,9 @@ def _fold_in_mode(p: Laplace, seen: Seen, movies: Tensor, t: Tensor, weight: flo
     spread = spread_of(p, seen, movies, of_movies=True)
     A = settle(m, Prior(m, p.precision_u), V[movies], spread, observations, p.parameters.sigma, k)
     covariance = curvature(p, torch.zeros_like(movies), A, movies, V, p.precision_u).covariance()
-    return Rows(A[None], A.new_ones(1, 1), covariance[None])
+    sums = squared_errors(Factors.of(A, V[movies], k, offset, link), observations)
+    gamma = noise_scales(sums, one.row_counts(), p.residual, p.gamma_u.mean())
+    return Rows(A[None], gamma[None], covariance[None])
 
 
 @torch.no_grad()

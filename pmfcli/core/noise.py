@@ -1,4 +1,12 @@
-"""The noise of a rating at a mode, from how far ratings are from what it predicts."""
+"""The noise of a rating at a mode, from how far ratings are from what it predicts: of all, and of each user.
+
+    t_ij ~ N(g(x_ij), gamma_i sigma^2 + g'^2 (v_i + b v_j))        gamma_i = (nu m + sum_j e_ij^2 / e^2) / (nu + n_i)
+
+v_i and v_j are what the conditional covariances of the user and of the movie add to Var x; e_ij are the errors at the mode of
+the ratings that it was fitted to, e^2 their mean square, m the mean of gamma: who is new is like most people, and these rate
+more noisily than those who rate much. sigma, and the doubt b of the movies, are the likeliest for ratings that were held out:
+the priors and the noise of a fit are those that predict best, and need not be as wide as movies differ.
+"""
 
 import random
 
@@ -8,12 +16,17 @@ from torch import Tensor
 from pmfcli.core.approximation import Laplace
 from pmfcli.core.conditional import Gaussians
 from pmfcli.core.pairs import Pairs, Seen
+from pmfcli.core.posterior import Factors, Observations, mean, score
 from pmfcli.core.predict import mixture
 from pmfcli.core.rows import Rows, chunk_of, curvature, of_unknown_movies, rows_of, stacked, users_of
+from pmfcli.core.sparse import spmm
 from pmfcli.core.team import Team
 
 _MOVIES_AMONG = 256  # movies at a time, whose ratings are several processes'
 _NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
+_SCORING_STEPS, _FAR = 5, 1.0  # of Fisher, in each of these; no farther than so much in a logarithm
+_ALIKE = 5.0  # nu: the scale of a user with so many ratings is half their own
+_RATINGS = 1 << 22  # at a time
 
 
 def chosen(n: int, laplace: Laplace, seed: int, team: Team) -> Tensor:
@@ -23,29 +36,96 @@ def chosen(n: int, laplace: Laplace, seed: int, team: Team) -> Tensor:
 
 
 @torch.no_grad()
-def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted: bool, team: Team) -> Tensor:
-    """The noise of a rating at a mode, on the unit scale, (). The sigma of a fit may be fixed at more, against overfitting.
+def scaled(laplace: Laplace, observations: Observations, some: Tensor | None = None) -> Laplace:
+    """The same with the noise scales of users, and the error that is usual.
 
-    Of ratings that were held out: squared errors, each divided by its predicted variance, are 1 on average. Of ratings that the
-    mode was fitted to: sigma^2 = mean of (t - g)^2 + g'^2 Var x, the noise step of EM (``em.py``) with the mode's covariances.
+    Args:
+        some: (n,) users of a sample of ratings, to tell from these alone, as often as they are in it: others have the mean.
+    """
+    rows, times, own, f = None, observations.pattern.row_counts(), observations, laplace.factors
+    if some is not None:
+        rows, times = some.unique(return_counts=True)
+        own, f = observations.only(rows)[0], f._replace(U=f.U[rows], b=None if f.b is None else f.b[rows])
+    sums, counts, team = squared_errors(f, own), own.pattern.row_counts(), observations.users.team
+    each = times.double() / counts.clamp(min=1)
+    total, n, users = team.sum(torch.stack([each @ sums, times.sum().double(), sums.new_tensor(len(sums))]))
+    if not n:
+        return laplace
+    usual = (total / n).sqrt().clamp(min=_LEAST_NOISE)
+    centre = team.sum(noise_scales(sums, counts, usual, torch.ones_like(usual)).sum(dtype=torch.float64)) / users
+    gamma = noise_scales(sums, counts, usual, centre)
+    every = gamma if rows is None else centre.to(gamma).expand(len(laplace.gamma_u)).index_copy(0, rows, gamma)
+    return laplace._replace(gamma_u=every, residual=usual.float())
+
+
+def squared_errors(factors: Factors, o: Observations) -> Tensor:
+    """The sum of the squared errors of each row, (rows,), in double precision."""
+    sums = torch.zeros(o.pattern.shape[0], dtype=torch.float64, device=o.t.device)
+    for start, stop in o.pattern.blocks(_RATINGS):
+        part, b = o.view(start, stop), factors.b
+        x = score(factors._replace(U=factors.U[start:stop], b=None if b is None else b[start:stop]), part.pattern)
+        square = (mean(x, o.link).clamp(0, 1) - part.t).double().square()
+        sums[start:stop] = spmm(square, square.new_ones(part.pattern.shape[1], 1), part.pattern)[:, 0]
+    return sums
+
+
+def noise_scales(sums: Tensor, counts: Tensor, usual: Tensor, centre: Tensor) -> Tensor:
+    """gamma_i, (rows,), from sums of squared errors over so many ratings, the error that is usual, and the mean of gamma."""
+    return ((_ALIKE * centre + sums / usual.square()) / (_ALIKE + counts)).float()
+
+
+@torch.no_grad()
+def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted: bool, team: Team) -> tuple[Tensor, Tensor]:
+    """The noise of a rating at a mode, on the unit scale, and the doubt of movies, () each. The sigma of a fit may be fixed at
+    more than the noise, against overfitting.
+
+    Of ratings that the mode was fitted to: sigma^2 = mean of ((t - g)^2 + g'^2 Var x) / gamma, the noise step of EM (``em.py``)
+    with the mode's covariances; they say nothing of the doubt, which is 1.
 
     Args:
         pairs, t: (n,) pairs and their ratings on the unit scale.
         team: processes that have some of the users, and of the pairs, each.
     """
+    noise = laplace.noise.double()
+    doubt = torch.ones_like(noise)
+    laplace = laplace._replace(doubt=torch.ones_like(laplace.doubt))
     users, movies = rows_of(laplace, seen, pairs) if team.size == 1 else _rows_among(laplace, seen, pairs, team)
     of_users, of_movies = _directions(users, laplace.precision_u), _directions(movies, laplace.precision_v)
-    noise = laplace.noise
+    gamma = users.gamma[0].double()
     for _ in range(_NOISE_STEPS):
         times = (laplace.noise.double() / noise).square()
         u, v = _heard(users, of_users, times, pairs.user_known), _heard(movies, of_movies, times, pairs.movie_known)
-        found = mixture(laplace._replace(noise=noise), u, v)
-        error, predicted = (t - found.centre[0]).square(), found.spread[0].square()
-        each = error + predicted if fitted else error / predicted
-        total, n = team.sum(torch.stack([each.sum(), each.new_tensor(len(each))]))
-        square = total / n - noise.square() if fitted else noise.square() * total / n
-        noise = square.sqrt().clamp(min=_LEAST_NOISE)
-    return noise
+        silent = laplace._replace(noise=torch.zeros_like(laplace.noise))
+        found, alone = mixture(silent, u, v), mixture(silent, u, v._replace(covariance=None))
+        square = (t - found.centre[0]).double().square()
+        both, own = found.spread[0].double().square(), alone.spread[0].double().square()
+        if fitted:
+            total, n = team.sum(torch.stack([((square + both) / gamma).sum(), noise.new_tensor(len(t))]))
+            noise = (total / n).sqrt().clamp(min=_LEAST_NOISE)
+        else:
+            noise, doubt = _likeliest(square, gamma, own, both - own, noise, doubt, team)
+    return noise.to(laplace.noise), doubt.to(laplace.doubt)
+
+
+def _likeliest(
+    square: Tensor, gamma: Tensor, own: Tensor, of_movies: Tensor, noise: Tensor, doubt: Tensor, team: Team
+) -> tuple[Tensor, Tensor]:
+    """Noise and doubt by Fisher scoring of their logarithms: e ~ N(0, gamma sigma^2 + v_i + b v_j) and log b ~ N(0, 1).
+
+    Args:
+        square, gamma, own, of_movies: (n,) e^2, gamma, v_i and v_j.
+    """
+    for _ in range(_SCORING_STEPS):
+        parts = torch.stack([gamma * noise.square(), doubt * of_movies])
+        variance = parts[0] + own + parts[1]
+        part = parts / variance
+        slope, bend = part @ (square / variance - 1), part @ part.mT
+        slope, bend = team.sum(0.5 * torch.cat([slope[:, None], bend], 1)).split([1, 2], 1)
+        slope[1] -= doubt.log()
+        bend += torch.diag(bend.new_tensor([_LEAST_NOISE, 1]))
+        step = torch.linalg.solve(bend, slope)[:, 0].clamp(-_FAR, _FAR)
+        noise, doubt = (noise * (0.5 * step[0]).exp()).clamp(min=_LEAST_NOISE), doubt * step[1].exp()
+    return noise, doubt
 
 
 def _directions(rows: Rows, prior: Tensor) -> tuple[Tensor, Tensor]:

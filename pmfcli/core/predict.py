@@ -34,7 +34,7 @@ def mixture(posterior: Posterior, users: Rows, movies: Rows) -> Mixture:
     if users.A.shape[-1] > k:
         x = x + users.A[..., k] + movies.A[..., k]
     if isinstance(posterior, Laplace):
-        noise = posterior.noise.square()
+        noise = posterior.noise.square() * users.gamma
     else:
         noise = 0.0625 / (posterior.alpha[:, None] * users.gamma * movies.gamma)  # dt = dx / 4
     for rows in (users, movies):
