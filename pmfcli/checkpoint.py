@@ -13,7 +13,7 @@ from pmfcli.errors import ModelError, OutputError
 from pmfcli.files import replacing
 
 FORMAT = "pmf-checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 def save(path: Path, identity: str, snapshot: Tree) -> None:

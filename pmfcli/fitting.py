@@ -87,7 +87,7 @@ class Task(NamedTuple):
     device: torch.device
     blocks: int  # of users, for Adam: the same with and without what is held out
     resume: Tree = None  # a snapshot of this fit
-    start: Parameters | None = None  # where least squares begin, if not at random
+    start: Parameters | None = None  # where least squares begin, if not at the principal factors
     passing: bool = False  # whether what counts is what it finds out, and another fit makes the model
 
 
@@ -154,7 +154,7 @@ def climb(task: Task) -> Generator[Report, None, Found]:
     found = {key: getattr(fit, key) for key in ("epochs", "loss", "sigma", "holdout_rmse")}
     if not task.passing:
         found["train_rmse"] = float(laplace.residual) * (ratings.scale.hi - ratings.scale.lo)
-    return laplace, found | {"rest": rest}
+    return laplace, found | {"settling_sigma": rest, "noise": float(laplace.noise), "doubt": float(laplace.doubt)}
 
 
 def _of_noise(laplace: Laplace, o: Observations, test: Test | None, seed: int) -> tuple[Pairs, Tensor]:
@@ -260,7 +260,8 @@ def _fit(task: Task) -> Generator[Report, None, _Fit]:
                 best = _Fit(now, progress.loss, progress.sigma, done, rmse)
             if rmse < clear * (1 - _CLEARLY):
                 clear, clear_at = rmse, done
-            worse = worse + 1 if rmse > (best.holdout_rmse or math.inf) * (1 + _CLEARLY) else 0
+            settled_down = clear_at > 1  # it is better than at the first look, after which Adam may lose its way for a moment
+            worse = worse + 1 if settled_down and rmse > (best.holdout_rmse or math.inf) * (1 + _CLEARLY) else 0
         if not again:
             recent.append(progress.loss)
             yield Report(task.phase, progress.step, epochs, progress.loss, progress.sigma, rmse, snapshot=snapshot)

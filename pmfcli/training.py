@@ -58,7 +58,7 @@ def train(
             "fit", ratings, observed(ratings, settings, users), settings, settings.epochs, None, None, None, device, blocks
         )
         posterior, found = yield from _fitted(task, None, resume)
-        found = {key: value for key, value in found.items() if key not in ("holdout_rmse", "rest")}
+        found.pop("holdout_rmse")
         return _model(ratings, settings, posterior, found, part)
     before = None if resume is None else resume["before"]
     if before is None:
@@ -69,7 +69,7 @@ def train(
         epochs = settings.epochs
         task = Task("fit", fitted, observations, settings, epochs, test, None, None, device, blocks, passing=settings.refit)
         posterior, found = yield from _fitted(task, None, resume)
-        rest = found.pop("rest", None)
+        rest = found.get("settling_sigma")
         bias = fit_biases(observations.pattern, ratings.scale.to_stars(observations.t), users.team)
         beside = {name: scores(value, stars, users.team)._asdict() for name, value in predict_baselines(bias, pairs).items()}
         metrics = {"holdout_rmse": found.pop("holdout_rmse"), "holdout_baselines": beside}
@@ -87,7 +87,7 @@ def train(
     epochs, noise = before["epochs"], before["noise"]
     task = Task("refit", ratings, observations, settings, epochs, None, noise, before["rest"], device, blocks, start=start)
     posterior, found = yield from _fitted(task, before, resume)
-    found = {key: value for key, value in found.items() if key not in ("holdout_rmse", "rest")}
+    found.pop("holdout_rmse")
     found["epochs"] += before["done"]
     return _model(ratings, settings, posterior, found | before["metrics"], part)
 

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_pattern, ratings_of
+from torch import Tensor
 
 from pmfcli.config import Settings
 from pmfcli.core.approximation import Laplace
+from pmfcli.core.fold_in import noise_at_rest
 from pmfcli.core.noise import _directions, _heard, _likeliest, scaled
-from pmfcli.core.pairs import Pairs
-from pmfcli.core.posterior import Factors, Parameters, mean, observe
+from pmfcli.core.pairs import Pairs, Seen
+from pmfcli.core.posterior import Factors, Observations, Parameters, mean, observe
 from pmfcli.core.predict import predict_pairs
 from pmfcli.core.rows import rows_of
-from pmfcli.core.team import ALONE
+from pmfcli.core.team import ALONE, Share
 from pmfcli.data.ratings import Ratings
 from pmfcli.training import run, train
 
@@ -125,3 +127,33 @@ def test_nobody_who_is_held_out_has_a_rating_left() -> None:
         model = run(train(ratings, Settings(solver=solver, latent=2, epochs=5)))
         assert "holdout_rmse" in model.metrics
         assert bool((model.posterior.gamma_u > 0).all())
+
+
+def at_start(noise: float, held: int) -> tuple[Laplace, Seen, Observations, Pairs, Tensor]:
+    """Movies as planted, 200 users at 0, and so many ratings that were held out."""
+    U, V = (torch.randn(rows, 3, generator=seeded(rows)) for rows in (200, 150))
+    pattern = random_pattern(200, 150, 0.3, seed=4)
+
+    def rated(user: Tensor, movie: Tensor, seed: int) -> Tensor:
+        return mean((U[user] * V[movie]).sum(1), "linear") + noise * torch.randn(len(user), generator=seeded(seed))
+
+    user, movie = pattern.row.long(), pattern.col.long()
+    o = observe(pattern, rated(user, movie, 1), link="linear", with_offset=False)
+    zero, eye, one = torch.zeros(200, 3), torch.eye(3), torch.tensor(1.0)
+    p = Parameters(zero, V, None, None, None, None, torch.tensor(0.5))
+    laplace = Laplace(Factors(zero, V, None, None, 0.0, "linear"), p, 4 * eye, eye, one, torch.ones(200), one, one, False)
+    asked = torch.randint(200, (held,), generator=seeded(2)), torch.randint(150, (held,), generator=seeded(3))
+    known = torch.ones(held, dtype=torch.bool)
+    seen = Seen(pattern.crow.long(), pattern.col, o.t)
+    return laplace, seen, o, Pairs(*asked, known, known), rated(*asked, 4)
+
+
+def test_users_settle_by_less_noise_where_that_predicts_clearly_better() -> None:
+    laplace, seen, o, pairs, t = at_start(0.05, 5000)
+    assert noise_at_rest(laplace, seen, o, pairs, t) < 0.3
+    for noise, held in ((0.5, 5000), (0.05, 999)):  # as much as there is; or too few to tell
+        assert noise_at_rest(*at_start(noise, held)) == 0.5
+    nobody = pairs._replace(user_known=torch.zeros_like(pairs.user_known))
+    assert noise_at_rest(laplace, seen, o, nobody, t) == 0.5
+    elsewhere = o._replace(users=Share(first=1_000_064, of=1_000_264))  # a process whose users are none of those that tell
+    assert noise_at_rest(laplace, seen, elsewhere, pairs, t) == 0.5

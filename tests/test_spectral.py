@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pmfcli.core import map as map_fit
 from pmfcli.core import spectral
-from pmfcli.core.posterior import Observations, mean, observe, score
+from pmfcli.core.posterior import Factors, Observations, mean, observe, score
 from pmfcli.core.sparse import Pattern
 from pmfcli.core.spectral import principal
 
@@ -69,3 +69,16 @@ def test_blocks_begin_where_they_predict() -> None:
         errors[blocks] = float((predicted - x.flatten()).square().mean().sqrt() / x.std())
     assert errors[1] == pytest.approx(1.0, abs=0.01)
     assert errors[5] < 0.7
+
+
+def test_where_most_ratings_are_at_one_end_it_says_little() -> None:
+    """A low rating among fives is twenty logits from their mean, and no twenty times what it says of its user."""
+    pattern = random_pattern(300, 200, 0.1, seed=1)
+    t = (torch.rand(pattern.n, generator=seeded(3)) < 0.95).float()
+    o = observe(pattern, t)
+    first = principal(o, 5, True, seeded())
+    x = score(Factors(first.U, first.V, first.b, first.c, o.offset, o.link), pattern)
+    assert float((mean(x, o.link) - t).square().mean()) < float(t.var())
+    unseen = torch.randint(300, (5000,), generator=seeded(4)), torch.randint(200, (5000,), generator=seeded(5))
+    x = (first.U[unseen[0]] * first.V[unseen[1]]).sum(1) + first.b[unseen[0]] + first.c[unseen[1]] + o.offset
+    assert float((mean(x, o.link) - 0.95).square().mean()) < 0.05 * float(t.var())

@@ -165,7 +165,7 @@ def fit(
 
     Args:
         resume: a snapshot, whose step is yielded once more, to go on from.
-        start: where to begin, if not at random: where a fit to most of the ratings ended.
+        start: where to begin, if not at the principal factors: where a fit to most of the ratings ended.
 
     Raises:
         TrainingError: the objective stopped being finite; names the step and the remedy.

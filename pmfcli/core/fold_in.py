@@ -25,7 +25,7 @@ from pmfcli.core.sparse import Pattern
 MINI_SWEEPS = 12  # of the sampler that folds a user in on every draw
 _FEW_SWEEPS = 3  # where it starts at the user's row
 _MEAN_FIELD_ROUNDS = 4  # in which users settle
-_TO_TELL = 1000  # users, of the noise that they should settle by
+_TO_TELL = 1000  # users, of the noise that they should settle by, and held-out ratings at least
 _STEP, _STEPS, _CLEARLY = 0.5**0.5, 4, 0.005  # of it, downwards; of the RMSE
 
 
@@ -79,7 +79,7 @@ def noise_at_rest(laplace: Laplace, seen: Seen, observations: Observations, pair
     are too much alike at the mode by it. Some users are enough to tell.
 
     Args:
-        pairs, t: (n,) held-out pairs and their ratings on the unit scale; if they are nobody's, the noise of the fit remains.
+        pairs, t: (n,) held-out pairs and their ratings on the unit scale; if too few are theirs, the noise of the fit remains.
     """
     share, rows, sigma = observations.users, len(laplace.factors.U), float(laplace.parameters.sigma)
     apart = -(-(share.of or rows) // _TO_TELL)
@@ -88,6 +88,8 @@ def noise_at_rest(laplace: Laplace, seen: Seen, observations: Observations, pair
     among[users] = True
     own = torch.nonzero(pairs.user_known & among[pairs.user])[:, 0]
     pairs, t = pairs.at(own), t[own]
+    if int(share.team.sum(torch.tensor(len(own)))) < _TO_TELL:
+        return sigma
 
     def error(sigma: float) -> float:
         tried = settled(by_noise(laplace, sigma), seen, observations, users)
@@ -104,7 +106,7 @@ def noise_at_rest(laplace: Laplace, seen: Seen, observations: Observations, pair
 
 
 def by_noise(laplace: Laplace, sigma: float) -> Laplace:
-    """The same, whose users settle, and are folded in, by this noise."""
+    """The same, whose rows settle, are folded in, and are found again by this noise."""
     p = laplace.parameters
     return laplace._replace(parameters=p._replace(sigma=torch.full_like(p.sigma, sigma)))
 

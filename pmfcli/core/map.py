@@ -36,7 +36,7 @@ _LARGEST_MOVE = 3.0  # of a row of F W or G X in one step, in learning rates, on
 _LEAST_SIGMA = 0.01  # of the rating scale: Adam moves a learned sigma by about the learning rate, and must not pass 0
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 _BLOCKS, _LEAST_BLOCK, _MOST_BLOCK = 5, 250_000, 4_000_000  # usually; and ratings in one, then
-_START = 0.01  # standard deviation of the first factors, as in the post
+_START = 0.01  # standard deviation of random first factors, as in the post
 _LR, _LR_OF_BLOCKS = 0.03, 0.015  # usually; by blocks, from factors that need not grow first
 
 
@@ -108,8 +108,10 @@ def cut(observations: Observations, blocks: int) -> tuple[Observations, ...]:
     return tuple(_rows(o, G, own) for own in users)
 
 
-def init(observations: Observations, settings: MapSettings, generator: torch.Generator) -> State:
+def init(observations: Observations, settings: MapSettings, generator: torch.Generator, at_random: bool = False) -> State:
     """First state: factors 0.01 randn and biases 0, or, by blocks, the principal ones; hierarchical weights 0.
+
+    Random ones are also for states that are overwritten.
 
     Args:
         generator: a CPU generator; the numbers do not depend on the device.
@@ -118,8 +120,9 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
     users = _users(o, s.blocks)
     n_users, n_movies = o.pattern.shape
     device, dtype = o.t.device, o.t.dtype
-    first = principal(o, s.latent, s.biases, generator) if len(users) > 1 else None
-    lr = s.lr or (_LR if first is None else _LR_OF_BLOCKS)
+    by_blocks = len(users) > 1
+    first = principal(o, s.latent, s.biases, generator) if by_blocks and not at_random else None
+    lr = s.lr or (_LR_OF_BLOCKS if by_blocks else _LR)
 
     def start(rows: int, share: Share) -> Tensor:
         return _START * share.randn(rows, s.latent, generator, dtype).to(device)
@@ -198,7 +201,7 @@ def fit(
         TrainingError: the loss stopped being finite; names the step and the remedy.
     """
     blocks = cut(observations, settings.blocks)
-    state = init(observations, settings, generator)
+    state = init(observations, settings, generator, at_random=resume is not None)
     first = 0
 
     def progress(number: int, info: Info) -> Progress:
