@@ -117,6 +117,8 @@ def observed(ratings: Ratings, settings: Settings, users: Share = WHOLE) -> Obse
         user_power=settings.user_power,
         movie_power=settings.movie_power,
         rater_power=settings.rater_power,
+        user_means=settings.hierarchical != "none",
+        movie_means=settings.hierarchical == "both",
         with_offset=settings.offset,
         link=settings.link,
         users=users,

@@ -177,6 +177,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def _with_likelihood(settings: Settings, ratings: Ratings) -> Settings:
+    if settings.likelihood == "gaussian":
+        return settings
     different = len(np.unique(ratings.stars))
     steps = 2 <= different <= STEPS
     if settings.likelihood == "ordinal" and not steps:

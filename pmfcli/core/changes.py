@@ -227,7 +227,7 @@ def _ratings_of(rows: Tensor, o: Observations) -> tuple[Observations, Tensor]:
     mine = torch.nonzero(place >= 0)[:, 0]
     used, column = o.pattern.col[mine].long().unique(return_inverse=True)
     pattern, t = Pattern.of(place[mine], column, (len(rows), len(used))), o.t[mine]
-    return Observations(pattern, pattern.T, t, t, t, o.offset, o.link), used
+    return Observations(pattern, pattern.T, t, t[:0], t[:0], o.offset, o.link), used
 
 
 def _places(rows: Tensor, count: int) -> Tensor:

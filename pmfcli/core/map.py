@@ -104,7 +104,8 @@ def cut(observations: Observations, blocks: int) -> tuple[Observations, ...]:
     if len(users) == 1:
         return (o,)
     G = torch.empty_like(o.G)
-    G[o.pattern.perm] = o.G  # from the order of pattern_t to that of pattern
+    if len(G):
+        G[o.pattern.perm] = o.G  # from the order of pattern_t to that of pattern
     return tuple(_rows(o, G, own) for own in users)
 
 
@@ -341,4 +342,5 @@ def _users(o: Observations, blocks: int) -> tuple[slice, ...]:
 def _rows(o: Observations, G: Tensor, own: slice) -> Observations:
     """The observations of some users; the weights stay those of the whole data, G in the order of pattern."""
     part, place = o.only(own)
-    return part._replace(pattern_t=part.pattern.T, G=G.index_select(0, place).index_select(0, part.pattern.perm))
+    G = G.index_select(0, place).index_select(0, part.pattern.perm) if len(G) else G
+    return part._replace(pattern_t=part.pattern.T, G=G)

@@ -53,8 +53,8 @@ class Observations(NamedTuple):
     pattern: Pattern  # users x movies
     pattern_t: Pattern  # movies x users
     t: Tensor  # (n,) ratings on the unit scale, in pattern order
-    F: Tensor  # (n,) weights of the users' hierarchical means, in pattern order
-    G: Tensor  # (n,) weights of the movies' hierarchical means, in pattern_t order
+    F: Tensor  # (n,) weights of the users' hierarchical means, in pattern order; (0,) where they have none
+    G: Tensor  # (n,) weights of the movies' hierarchical means, in pattern_t order; (0,) where they have none
     offset: float  # m, with g(m) the mean of t, or 0
     link: Link = "sigmoid"
     users: Share = WHOLE  # which of them these are
@@ -74,7 +74,7 @@ class Observations(NamedTuple):
     def only(self, rows: slice | Tensor) -> tuple["Observations", Tensor]:
         """The ratings of some rows, without what needs a transpose, and where these lie among all, (n,)."""
         pattern, place = self.pattern.rows(rows)
-        t, F = self.t.index_select(0, place), self.F.index_select(0, place)
+        t, F = self.t.index_select(0, place), self.F.index_select(0, place) if len(self.F) else self.F
         return self._replace(pattern=pattern, t=t, F=F), place
 
     def view(self, start: int, stop: int) -> "Observations":
@@ -107,6 +107,8 @@ def observe(
     user_power: float = 0.5,
     movie_power: float = 0.25,
     rater_power: float = 0.25,
+    user_means: bool = True,
+    movie_means: bool = True,
     with_offset: bool = True,
     link: Link = "sigmoid",
     users: Share = WHOLE,
@@ -116,12 +118,13 @@ def observe(
     Args:
         pattern: who rated what (users x movies). t: (n,) ratings in [0, 1], in its order.
         user_power: 1 is the divisor of NIPS 2007 Eq. 7.
+        user_means, movie_means: whether F, and G, are wanted.
         users: which of them these are.
     """
     n_i = pattern.row_counts().clamp(min=1).to(t.dtype)
     m_j = users.team.sum(pattern.col_counts()).clamp(min=1).to(t.dtype)
-    F = n_i.pow(-user_power)[pattern.row]
-    G = m_j.pow(-movie_power)[pattern.row_t] * n_i.pow(-rater_power)[pattern.col_t]
+    F = n_i.pow(-user_power)[pattern.row] if user_means else t[:0]
+    G = m_j.pow(-movie_power)[pattern.row_t] * n_i.pow(-rater_power)[pattern.col_t] if movie_means else t[:0]
     n, total = users.team.sum(torch.stack([t.new_tensor(len(t), dtype=torch.float64), t.sum(dtype=torch.float64)]))
     least = 0.5 / max(int(n), 1)  # if all ratings are at one end of the scale, the mean stays just inside it
     offset = float(inverse((total / n).clamp(least, 1 - least), link)) if with_offset else 0.0
