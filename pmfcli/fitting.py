@@ -349,5 +349,5 @@ def _rmse(fitted: Tensor, t: Tensor, scale: Scale, team: Team = ALONE) -> float:
 
 def seen(ratings: Ratings) -> Seen:
     """The ratings as a model keeps them."""
-    start = np.searchsorted(ratings.user, np.arange(len(ratings.users) + 1))
+    start = np.searchsorted(ratings.user, np.arange(len(ratings.users) + 1, dtype=ratings.user.dtype))
     return Seen(*(torch.from_numpy(part) for part in (start, ratings.movie, ratings.stars)))
