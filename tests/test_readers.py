@@ -180,8 +180,8 @@ def test_a_quote_is_a_letter_where_fields_are_not_quoted(tmp_path: Path) -> None
 
 def test_a_stray_quote_swallows_nothing_silently(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text('user,movie,rating\n1,"2,3\n1,3,4\n2,"3,4\n')
-    with pytest.raises(DataError, match=r"a\.csv:\d"):
+    path.write_text('user,movie,rating\n0,1,1\n1,"2,3\n1,3,4\n2,"3,4\n')
+    with pytest.raises(DataError, match=r"a\.csv:3: .*quote"):
         read_ratings(path)
     path.write_text('user,movie,rating,review\n1,2,3,"two\nlines"\n1,3,4,one\n')
     assert len(triples(read_ratings(path).ratings)) == 2
@@ -239,6 +239,24 @@ def test_bad_rows_can_be_passed_over(tmp_path: Path) -> None:
     path.write_text("user,movie,rating\n1,10,x\n")
     with pytest.raises(DataError, match="none of its rows"):
         read_ratings(path, skip_bad=True)
+
+
+def test_of_a_quote_that_is_left_open_one_row_is_passed_over(tmp_path: Path) -> None:
+    path, reviews = tmp_path / "a.csv", ',"two\nlines"\n'
+    good = [f"{u},{m},{1 + (u + m) % 5}{reviews if u == m else ',one' + chr(10)}" for u in range(20) for m in range(10)]
+    bad = '7,"The Thing,4,x\n'
+    header = "user,movie,rating,review\n"
+    path.write_text(header + "".join(good))
+    everything = triples(read_ratings(path).ratings)
+    for places in ((0,), (100,), (200,), (57, 130), (50, 51, 120), (3, 60, 61, 199)):
+        rows = list(good)
+        for number, place in enumerate(places):
+            rows.insert(place + number, bad)
+        path.write_text(header + "".join(rows))
+        reading = read_ratings(path, skip_bad=True)
+        assert (reading.skipped, triples(reading.ratings)) == (len(places), everything)
+        with pytest.raises(DataError, match="quote"):
+            read_ratings(path)
 
 
 def test_parquet_that_is_none_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

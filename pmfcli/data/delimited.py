@@ -7,6 +7,7 @@ the first of them is.
 import csv
 import gzip
 import io
+import itertools
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -170,6 +171,35 @@ def _first_line(text: Text, wanted: Callable[[bytes], bool]) -> int:
         return next((number for number, raw in enumerate(stream, 1) if wanted(raw)), 1)
 
 
+def without_open_quotes(text: Text, layout: Layout) -> tuple[Text, int]:
+    """The text without lines whose quote closes in no line that makes them a rating, and how many these are.
+
+    Such a quote would take the rows below with it, to the next one or the end.
+    """
+    if layout.separator in UNQUOTED:
+        return text, 0
+    with text.open() as stream:
+        if not any(line.count(b'"') % 2 for line in stream):
+            return text, 0
+    with text.open() as stream:
+        lines = stream.readlines()
+    odd = [number for number, line in enumerate(lines) if line.count(b'"') % 2]
+    dropped, number = set(), 0
+    while number < len(odd):
+        first, *more = odd[number : number + 2]
+        row = b"".join(lines[first : more[0] + 1]).decode("utf-8-sig", errors="replace") if more else ""
+        parts = (
+            next(csv.reader(io.StringIO(row, newline=""), delimiter=layout.separator), []) if len(row) < LONGEST_LINE else []
+        )
+        closed = bool(parts) and (
+            _complaint([part.strip() for part in parts], layout) is None or (first == 0 and layout.header)
+        )
+        dropped |= set() if closed else {first}
+        number += 2 if closed else 1
+    kept = b"".join(line for number, line in enumerate(lines) if number not in dropped)
+    return Text(text.name, kept), len(dropped)
+
+
 def first_bad_line(text: Text, layout: Layout) -> str:
     """Where the first row is that cannot be read, and why."""
     for number, parts in _rows(text, layout):
@@ -180,13 +210,14 @@ def first_bad_line(text: Text, layout: Layout) -> str:
 
 
 def _rows(text: Text, layout: Layout) -> Iterator[tuple[int, list[str]]]:
-    """The rows below the header, with the number of their last line."""
+    """The rows below the header, with the number of their first line."""
     with io.TextIOWrapper(text.open(), encoding="utf-8", errors="replace", newline="") as stream:
         if layout.separator in UNQUOTED:
             numbered = ((number, split(line.strip("\r\n"), layout.separator)) for number, line in enumerate(stream, 1))
         else:
             reader = csv.reader(stream, delimiter=layout.separator)
-            numbered = ((reader.line_num, [part.strip() for part in parts]) for parts in reader)
+            begun = itertools.chain([1], (reader.line_num + 1 for _ in itertools.count()))
+            numbered = ((number, [part.strip() for part in parts]) for number, parts in zip(begun, reader, strict=False))
         for index, (number, parts) in enumerate(numbered):
             if parts not in ([], [""]) and (index > 0 or not layout.header):
                 yield number, parts
@@ -194,14 +225,15 @@ def _rows(text: Text, layout: Layout) -> Iterator[tuple[int, list[str]]]:
 
 def _complaint(parts: list[str], layout: Layout) -> str | None:
     if len(parts) != layout.width:
-        return f"{len(parts)} fields where {layout.width} are expected"
+        more = "; is a quote not closed?" if any("\n" in part for part in parts) else ""
+        return f"{len(parts)} fields where {layout.width} are expected{more}"
     value = {role: parts[field] for role, field in layout.fields.items()}
     if any("\n" in part for part in value.values()):
         return "a quoted field runs over lines"
     if not value["user"] or not value["movie"]:
         return f"no {'user' if not value['user'] else 'movie'} id"
     if rating(value["rating"]) is None:
-        return f"rating '{short(value['rating'])}' is not a number"
+        return f"rating '{short(value['rating'])}' is not a number, or too large a one"
     if "time" in value and seconds(value["time"]) is None:
         return f"time '{short(value['time'])}' is neither seconds since 1970 nor a date"
     return None

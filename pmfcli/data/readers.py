@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pmfcli.data.assemble import Reading, assemble
-from pmfcli.data.delimited import first_bad_line, read_text, recognise, text_of
+from pmfcli.data.delimited import first_bad_line, read_text, recognise, text_of, without_open_quotes
 from pmfcli.data.fields import Columns
 from pmfcli.data.parquet import read_parquet
 from pmfcli.errors import DataError
@@ -42,8 +42,9 @@ def read_ratings(
             return assemble(read_parquet(file, columns, part), file, name, 0, skip_bad, None)
         text = text_of(file, name)
         layout = recognise(text, columns)
-        found, broken = read_text(text, layout)
-        return assemble(found, file, name, broken, skip_bad, partial(first_bad_line, text, layout))
+        kept, open_quotes = without_open_quotes(text, layout) if skip_bad else (text, 0)
+        found, broken = read_text(kept, layout)
+        return assemble(found, file, name, broken + open_quotes, skip_bad, partial(first_bad_line, text, layout))
     except OSError as error:
         raise DataError(f"{short(name)}: {error.strerror or error}") from None
     except (pa.ArrowException, csv.Error, UnicodeError) as error:
