@@ -1,5 +1,6 @@
 """Settings that do better on held-out ratings, by a search that can be taken up again. The search is optuna's."""
 
+import json
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from pmfcli.errors import TrainingError, UsageError
 from pmfcli.evaluation import compare, cross_score
 from pmfcli.training import train
 
+_LONGEST_RECORD = 1 << 20  # characters
 _CHECK = 0.1  # of the ratings, others than the search saw as held out, compare the best to the default
 
 _Range = tuple[float, float]
@@ -82,10 +84,10 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
         raise UsageError("every setting that is searched was given; leave some out")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
+        _check_journal(journal)
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(journal))),
             study_name="pmf",
-            sampler=optuna.samplers.TPESampler(seed=start.seed),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=20),
             load_if_exists=True,
         )
@@ -101,6 +103,7 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
     done = study.get_trials(deepcopy=False, states=ended)
     for old in done:
         yield Tried(old.number, old.value if old.state == ended[0] else None, old.params)
+    study.sampler = optuna.samplers.TPESampler(seed=start.seed + len(done))  # other numbers than those that are used up
     if not done:
         study.enqueue_trial({name: getattr(start, name) for name in space})
     for _ in range(trials - len(done)):
@@ -123,6 +126,20 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
         scored = [next(cross_score(ratings, settings, [mask])).scored for settings in (start, best)]
         check = compare(*scored)
     return Found(changed, float(study.best_value), float(first.value or np.nan), check)
+
+
+def _check_journal(path: Path) -> None:
+    """Refuse a file that is something else, before optuna writes to it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: its first line is no record of a journal.
+    """
+    if path.exists() and path.stat().st_size:
+        with path.open(encoding="utf-8") as file:
+            record = json.loads(file.readline(_LONGEST_RECORD))
+        if not isinstance(record, dict) or "op_code" not in record:
+            raise ValueError("not a journal")
 
 
 _UNUSED = ("sigma_w", "sigma_x", *_POWERS)  # without the hierarchy

@@ -25,6 +25,7 @@ def test_a_search_goes_on_where_it_was_stopped(pmf: Run, small: Path) -> None:
     tried, more = (json.loads(done.stdout)["rows"] for done in (first, second))
     assert [row["trial"] for row in more] == [0, 1, 2, 3]
     assert more[:2] == tried
+    assert len({row["settings"] for row in more}) == 4  # not the first ones again
     assert "sigma=" not in more[0]["settings"]
     assert f"sigma_u={Settings().sigma_u:g}" in more[0]["settings"]
     best = min(row["rmse"] for row in more if row["rmse"] is not None)
@@ -60,3 +61,11 @@ def test_what_cannot_be_searched_is_refused(pmf: Run, small: Path) -> None:
         done = pmf("tune", *arguments)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr
     assert not (small / "tuned.toml").exists()
+    notes = small / "notes.txt"
+    for content in ("my notes\n", '{"op": 1}\n', "[1]\n"):
+        notes.write_text(content)
+        done = pmf("tune", "--data", "small.csv", "--trials", "1", "--journal", "notes.txt")
+        assert (done.returncode, "not the journal of a search" in done.stderr) == (2, True), done.stderr
+        assert notes.read_text() == content
+    done = pmf("tune", "--data", "small.csv", "--trials", "1", "--journal", "x.toml", "-o", "x.toml")
+    assert (done.returncode, "is the file of --output" in done.stderr) == (2, True), done.stderr

@@ -44,11 +44,15 @@ def tune(
         raise UsageError("--output -: the trials take standard output; give a file")
     check_is_not_data("--output", output, source.data, source.data_dir)
     check_folder("--output", output)
+    journal = journal or output.with_name(f"{output.name}.journal")
+    if journal.resolve() == output.resolve():
+        raise UsageError(f"--journal {journal}: is the file of --output, too; give another")
+    check_is_not_data("--journal", journal, source.data, source.data_dir)
     ratings = read_data(source)
     from pmfcli.artifact import write_atomically
     from pmfcli.tuning import tune as search
 
-    searching = search(ratings, start, given, trials, journal or output.with_name(f"{output.name}.journal"))
+    searching = search(ratings, start, given, trials, journal)
     ended: list[Found] = []
 
     def rows() -> Iterator[Row]:
