@@ -39,7 +39,10 @@ class Blended(NamedTuple):
     model: Model
     parts: list[Part]
     scores: dict[str, Any]  # of the blend, on the same ratings
-    passed_over: int  # held-out ratings that a model had seen
+    passed_over: int = 0  # held-out ratings that a model had seen
+    held_out: int = 0  # those that none had
+    unknown: int = 0  # of these, of users or movies that training did not have
+    off_grid: int = 0  # of these, none that training had
 
 
 def blend(models: Sequence[Model], names: Sequence[str], held_out: Ratings, with_neighbourhood: bool) -> Blended:
@@ -60,13 +63,16 @@ def blend(models: Sequence[Model], names: Sequence[str], held_out: Ratings, with
     if with_neighbourhood:  # its noise is by how much it is wrong
         last = score_model(found[-1], fresh)
         found[-1] = _with_noise(found[-1], (last.model - last.stars).square().mean().sqrt())
-    scored = [summary(score_model(one, fresh)) for one in found]
+    tests = [score_model(one, fresh) for one in found]
+    scored = [summary(one) for one in tests]
     weight = core.weights(torch.stack([_mass(one, fresh) for one in found], 1))
     parts = [Part(*each) for each in zip(names, found, weight.tolist(), scored, strict=True)]
     model = _model(parts, {"holdout_ratings": fresh.n})
     whole = summary(score_model(model, fresh))
     model = replace(model, metrics={**model.metrics, "holdout_rmse": whole["rmse"]})
-    return Blended(model, parts, whole, int(seen.sum()))
+    most = max(zip(found, tests, strict=True), key=lambda one: len(one[0].movies))[1]
+    unknown = int(((most.user_count == 0) | (most.movie_count == 0)).sum())
+    return Blended(model, parts, whole, int(seen.sum()), fresh.n, unknown, int(most.off_grid.sum()))
 
 
 def blend_like(models: Sequence[Model], names: Sequence[str], like: Model) -> Blended:
@@ -94,7 +100,7 @@ def blend_like(models: Sequence[Model], names: Sequence[str], like: Model) -> Bl
     if isinstance(last := old.parts[-1], Neighbourhood):
         found[-1] = _with_noise(found[-1], last.noise)
     parts = [Part(name, one, w, {}) for name, one, w in zip(names, found, old.weight.tolist(), strict=True)]
-    return Blended(_model(parts, {}), parts, {}, 0)
+    return Blended(_model(parts, {}), parts, {})
 
 
 def _aligned(models: Sequence[Model], names: Sequence[str], with_neighbourhood: bool) -> tuple[list[Model], list[str]]:

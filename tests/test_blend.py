@@ -312,3 +312,17 @@ def test_blend_on_the_command_line(answer: Run, tmp_path: Path, parts: list[Mode
         done = answer("blend", *arguments)
         assert (done.returncode, said in done.stderr) == (code, True), done.stderr
     assert not (tmp_path / "blend.pt").exists()
+    (tmp_path / "named.csv").write_text("who,what,how\n" + lines)
+    named = ("--user-col", "who", "--movie-col", "what", "--rating-col", "how")
+    for command in (("blend", "a.pt", "b.pt", "--holdout"), ("compare", "a.pt", "b.pt", "--test")):
+        assert answer(*command, "named.csv").returncode == 3
+        done = answer(*command, "named.csv", *named)
+        assert (done.returncode, "warning" in done.stderr) == (0, False), done.stderr
+    (tmp_path / "off.csv").write_text(
+        "user,movie,rating\n" + "".join(f"{line.rpartition(',')[0]},9\n" for line in lines.split())
+    )
+    strangers = "".join(f"nobody{u},nothing{m},3\n" for u in range(10) for m in range(10))
+    (tmp_path / "strangers.csv").write_text("user,movie,rating\n" + strangers)
+    for file, said in (("off.csv", "ratings are none that training had"), ("strangers.csv", "are the ids the same?")):
+        done = answer("blend", "a.pt", "b.pt", "--holdout", file)
+        assert (done.returncode, said in done.stderr) == (0, True), done.stderr

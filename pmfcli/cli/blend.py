@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pmfcli.cli.common import by_hand, check_folder, check_is_not_data, load_model, read_data, say_if_dates_are_told
-from pmfcli.cli.options import AsJson, OutputFormat, Source
+from pmfcli.cli.options import AsJson, MovieCol, OutputFormat, RatingCol, SkipBad, Source, TimeCol, UserCol
 from pmfcli.console import Row, Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
 
@@ -31,6 +31,11 @@ def blend(
         bool, typer.Option("--neighbours/--no-neighbours", help="Also blend in an item neighbourhood of the ratings.")
     ] = True,
     output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")] = Path("blend.pt"),
+    user_col: UserCol = None,
+    movie_col: MovieCol = None,
+    rating_col: RatingCol = None,
+    time_col: TimeCol = None,
+    skip_bad: SkipBad = False,
     output_format: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
@@ -55,7 +60,7 @@ def blend(
 
     names = [str(model) for model in models]
     if holdout is not None:
-        ratings = read_data(Source(data=holdout))
+        ratings = read_data(Source(holdout, Path("data"), user_col, movie_col, rating_col, time_col, skip_bad))
         say_if_dates_are_told([str(model.settings["time"]) for model in found], ratings, True)
         blended = pool(found, names, ratings, neighbours)
     else:
@@ -63,6 +68,12 @@ def blend(
         blended = blend_like(found, names, load_model(weights))
     write_atomically(output, dumps(blended.model))
     emit(_rows(blended), Shape("blend", _COLUMNS, decimals=4, ids=2), chosen)
+    if blended.unknown:
+        note(f"{blended.unknown:,} of {blended.held_out:,} held-out ratings are of users or movies that training did not have")
+    if blended.unknown == blended.held_out > 0:
+        note("warning: no held-out rating has both its user and its movie in training; are the ids the same?")
+    if blended.off_grid:
+        note(f"warning: {blended.off_grid:,} of {blended.held_out:,} held-out ratings are none that training had")
     if blended.passed_over:
         note(f"{blended.passed_over:,} held-out ratings that a model was trained on were passed over")
     note(f"wrote {output}")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pmfcli.cli.common import load_model, read_data, say_if_dates_are_told
-from pmfcli.cli.options import AsJson, OutputFormat, Source
+from pmfcli.cli.options import AsJson, MovieCol, OutputFormat, RatingCol, SkipBad, Source, TimeCol, UserCol
 from pmfcli.console import Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
 
@@ -20,6 +20,11 @@ def compare(
     by: Annotated[
         Literal["user", "movie"] | None, typer.Option("--by", help="Also by how many training ratings the user or movie had.")
     ] = None,
+    user_col: UserCol = None,
+    movie_col: MovieCol = None,
+    rating_col: RatingCol = None,
+    time_col: TimeCol = None,
+    skip_bad: SkipBad = False,
     output: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
@@ -30,7 +35,7 @@ def compare(
         raise UsageError("only one of the models and --test can come from standard input")
     chosen = pick_format(output, as_json)
     found = [load_model(model) for model in models]
-    ratings = read_data(Source(data=test))
+    ratings = read_data(Source(test, Path("data"), user_col, movie_col, rating_col, time_col, skip_bad))
     say_if_dates_are_told([str(model.settings["time"]) for model in found], ratings, True)
     from pmfcli.evaluation import compare as paired
     from pmfcli.evaluation import groups, score_model

@@ -35,10 +35,7 @@ def update(
     check_is_not_data("--output", output, ratings)
     check_output(output or model, as_json)
     old = load_model(model)
-    source = Source(
-        ratings, user_col=user_col, movie_col=movie_col, rating_col=rating_col, time_col=time_col, skip_bad=skip_bad
-    )
-    new = read_data(source)
+    new = read_data(Source(ratings, Path("data"), user_col, movie_col, rating_col, time_col, skip_bad))
     from pmfcli.updating import update as take_in
 
     with progress("update"):
