@@ -42,11 +42,14 @@ def hush() -> None:
 
 
 def note(text: str) -> None:
-    """A line for people, on stderr."""
+    """A line for people, on stderr; where nobody reads it any more, the work goes on."""
     if _quiet:
         return
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    try:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def pick_format(asked: Format | None, as_json: bool) -> Format:

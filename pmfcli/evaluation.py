@@ -2,10 +2,8 @@
 
 import itertools
 import math
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +19,7 @@ from pmfcli.core.recommend import rank
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import LIKED, Array, Ratings, Scale
 from pmfcli.errors import DataError
+from pmfcli.processes import side_by_side
 from pmfcli.training import choose_device, held_out, run, train
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
@@ -123,12 +122,7 @@ def cross_score(ratings: Ratings, settings: Settings, held: Sequence[Array], k: 
             yield _train_and_score(ratings, settings, mask, k)
         return
     share = settings.model_copy(update={"threads": cores // workers})
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    try:
-        for running in [pool.submit(_train_and_score, ratings, share, mask, k) for mask in held]:
-            yield running.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    yield from side_by_side(_train_and_score, [(ratings, share, mask, k) for mask in held], workers)
 
 
 def _train_and_score(ratings: Ratings, settings: Settings, mask: Array, k: int | None) -> Tested:

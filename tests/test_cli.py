@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -282,6 +283,11 @@ def test_divergence_keeps_the_old_model(pmf: Run, tmp_path: Path) -> None:
     assert one_line(done.stderr)
     assert "diverged at step" in done.stderr
     assert "smaller --lr" in done.stderr
+    for rate in ("1e15", "1e20"):
+        done = pmf("train", "--data", "sample", "--lr", rate)
+        assert done.returncode == 1
+        assert "diverged" in done.stderr
+        assert "smaller --lr" in done.stderr
     assert (tmp_path / "pmf.pt").read_bytes() == b"the old model"
 
 
@@ -289,7 +295,7 @@ def test_small_data_trains_and_says_how(answer: Run, tmp_path: Path) -> None:
     (tmp_path / "three.csv").write_text("user,movie,rating\na,x,1\nb,x,2\nb,y,3\n")
     done = answer("train", "--data", "three.csv")
     assert done.returncode == 0
-    assert "3 ratings are too few to hold out a part of them" in done.stderr
+    assert "0.1 of 3 ratings is too little to hold out" in done.stderr
     checks = [(u, m, 9 if (u + m) % 2 else 2) for u in range(20) for m in range(15) if (u * 7 + m * 3) % 4]
     (tmp_path / "board.csv").write_text("user,movie,rating\n" + "".join(f"{u},{m},{r}\n" for u, m, r in checks))
     assert "it learned little" not in answer("train", "--data", "board.csv", "--sigma-u", "1", "--sigma-v", "1").stderr
@@ -468,7 +474,7 @@ def test_recommendations_are_unseen_unless_asked(answer: Run, sample_file: Path)
     assert len(everything) == 230
     assert seen <= set(everything)
     nothing = ("recommend", "--user", "4", "-m", sample_file, "--candidates", best[0], "--exclude", best[0])
-    assert answer(*nothing).stderr.endswith("nothing is left to recommend; --include-seen also lists what the user has rated\n")
+    assert answer(*nothing).stderr.endswith("nothing is left to recommend\n")
     assert answer(*nothing, "--include-seen").stderr.endswith("nothing is left to recommend\n")
 
 
@@ -505,8 +511,31 @@ def test_a_full_pipe_target_is_an_error(sample_file: Path) -> None:
     assert done.stderr.endswith("pmf: standard output: No space left on device\n")
 
 
+@pytest.mark.skipif(shutil.which("pgrep") is None, reason="looks for processes by pgrep")
+def test_nobody_is_left_behind(tmp_path: Path) -> None:
+    """However a run by several processes ends: by a signal to it alone, or to all of them."""
+    command = [sys.executable, "-m", "pmfcli", "evaluate", "--data", "sample", "--folds", "4", "-j", "2", "--latent", "100"]
+    for number, code, everybody in (
+        (signal.SIGTERM, 143, False),
+        (signal.SIGKILL, -9, False),
+        (signal.SIGINT, 130, False),
+        (signal.SIGINT, 130, True),
+    ):
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        workers: list[str] = []
+        while not workers:  # who has begun
+            time.sleep(0.2)
+            assert process.poll() is None
+            found = subprocess.run(["pgrep", "-f", "-g", str(process.pid), "spawn_main"], capture_output=True, text=True)
+            workers = found.stdout.split()
+        os.killpg(process.pid, number) if everybody else process.send_signal(number)
+        _, said = process.communicate(timeout=60)  # which ends when nobody has stderr open
+        assert process.returncode == code, said
+        assert "Traceback" not in said
+
+
 def test_closed_streams(sample_file: Path) -> None:
-    for command, code in (("info -m {} >&-", 0), ("predict - -m {} <&-", 0), ("train --data - <&-", 3), ("info -m x 2>&-", 4)):
+    for command, code in (("info -m {} >&-", 1), ("predict - -m {} <&-", 0), ("train --data - <&-", 3), ("info -m x 2>&-", 4)):
         line = f"{sys.executable} -m pmfcli {command.format(sample_file)}"
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, "unexpected" in done.stderr) == (code, False), done.stderr

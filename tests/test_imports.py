@@ -38,7 +38,7 @@ ALLOWED = {  # room -> rooms it may import
         "text",
     },
     "sizing": {"config", "core", "data.ratings", "fitting", "training"},
-    "evaluation": {"artifact", "config", "core", "data.ratings", "errors", "text", "training"},
+    "evaluation": {"artifact", "config", "core", "data.ratings", "errors", "processes", "text", "training"},
     "plots": {"errors"},
     "checkpoint": {"artifact", "core", "errors", "files"},
     "blending": {"", "artifact", "core", "data.ratings", "errors", "evaluation"},

@@ -184,6 +184,14 @@ def test_neighbours_in_blocks_are_the_same(metric: neighbours.Metric, monkeypatc
     assert similar(vectors, 61, allowed, 2, "dot")[1].tolist() == [0, 0]
 
 
+def test_the_file_is_whole_where_nobody_reads_what_is_said(sample_file: Path, tmp_path: Path) -> None:
+    for name in ("best.csv", "best.parquet"):
+        command = f"{sys.executable} -m pmfcli recommend --all-users -n 1 -m {sample_file} -o {name} 2> >(exec true)"
+        done = subprocess.run(["bash", "-c", f"{command}; exit $?"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0
+        assert len(rows_of(tmp_path / name)) == 2000
+
+
 def rows_of(path: Path) -> list[dict]:
     if path.suffix == ".parquet":
         return pyarrow.parquet.read_table(path).to_pylist()
@@ -200,6 +208,7 @@ def test_a_file_of_each_kind_and_the_stream_hold_the_same(answer: Run, sample_fi
     lines = done.stdout.splitlines()
     assert lines[0] == "user\trank\tmovie\ttitle\tprediction\tsd\tlo\thi\tsource"
     assert "6,000 recommendations for 2,000 users: " in done.stderr
+    assert answer(*flags, "--all-users", "-o", "-").stdout == done.stdout
     for user in ("1", "4", "2000"):
         alone = answer(*flags, "--user", user).stdout.splitlines()[1:]
         own = [line.split("\t", 1)[1] for line in lines if line.startswith(f"{user}\t")]
@@ -242,7 +251,6 @@ def test_nothing_left_is_said(answer: Run, sample_file: Path) -> None:
         (["--json"], "give --format tsv, csv or jsonl, or a file by --output"),
         (["--format", "table"], "give --format tsv, csv or jsonl, or a file by --output"),
         (["-o", "best.xlsx"], "give .parquet, .csv, .tsv or .jsonl"),
-        (["-o", "-"], "give .parquet, .csv, .tsv or .jsonl"),
         (["-o", "no/best.csv"], "No such file or directory; give a file in a folder that you may write"),
         (["-o", "best.csv", "--format", "csv"], "leave --format and --json out"),
     ],

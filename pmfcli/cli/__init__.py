@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -58,17 +59,27 @@ def _common(
     pass
 
 
+class _Terminated(BaseException):
+    """SIGTERM came: what is open is closed, what is half done removed."""
+
+
+def _terminate(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+    raise _Terminated
+
+
 def main() -> NoReturn:
     """Run ``pmf`` and exit."""
     # Threads that spin while they wait make training 20 times slower on a busy machine; not to spin at all makes it 1.4 times
     # slower on an idle one. A short spin costs neither. (GNU OpenMP, as in torch's Linux builds; read when torch is imported.)
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")  # a closed one takes nothing
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):  # pipes are UTF-8 in every locale
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors=errors)
+    signal.signal(signal.SIGTERM, _terminate)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     code = run([argument for argument in arguments if argument != "--debug"], debug)
@@ -93,13 +104,15 @@ def run(arguments: list[str], debug: bool = False) -> int:
         return 141
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130, debug)
+    except _Terminated:
+        return _fail("terminated", 143, debug)
     except PmfError as error:
         return _fail(str(error), error.exit_code, debug)
     except (MemoryError, RuntimeError, OSError) as error:
         text = str(error)
         if isinstance(error, MemoryError) or "alloc" in text or "out of memory" in text.lower():
             return _fail("not enough memory for this; try a smaller --latent or fewer ratings", 1, debug)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT, errno.EBADF):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _fail(f"{error.filename or 'standard output'}: {error.strerror}", 1, debug)
         return _unexpected(error, debug)

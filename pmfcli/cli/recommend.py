@@ -51,6 +51,8 @@ def recommend(
         raise UsageError("--row goes with --user")
     if ratings == "-" and str(model) == "-":
         raise UsageError("the ratings and --model cannot both come from standard input")
+    if str(output) == "-":
+        output = None  # where it goes without
     if output is not None and not all_users:
         raise UsageError("--output goes with --all-users; the answer for one goes to standard output")
     chosen = _format_of_all(output, output_format, as_json) if all_users else pick_format(output_format, as_json)
@@ -67,7 +69,8 @@ def recommend(
     who = read_visitor(ratings, found) if ratings is not None else find_user(found, user or "", by_row)
     rows = best(found, who, *how)
     if not rows:
-        note("nothing is left to recommend" + ("" if include_seen else "; --include-seen also lists what the user has rated"))
+        more = "" if include_seen or candidates or exclude else "; --include-seen also lists what the user has rated"
+        note(f"nothing is left to recommend{more}")
     if isinstance(who, int):
         heading = f"For user {found.users.ids[who]}"
     else:
@@ -87,18 +90,21 @@ def _format_of_all(output: Path | None, asked: Format | None, as_json: bool) -> 
 
 
 def _write(parts: "Iterator[Recommended]", users: int, output: Path | None, chosen: Format) -> None:
-    columns = ("user", *_COLUMNS)
+    columns, said = ("user", *_COLUMNS), list[str]()
     with progress("recommend", shown=output is not None or not sys.stdout.isatty()) as bar:
-        counted = _counted(parts, users, bar)
+        counted = _counted(parts, users, bar, said)
         if output is None:
             emit((row for part in counted for row in part.rows()), Shape("recommend", columns), chosen)
         else:
             tables.write(output, counted, columns)
-            note(f"wrote {output}")
+    for line in said:  # not before the file is whole, for nobody may be there to read it
+        note(line)
+    if output is not None:
+        note(f"wrote {output}")
 
 
-def _counted(parts: "Iterator[Recommended]", users: int, bar: Progress) -> "Iterator[Recommended]":
-    """The same parts; shows how many users are done, and says in the end how many there were, and how fast."""
+def _counted(parts: "Iterator[Recommended]", users: int, bar: Progress, said: list[str]) -> "Iterator[Recommended]":
+    """The same parts; shows how many users are done, and in the end has to say how many there were, and how fast."""
     began, done, rows, served = time.perf_counter(), 0, 0, 0
     for part in parts:
         yield part
@@ -106,6 +112,6 @@ def _counted(parts: "Iterator[Recommended]", users: int, bar: Progress) -> "Iter
         done, rows, served = done + part.users, rows + len(rank), served + int((rank == 1).sum())
         seconds = time.perf_counter() - began
         bar.show(done, users, f"{done / seconds:,.0f} users a second")
-    note(f"{rows:,} recommendations for {served:,} users: {seconds:.1f} s, {users / seconds:,.0f} users a second")
+    said.append(f"{rows:,} recommendations for {served:,} users: {seconds:.1f} s, {users / seconds:,.0f} users a second")
     if served < users:
-        note(f"nothing is left to recommend to {users - served:,} users; --include-seen adds what they have rated")
+        said.append(f"nothing is left to recommend to {users - served:,} users; --include-seen adds what they have rated")
