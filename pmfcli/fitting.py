@@ -136,27 +136,43 @@ def climb(task: Task) -> Generator[Report, None, Found]:
     mode, known = fit.mode, seen(ratings)
     by_em = settings.solver == "als" and "em" in (settings.priors, settings.noise)
     if not all(bool(torch.isfinite(part).all()) for part in sides(mode.factors)):
-        raise TrainingError("training diverged at its last step; try a smaller --lr")
+        raise TrainingError(f"training diverged at its last step; {_remedy(settings)}")
     sigma = mode.parameters.sigma
     ones, one = sigma.new_ones(len(mode.factors.U)), torch.ones_like(sigma)
     laplace = Laplace(**mode._asdict(), noise=sigma, gamma_u=ones, residual=sigma, doubt=one, mean_field=by_em)
     asked = _of_noise(laplace, observations, test, settings.seed) if noise is None else None
     few = asked[0].user[asked[0].user_known] if asked is not None and task.passing and not by_em else None
-    rest = float(mode.parameters.sigma) if task.rest is None else task.rest
-    if settings.early_stop:  # else the fit is to be what so many steps make of it
+    try:
+        laplace, rest = _at_rest(task, laplace, known, few, by_em)
+        if asked is not None:
+            noise = estimate_noise(laplace, known, *asked, fitted=test is None, team=team)
+    except TrainingError as error:
+        raise TrainingError(f"training diverged: {error}; {_remedy(settings)}") from None
+    if noise is not None:
+        laplace = laplace._replace(noise=noise[0], doubt=noise[1])
+    found = {key: getattr(fit, key) for key in ("epochs", "loss", "sigma", "holdout_rmse")}
+    found |= {"settling_sigma": rest, "noise": float(laplace.noise), "doubt": float(laplace.doubt)}
+    if not task.passing:
+        found["train_rmse"] = float(laplace.residual) * (ratings.scale.hi - ratings.scale.lo)
+    if not all(math.isfinite(value) for value in found.values() if value is not None):
+        raise TrainingError(f"training diverged; {_remedy(settings)}")
+    return laplace, found
+
+
+def _at_rest(task: Task, laplace: Laplace, known: Seen, few: Tensor | None, by_em: bool) -> tuple[Laplace, float]:
+    """The mode with its users settled, unless the fit is to be what so many steps make of it, and their noise scales."""
+    observations, test = task.observations, task.test
+    rest = float(laplace.parameters.sigma) if task.rest is None else task.rest
+    if task.settings.early_stop:
         if task.rest is None and test is not None and not by_em:
             rest = noise_at_rest(laplace, known, observations, test.pairs, test.scale.to_unit(test.stars))
         laplace = by_noise(laplace, rest)
         laplace = settled(laplace, known, observations, None if few is None else few.unique())
-    laplace = scaled(laplace, observations, few)
-    if asked is not None:
-        noise = estimate_noise(laplace, known, *asked, fitted=test is None, team=team)
-    if noise is not None:
-        laplace = laplace._replace(noise=noise[0], doubt=noise[1])
-    found = {key: getattr(fit, key) for key in ("epochs", "loss", "sigma", "holdout_rmse")}
-    if not task.passing:
-        found["train_rmse"] = float(laplace.residual) * (ratings.scale.hi - ratings.scale.lo)
-    return laplace, found | {"settling_sigma": rest, "noise": float(laplace.noise), "doubt": float(laplace.doubt)}
+    return scaled(laplace, observations, few), rest
+
+
+def _remedy(settings: Settings) -> str:
+    return "try a smaller --lr" if settings.solver == "adam" else "try a larger --sigma"
 
 
 def _of_noise(laplace: Laplace, o: Observations, test: Test | None, seed: int) -> tuple[Pairs, Tensor]:
@@ -258,6 +274,8 @@ def _fit(task: Task) -> Generator[Report, None, _Fit]:
         if not again and test is not None and pairs is not None and (progress.step % pace.check_every == 0 or done == epochs):
             now = mode(progress.state)
             rmse = scores(test.scale.to_stars(means_of_pairs(now.factors, pairs)), test.stars, team).rmse
+            if not math.isfinite(rmse):
+                raise TrainingError(f"training diverged at step {progress.step}; {_remedy(settings)}")
             if best is None or best.holdout_rmse is None or rmse < best.holdout_rmse:
                 best = _Fit(now, progress.loss, progress.sigma, done, rmse)
             if rmse < clear * (1 - _CLEARLY):

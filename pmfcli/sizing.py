@@ -25,6 +25,7 @@ from pmfcli.config import Settings
 from pmfcli.core import drift
 from pmfcli.core.chains import BUFFER, BURN_IN, LEAST, MOST, WARM_UP
 from pmfcli.core.map import number_of_blocks
+from pmfcli.core.noise import most_asked
 from pmfcli.core.parallel import NUMBERS
 from pmfcli.data.ratings import STEPS, Ratings, Vocabulary
 from pmfcli.fitting import SURE
@@ -35,6 +36,7 @@ _OF_A_MODE, _OF_A_TEST = 80, 20  # bytes a rating; more of them where some are h
 _OF_DRAWS = {"gaussian": (30, 50), "ordinal": (20, 130)}  # bytes a rating; and for every chain at a time
 _COPIES, _IN_BLOCK, _SPREAD = 6, 3, 4  # of the parameters; of a block's square matrices; of all rows', where these are learned
 _OF_A_STRETCH = 72  # bytes
+_OF_NOISE = 88  # bytes for a number of the covariances that the noise of a mode is found from
 _USUAL = {  # epochs with a test, and then on all ratings
     "adam": (170, 140),
     "blocks": (70, 28),  # Adam by blocks, whose steps these are; where no difference is chance
@@ -124,6 +126,9 @@ def size(ratings: Ratings, settings: Settings) -> Size:
         a_rating, of_the_kind = _OF_A_MODE, 4 * _SPREAD * (users + movies) * d * d * by_em
     training = _RUNTIME + (a_rating + _OF_A_TEST * bool(expected.held)) * n + of_the_kind
     training += 4 * _COPIES * parameters * s.chains + 4 * _IN_BLOCK * min(threads * NUMBERS, max(users, movies) * d * d)
+    if not bayes:
+        asked = min(most_asked(d * d), expected.held or n)
+        training = max(training, _RUNTIME + _OF_NOISE * asked * d * d + 8 * parameters)
     now, most = _memory()
     return Size(parameters, file, int(max(most, now + training)))
 

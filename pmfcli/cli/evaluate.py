@@ -111,7 +111,7 @@ def _check_flags(context: typer.Context, test: str | None, folds: int | None, sp
         useless, way = ["model", "split", "test_fraction", "last_n"], "--folds trains on random folds"
     else:
         useless = ["model", "test_fraction" if split == "last" else "last_n"]
-        way = f"--split {split or 'random'} trains on a part of --data"
+        way = f"--split {split} trains on a part of --data" if split else "without --test FILE it trains on a part of --data"
     wrong = [f"--{name.replace('_', '-')}" for name in useless if by_hand(context, name)] + (
         settings if test is not None else []
     )

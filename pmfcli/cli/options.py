@@ -15,7 +15,9 @@ _DATA = "The data"
 
 DataDir = Annotated[Path, typer.Option("--data-dir", envvar="PMF_DATA_DIR", help="Folder of downloaded data sets.")]
 Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings; ./pmf.toml is taken if it is there.")]
-ModelFile = Annotated[Path, typer.Option("--model", "-m", envvar="PMF_MODEL", help="A model file; '-' for standard input.")]
+ModelFile = Annotated[
+    Path, typer.Option("--model", "-m", envvar="PMF_MODEL", readable=False, help="A model file; '-' for standard input.")
+]
 OutputFormat = Annotated[Format | None, typer.Option("--format", help="Without it: a table on a terminal, TSV in a pipe.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 Interval = Annotated[float, typer.Option("--interval", help="How much of the probability lies between lo and hi.")]

@@ -51,10 +51,11 @@ def say(model: "Model", output: Path, size: int, seconds: float) -> None:
         if m["holdout_rmse"] > beside["mean"] and m["train_rmse"] < 0.8 * spread:
             note(
                 "warning: on held-out ratings this model is worse than always answering the mean; it memorises. "
-                + ("Try a smaller --latent" if model.method == "bayes" else "Try --noise fixed, or a larger --sigma")
+                + _against_memorising(model)
             )
     elif model.settings["holdout"] > 0:
-        note(f"{d['ratings']:,} ratings are too few to hold out a part of them: trained on all")
+        part = f"{model.settings['holdout']:g} of {d['ratings']:,} ratings"
+        note(f"{part} is too little to hold out: trained on all")
     s = model.settings
     by_em = model.method == "map" and "em" in (s["priors"], s["noise"])
     if by_em and s["early_stop"] and m["epochs"] == s["epochs"]:
@@ -62,12 +63,25 @@ def say(model: "Model", output: Path, size: int, seconds: float) -> None:
     if m["train_rmse"] > 0.97 * spread:
         note(
             f"warning: it learned little: always answering the mean has a training RMSE of {spread:.3f}. "
-            + (
-                "Try more --epochs, or --hierarchical none"
-                if by_em or model.method == "bayes"
-                else "Try a smaller --sigma, or larger --sigma-u and --sigma-v"
-            )
+            + _against_learning_little(model, by_em)
         )
     note(f"wrote {'to standard output' if str(output) == '-' else output} ({file_size(size)})")
     if model.method == "map" and model.settings["solver"] == "adam":
-        note("for the best predictions: --method bayes draws from all models that fit; about four times as long, a larger file")
+        note("for the best predictions: --method bayes draws from all models that fit; several times as long, a larger file")
+
+
+def _against_memorising(model: "Model") -> str:
+    if model.method == "bayes":
+        return "Try a smaller --latent"
+    return "Try a larger --sigma" if model.settings["noise"] == "fixed" else "Try --noise fixed, or a larger --sigma"
+
+
+def _against_learning_little(model: "Model", by_em: bool) -> str:
+    s = model.settings
+    if by_em or model.method == "bayes":
+        return "Try more --epochs, or --hierarchical none"
+    if s["solver"] == "adam" and s["lr"] is not None:
+        return "Try without --lr"
+    if model.metrics["epochs"] == s["epochs"]:
+        return "Try more --epochs"
+    return "Try a smaller --sigma, or larger --sigma-u and --sigma-v"

@@ -18,7 +18,7 @@ from pmfcli.core.conditional import Gaussians
 from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, Observations, mean, score
 from pmfcli.core.predict import mixture
-from pmfcli.core.rows import Rows, chunk_of, curvature, of_unknown_movies, rows_of, stacked, users_of
+from pmfcli.core.rows import Rows, chunk, curvature, of_unknown_movies, rows_of, stacked, users_of
 from pmfcli.core.sparse import spmm
 from pmfcli.core.team import Team
 
@@ -31,8 +31,13 @@ _RATINGS = 1 << 22  # at a time
 
 def chosen(n: int, laplace: Laplace, seed: int, team: Team) -> Tensor:
     """Which of so many ratings to find the noise from, (k,)."""
-    most = min(_NOISE_SAMPLE, chunk_of(laplace)) // team.size
+    most = most_asked(laplace.precision_v.numel()) // team.size
     return torch.tensor(random.Random(seed).sample(range(n), min(n, most)), dtype=torch.int64)
+
+
+def most_asked(numbers: int) -> int:
+    """From how many ratings the noise is found, where a covariance has so many numbers."""
+    return min(_NOISE_SAMPLE, chunk(numbers))
 
 
 @torch.no_grad()

@@ -46,8 +46,12 @@ class Rows(NamedTuple):
 
 def chunk_of(posterior: Posterior) -> int:
     """How many pairs to answer at a time, so that memory is bounded: the fewer, the wider the rows."""
-    size = posterior.V[:, 0].numel() if isinstance(posterior, Draws) else posterior.precision_v.numel()
-    return max(64, min(_CHUNK, _CHUNK_NUMBERS // size))
+    return chunk(posterior.V[:, 0].numel() if isinstance(posterior, Draws) else posterior.precision_v.numel())
+
+
+def chunk(numbers: int) -> int:
+    """The same, where each needs so many numbers."""
+    return max(64, min(_CHUNK, _CHUNK_NUMBERS // numbers))
 
 
 @torch.no_grad()

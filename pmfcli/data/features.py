@@ -62,7 +62,7 @@ def read_side(ratings_file: Path, names: Sequence[str]) -> dict[Side, pd.DataFra
             found["user"] = _users(ratings_file)
     except FileNotFoundError as error:
         raise DataError(
-            f"--side: {error.filename}: no such file beside the ratings; give a table by --movie-features"
+            f"--side: {error.filename}: no such file beside the ratings; give a table by --movie-features or --user-features"
         ) from None
     except (ValueError, KeyError, OSError) as error:
         raise DataError(f"--side: {folder}: not MovieLens' own files ({clean(str(error))[:100]})") from None
