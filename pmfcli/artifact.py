@@ -123,14 +123,14 @@ def loads(content: bytes, name: str) -> Model:
         raise ModelError(f"{name}: damaged model file ({type(error).__name__}: {error}); train it again") from None
 
 
-def load(path: Path) -> Model:
+def load(path: Path | str) -> Model:
     """A model from a file.
 
     Raises:
         ModelError: as ``loads``, or no such file.
     """
     try:
-        content = path.read_bytes()
+        content = Path(path).read_bytes()
     except FileNotFoundError:
         raise ModelError(f"{path}: no such model; train one by: pmf train -o {path}") from None
     except OSError as error:

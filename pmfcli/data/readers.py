@@ -17,7 +17,7 @@ _LAYOUTS = ("ratings.csv", "ratings.dat", "u.data")  # the ratings file of a Mov
 
 
 def read_ratings(
-    path: Path | None, columns: Columns | None = None, skip_bad: bool = False, part: tuple[int, int] = (0, 1)
+    path: Path | str | None, columns: Columns | None = None, skip_bad: bool = False, part: tuple[int, int] = (0, 1)
 ) -> Reading:
     """Read ratings.
 
@@ -30,6 +30,7 @@ def read_ratings(
     Raises:
         DataError: what is wrong, where, and what to do.
     """
+    path = None if path is None else Path(path)
     name = "standard input" if path is None else str(path)
     columns = columns or Columns()
     given = [column for column in columns if column is not None]
