@@ -31,7 +31,6 @@ def side_by_side(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]],
 
 def _end_with_parent() -> None:
     """Let this process end as soon as the one that it works for does, whatever ended that."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -79,7 +79,10 @@ def main() -> NoReturn:
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):  # pipes are UTF-8 in every locale
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors=errors)
-    signal.signal(signal.SIGTERM, _terminate)
+    if (
+        "TORCHELASTIC_RUN_ID" not in os.environ
+    ):  # there a process may be waiting for others that are gone, and has to end at once
+        signal.signal(signal.SIGTERM, _terminate)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     code = run([argument for argument in arguments if argument != "--debug"], debug)

@@ -32,7 +32,7 @@ def extended(posterior: Laplace | Draws, users: int, movies: int) -> Laplace | D
     """The same with so many rows: the new ones lie behind the others, at the mean of their prior."""
     p = posterior
     if isinstance(p, Laplace):
-        gamma_u = torch.cat([p.gamma_u, p.gamma_u.new_ones(users - len(p.gamma_u))])
+        gamma_u = torch.cat([p.gamma_u, p.gamma_u.mean().expand(users - len(p.gamma_u))])
         return _each(p, lambda rows: _longer(rows, users), lambda rows: _longer(rows, movies))._replace(gamma_u=gamma_u)
 
     def behind(rows: Tensor, one: Tensor, count: int) -> Tensor:
