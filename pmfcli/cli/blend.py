@@ -1,12 +1,12 @@
 """pmf blend: several saved models as one, weighted by what they say of ratings that none of them has seen."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pmfcli.cli.common import by_hand, check_folder, check_is_not_data, load_model, read_data, say_if_dates_are_told
-from pmfcli.cli.options import AsJson, MovieCol, OutputFormat, RatingCol, SkipBad, Source, TimeCol, UserCol
+from pmfcli.cli.options import AsJson, OutputFormat, Source, with_columns
 from pmfcli.console import Row, Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
 
@@ -17,6 +17,7 @@ EXAMPLE = "pmf blend pmf.pt bayes.pt --holdout held-out.csv -o blend.pt"
 _COLUMNS = ("part", "method", "weight", "rmse", "mae", "nll", "crps")
 
 
+@with_columns
 def blend(
     context: typer.Context,
     models: Annotated[list[Path], typer.Argument(metavar="A.pt B.pt …", help="Models that were trained on the same ratings.")],
@@ -31,13 +32,10 @@ def blend(
         bool, typer.Option("--neighbours/--no-neighbours", help="Also blend in an item neighbourhood of the ratings.")
     ] = True,
     output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")] = Path("blend.pt"),
-    user_col: UserCol = None,
-    movie_col: MovieCol = None,
-    rating_col: RatingCol = None,
-    time_col: TimeCol = None,
-    skip_bad: SkipBad = False,
     output_format: OutputFormat = None,
     as_json: AsJson = False,
+    *,
+    columns: dict[str, Any],
 ) -> None:
     """Blend saved models into one that answers like any other: a pool of what each would say, by weights."""
     if (holdout is None) == (weights is None):
@@ -60,7 +58,7 @@ def blend(
 
     names = [str(model) for model in models]
     if holdout is not None:
-        ratings = read_data(Source(holdout, Path("data"), user_col, movie_col, rating_col, time_col, skip_bad))
+        ratings = read_data(Source(holdout, **columns))
         say_if_dates_are_told([str(model.settings["time"]) for model in found], ratings, True)
         blended = pool(found, names, ratings, neighbours)
     else:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pmfcli.cli.common import load_model, read_data, say_if_dates_are_told
-from pmfcli.cli.options import AsJson, MovieCol, OutputFormat, RatingCol, SkipBad, Source, TimeCol, UserCol
+from pmfcli.cli.options import AsJson, OutputFormat, Source, with_columns
 from pmfcli.console import Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
 
@@ -14,19 +14,17 @@ EXAMPLE = "pmf compare pmf.pt bayes.pt --test held-out.csv"
 _COLUMNS = ("model", "group", "score", "n", "first", "value", "difference", "lo", "hi")
 
 
+@with_columns
 def compare(
     models: Annotated[list[Path], typer.Argument(metavar="A.pt B.pt …", help="Model files; each is compared to the first.")],
     test: Annotated[str, typer.Option("--test", help="Ratings that none of them was trained on; '-' for a pipe.")],
     by: Annotated[
         Literal["user", "movie"] | None, typer.Option("--by", help="Also by how many training ratings the user or movie had.")
     ] = None,
-    user_col: UserCol = None,
-    movie_col: MovieCol = None,
-    rating_col: RatingCol = None,
-    time_col: TimeCol = None,
-    skip_bad: SkipBad = False,
     output: OutputFormat = None,
     as_json: AsJson = False,
+    *,
+    columns: dict[str, Any],
 ) -> None:
     """Compare saved models on the same test ratings: the difference of each score to the first's, with a 95 % interval."""
     if len(models) < 2:
@@ -35,7 +33,7 @@ def compare(
         raise UsageError("only one of the models and --test can come from standard input")
     chosen = pick_format(output, as_json)
     found = [load_model(model) for model in models]
-    ratings = read_data(Source(test, Path("data"), user_col, movie_col, rating_col, time_col, skip_bad))
+    ratings = read_data(Source(test, **columns))
     say_if_dates_are_told([str(model.settings["time"]) for model in found], ratings, True)
     from pmfcli.evaluation import compare as paired
     from pmfcli.evaluation import groups, score_model

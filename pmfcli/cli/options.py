@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -87,16 +87,28 @@ class Source(NamedTuple):
     )
 
 
+_OF_A_FILE = ("user_col", "movie_col", "rating_col", "time_col", "skip_bad")
+
+
+def with_columns(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags that say how to read a file of ratings that it names itself.
+
+    They arrive in its argument ``columns``, a dict for ``Source``.
+    """
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> None:
+        columns = {name: values.pop(name) for name in _OF_A_FILE}
+        command(**values, columns=columns)
+
+    return _with_parameters(wrapped, [*_own(command), *_of_source(_OF_A_FILE)])
+
+
 def with_data_and_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the flags of Source and one for every setting.
 
     They arrive in its arguments ``source``, and ``given``, a dict of the settings that were given.
     """
-    own = [p for p in inspect.signature(command).parameters.values() if p.name not in ("source", "given")]
-    data = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=Source._field_defaults[name], annotation=annotation)
-        for name, annotation in Source.__annotations__.items()
-    ]
     made = {flag.name: _parameter(*flag) for flag in flags()}
 
     @functools.wraps(command)
@@ -105,10 +117,22 @@ def with_data_and_settings(command: Callable[..., None]) -> Callable[..., None]:
         given = {name: value for name in made if (value := values.pop(name)) is not None}
         command(**values, source=source, given=given)
 
-    parameters = [*own, *data, *made.values()]
+    return _with_parameters(wrapped, [*_own(command), *_of_source(Source._fields), *made.values()])
+
+
+def _own(command: Callable[..., None]) -> list[inspect.Parameter]:
+    return [p for p in inspect.signature(command).parameters.values() if p.name not in ("source", "given", "columns")]
+
+
+def _of_source(names: Iterable[str]) -> list[inspect.Parameter]:
+    kind, defaults, annotations = inspect.Parameter.KEYWORD_ONLY, Source._field_defaults, Source.__annotations__
+    return [inspect.Parameter(name, kind, default=defaults[name], annotation=annotations[name]) for name in names]
+
+
+def _with_parameters(wrapped: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
-    del wrapped.__wrapped__
+    del wrapped.__wrapped__  # type: ignore[attr-defined]
     return wrapped
 
 

@@ -1,12 +1,12 @@
 """pmf update: take new ratings into a saved model, without the old ones and without training it again."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pmfcli.cli.common import check_is_not_data, check_output, load_model, read_data, write_changed
-from pmfcli.cli.options import AsJson, MovieCol, RatingCol, SkipBad, Source, TimeCol, UserCol
+from pmfcli.cli.options import AsJson, Source, with_columns
 from pmfcli.console import note, progress
 from pmfcli.errors import UsageError
 
@@ -16,18 +16,16 @@ if TYPE_CHECKING:
 EXAMPLE = "pmf update pmf.pt new.csv"
 
 
+@with_columns
 def update(
     model: Annotated[Path, typer.Argument(metavar="MODEL.pt", help="A model file; '-' for standard input.")],
     ratings: Annotated[str, typer.Argument(metavar="FILE", help="New ratings; '-' for standard input.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The model file to write; without it, MODEL.pt is replaced.")
     ] = None,
-    user_col: UserCol = None,
-    movie_col: MovieCol = None,
-    rating_col: RatingCol = None,
-    time_col: TimeCol = None,
-    skip_bad: SkipBad = False,
     as_json: AsJson = False,
+    *,
+    columns: dict[str, Any],
 ) -> None:
     """Take new ratings into a model: who and what they are of is computed again, all else stays as it was trained."""
     if str(model) == "-" and (ratings == "-" or output is None):
@@ -35,7 +33,7 @@ def update(
     check_is_not_data("--output", output, ratings)
     check_output(output or model, as_json)
     old = load_model(model)
-    new = read_data(Source(ratings, Path("data"), user_col, movie_col, rating_col, time_col, skip_bad))
+    new = read_data(Source(ratings, **columns))
     from pmfcli.updating import update as take_in
 
     with progress("update"):
