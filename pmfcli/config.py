@@ -146,7 +146,11 @@ class Settings(BaseModel):
     )
     lr: float | None = _field(None, "Learning rate of Adam.", _FIT, only="adam", shown="0.03; by blocks: 0.015", gt=0)
     early_stop: bool = _field(
-        True, "Stop when the loss, or the held-out error, no longer improves, and settle the users there.", _FIT, only="map"
+        True,
+        "Stop when the loss, or the held-out error, no longer improves, and settle the users there, by less noise than sigma "
+        "where that predicts clearly better.",
+        _FIT,
+        only="map",
     )
     holdout: float = _field(
         0.1, "Fraction held out: to find the best epoch, and a score; 0 for none.", _FIT, shown="0.1; bayes: 0", ge=0, lt=1
