@@ -259,6 +259,14 @@ def test_of_a_quote_that_is_left_open_one_row_is_passed_over(tmp_path: Path) -> 
             read_ratings(path)
 
 
+def test_a_quote_within_a_field_opens_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('user,movie,rating,review\n1,5" disk,4,x\n2,b,3,the "x\n3,c,oops,x\n1,d,5,it"s\n2,"e",1,"two\nlines"\n')
+    reading = read_ratings(path, skip_bad=True)
+    assert (reading.skipped, reading.ratings.n) == (1, 4)
+    assert '5" disk' in reading.ratings.movies.ids
+
+
 def test_parquet_that_is_none_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1 nonsense PAR1")

@@ -187,17 +187,26 @@ def without_open_quotes(text: Text, layout: Layout) -> tuple[Text, int]:
     dropped, number = set(), 0
     while number < len(odd):
         first, *more = odd[number : number + 2]
-        row = b"".join(lines[first : more[0] + 1]).decode("utf-8-sig", errors="replace") if more else ""
-        parts = (
-            next(csv.reader(io.StringIO(row, newline=""), delimiter=layout.separator), []) if len(row) < LONGEST_LINE else []
-        )
-        closed = bool(parts) and (
-            _complaint([part.strip() for part in parts], layout) is None or (first == 0 and layout.header)
-        )
-        dropped |= set() if closed else {first}
-        number += 2 if closed else 1
+        number += 1
+        if not _fields(lines[first : first + 1], layout)[1]:
+            continue
+        parts, still_open = _fields(lines[first : more[0] + 1], layout) if more else ([], True)
+        if not still_open and (_complaint(parts, layout) is None or (first == 0 and layout.header)):
+            number += 1
+        else:
+            dropped.add(first)
     kept = b"".join(line for number, line in enumerate(lines) if number not in dropped)
     return Text(text.name, kept), len(dropped)
+
+
+def _fields(lines: list[bytes], layout: Layout) -> tuple[list[str], bool]:
+    """The fields of the row that lines are, and whether it goes on below them: a quote within a field opens nothing."""
+    row = b"".join(lines)
+    if len(row) > LONGEST_LINE:
+        return [], True
+    text = row.decode("utf-8-sig", errors="replace").rstrip("\r\n")
+    parts = next(csv.reader(io.StringIO(f"{text}\n", newline=""), delimiter=layout.separator), [])
+    return [part.strip() for part in parts], bool(parts) and parts[-1].endswith("\n")
 
 
 def first_bad_line(text: Text, layout: Layout) -> str:
