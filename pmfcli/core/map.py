@@ -1,7 +1,7 @@
 """Maximum a posteriori by Adam: ``init`` and ``step``, and ``fit``, a generator of Progress.
 
-All ratings at once while they are few, from small random factors, as in the post. Beyond that by blocks of users, every
-so-manieth of them, so that a block has the same users however many processes share it, and about as many ratings as the next.
+All ratings at once while they are few, from small random factors, as in the post. Beyond that by blocks of users that take
+turns, so that a block has the same users however many processes share it, and about as many ratings as the next.
 About five left the least held-out error on 1 to 25 million planted ratings: in fewer passes than one does, and more steadily
 than many. A block updates its users and what all users share. The movies' hierarchical mean G X, which needs every user, is
 held for one pass over the blocks, gathers its gradient, and X is updated once a pass; with one block this is exactly full-batch
