@@ -42,13 +42,17 @@ def hush() -> None:
 
 
 def note(text: str) -> None:
-    """A line for people, on stderr; where nobody reads it any more, the work goes on."""
-    if _quiet:
-        return
+    """A line for people, on stderr."""
+    if not _quiet:
+        say(text)
+
+
+def say(text: str) -> None:
+    """A line on stderr, said by every process; where it cannot be written, as nobody reads it any more, the work goes on."""
     try:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import torch
 from conftest import Run, in_a_terminal, ratings_of
 
+from pmfcli import cli
 from pmfcli.artifact import dumps
 from pmfcli.config import Settings
 from pmfcli.text import clean, file_size
@@ -532,6 +534,38 @@ def test_nobody_is_left_behind(tmp_path: Path) -> None:
         _, said = process.communicate(timeout=60)  # which ends when nobody has stderr open
         assert process.returncode == code, said
         assert "Traceback" not in said
+
+
+def test_sigterm_that_python_drops_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a callback of a weak reference; there is one in every import."""
+    monkeypatch.setattr(cli, "_UNHEARD", 0.1)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
+    dropped: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+
+    class Thing:
+        pass
+
+    thing = Thing()
+    watch = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
+    try:
+        signal.signal(signal.SIGTERM, cli._terminate)
+        del thing
+        assert watch() is None
+        assert len(dropped) == 1
+        with pytest.raises(cli._Terminated):
+            time.sleep(10)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_where_stderr_is_full_the_work_is_done_all_the_same(sample_file: Path, tmp_path: Path) -> None:
+    for command, code in (("train --data sample --epochs 3 -o x.pt", 0), ("info -m none.pt", 4)):
+        line = f"{sys.executable} -m pmfcli {command} 2>/dev/full"
+        assert subprocess.run(["bash", "-c", line], cwd=tmp_path, check=False, timeout=60).returncode == code
+    assert (tmp_path / "x.pt").exists()
 
 
 def test_closed_streams(sample_file: Path) -> None:

@@ -28,6 +28,7 @@ from pmfcli.cli import (
     tune,
     update,
 )
+from pmfcli.console import say
 from pmfcli.errors import PmfError
 from pmfcli.text import clean
 
@@ -59,12 +60,18 @@ def _common(
     pass
 
 
+_UNHEARD = 2.0  # seconds, after which SIGTERM is raised again
+
+
 class _Terminated(BaseException):
     """SIGTERM came: what is open is closed, what is half done removed."""
 
 
-def _terminate(number: int, _: object) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
+    if hasattr(signal, "setitimer"):  # Python drops what is raised while it works for itself, such as on its import locks
+        signal.signal(signal.SIGALRM, _terminate)
+        signal.setitimer(signal.ITIMER_REAL, _UNHEARD)
     raise _Terminated
 
 
@@ -79,9 +86,7 @@ def main() -> NoReturn:
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):  # pipes are UTF-8 in every locale
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors=errors)
-    if (
-        "TORCHELASTIC_RUN_ID" not in os.environ
-    ):  # there a process may be waiting for others that are gone, and has to end at once
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # under torchrun it may be waiting for others that are gone: it ends at once
         signal.signal(signal.SIGTERM, _terminate)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
@@ -108,6 +113,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130, debug)
     except _Terminated:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         return _fail("terminated", 143, debug)
     except PmfError as error:
         return _fail(str(error), error.exit_code, debug)
@@ -137,5 +144,5 @@ def _unexpected(error: Exception, debug: bool) -> int:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"pmf: {clean(message)}", file=sys.stderr)
+    say(f"pmf: {clean(message)}")
     return code
