@@ -259,6 +259,32 @@ def test_of_a_quote_that_is_left_open_one_row_is_passed_over(tmp_path: Path) -> 
             read_ratings(path)
 
 
+@pytest.mark.parametrize("column", ["review", "title"])
+def test_a_quote_that_is_left_open_where_nobody_looks_takes_no_ratings(column: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    rows = [f"{u},{m},{1 + (u + m) % 5},ok\n" for u in range(20) for m in range(10)]
+    for changed, skipped in (({10: '"x'}, 1), ({10: '"x', 150: '"x'}, 2), ({10: '"x', 150: 'nice" ok'}, 1)):
+        lines = list(rows)
+        for place, text in changed.items():
+            lines[place] = f"99,{place},3,{text}\n"
+        text = f"user,movie,rating,{column}\n" + "".join(lines)
+        for some in (text, "".join(text.splitlines(keepends=True)[:13]).rstrip()):  # two rows, of which one takes the other
+            path.write_text(some)
+            with pytest.raises(DataError, match=r"a\.csv:12: a quote is not closed"):
+                read_ratings(path)
+        path.write_text(text)
+        reading = read_ratings(path, skip_bad=True)
+        assert (reading.skipped, reading.ratings.n) == (skipped, 200 - skipped)
+
+
+def test_an_open_quote_in_the_header_takes_no_ratings(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('user,movie,rating,"review\n1,2,3,x\n1,3,4,y\n')
+    for skip_bad in (False, True):
+        reading = read_ratings(path, skip_bad=skip_bad)
+        assert (reading.skipped, reading.ratings.n) == (0, 2)
+
+
 def test_a_quote_within_a_field_opens_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('user,movie,rating,review\n1,5" disk,4,x\n2,b,3,the "x\n3,c,oops,x\n1,d,5,it"s\n2,"e",1,"two\nlines"\n')

@@ -10,6 +10,7 @@ import io
 import itertools
 import sys
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, UNQUOTED, Columns, by_r
 from pmfcli.errors import DataError
 from pmfcli.text import short
 
-_HEAD = 1 << 16  # bytes looked at to recognise a layout
+_HEAD, _BLOCK = 1 << 16, 1 << 24  # bytes looked at to recognise a layout; at a time
+_MOST_LINES = 1000  # in a row
 _GZIP_RATIO, _GZIP_SMALL = 100, 1 << 30  # beyond both, a gzip file is refused as a bomb
 
 
@@ -172,31 +174,63 @@ def _first_line(text: Text, wanted: Callable[[bytes], bool]) -> int:
 
 
 def without_open_quotes(text: Text, layout: Layout) -> tuple[Text, int]:
-    """The text without lines whose quote closes in no line that makes them a rating, and how many these are.
-
-    Such a quote would take the rows below with it, to the next one or the end.
-    """
-    if layout.separator in UNQUOTED:
+    """The text without lines whose quote takes the rows below with it, to the next one or the end; and how many these are."""
+    dropped = set(_open_quotes(text, layout))
+    if not dropped:
         return text, 0
     with text.open() as stream:
-        if not any(line.count(b'"') % 2 for line in stream):
-            return text, 0
+        return Text(text.name, b"".join(line for number, line in enumerate(stream) if number not in dropped)), len(dropped)
+
+
+def refuse_open_quotes(text: Text, layout: Layout, rows: int) -> None:
+    """Say where the first line is whose quote takes rows with it, where a text of several lines has so few rows.
+
+    Raises:
+        DataError: there is one.
+    """
+    quotes = lines = 0
+    last = b"\n"
     with text.open() as stream:
-        lines = stream.readlines()
-    odd = [number for number, line in enumerate(lines) if line.count(b'"') % 2]
-    dropped, number = set(), 0
-    while number < len(odd):
-        first, *more = odd[number : number + 2]
-        number += 1
-        if not _fields(lines[first : first + 1], layout)[1]:
-            continue
-        parts, still_open = _fields(lines[first : more[0] + 1], layout) if more else ([], True)
-        if not still_open and (_complaint(parts, layout) is None or (first == 0 and layout.header)):
-            number += 1
-        else:
-            dropped.add(first)
-    kept = b"".join(line for number, line in enumerate(lines) if number not in dropped)
-    return Text(text.name, kept), len(dropped)
+        while block := stream.read(_BLOCK):
+            quotes, lines, last = quotes + block.count(b'"'), lines + block.count(b"\n"), block[-1:]
+    lines += last != b"\n"
+    first = next(_open_quotes(text, layout), None) if quotes and lines - layout.header > rows else None
+    if first is not None:
+        raise DataError(f"{text.name}:{first + 1}: a quote is not closed; mend it, or pass over such rows by --skip-bad")
+
+
+def _open_quotes(text: Text, layout: Layout) -> Iterator[int]:
+    """The lines, from 0, whose quote closes in none that makes them a rating, or not before a line that is one by itself."""
+    if layout.separator in UNQUOTED:
+        return
+    held: list[tuple[int, bytes]] = []  # a line with an open quote, and those below
+    again: deque[tuple[int, bytes]] = deque()  # that were held in vain
+    with text.open() as stream:
+        below = itertools.islice(enumerate(stream), int(layout.header), None)
+        while True:
+            at = again.popleft() if again else next(below, None)
+            if at is None and not held:
+                return
+            if at is not None:
+                odd = at[1].count(b'"') % 2 == 1
+                if not held:
+                    held = [at] if odd and _fields([at[1]], layout)[1] else []
+                    continue
+                held.append(at)
+                if len(held) < _MOST_LINES and not _is_rating([at[1]], layout):
+                    if not odd:
+                        continue
+                    if _is_rating([line for _, line in held], layout):
+                        held = []
+                        continue
+            yield held[0][0]
+            again.extendleft(reversed(held[1:]))
+            held = []
+
+
+def _is_rating(lines: list[bytes], layout: Layout) -> bool:
+    parts, still_open = _fields(lines, layout)
+    return not still_open and _complaint(parts, layout) is None
 
 
 def _fields(lines: list[bytes], layout: Layout) -> tuple[list[str], bool]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pmfcli.data.assemble import Reading, assemble
-from pmfcli.data.delimited import first_bad_line, read_text, recognise, text_of, without_open_quotes
+from pmfcli.data.delimited import first_bad_line, read_text, recognise, refuse_open_quotes, text_of, without_open_quotes
 from pmfcli.data.fields import Columns
 from pmfcli.data.parquet import read_parquet
 from pmfcli.errors import DataError
@@ -45,6 +45,8 @@ def read_ratings(
         layout = recognise(text, columns)
         kept, open_quotes = without_open_quotes(text, layout) if skip_bad else (text, 0)
         found, broken = read_text(kept, layout)
+        if not skip_bad:
+            refuse_open_quotes(text, layout, len(found["rating"]) + broken)
         return assemble(found, file, name, broken + open_quotes, skip_bad, partial(first_bad_line, text, layout))
     except OSError as error:
         raise DataError(f"{short(name)}: {error.strerror or error}") from None
