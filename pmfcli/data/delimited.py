@@ -154,10 +154,9 @@ def read_text(text: Text, layout: Layout) -> tuple[Table, int]:
         if "Empty CSV" in message:
             raise DataError(f"{text.name}: a header and no ratings") from None
         if "straddling" in message:
+            refuse_open_quotes(text, layout, 0)
             line = _first_line(text, lambda raw: len(raw) > LONGEST_LINE)
-            raise DataError(
-                f"{text.name}:{line}: a row is longer than {LONGEST_LINE:,} bytes; is a quote not closed?"
-            ) from None
+            raise DataError(f"{text.name}:{line}: a row is longer than {LONGEST_LINE:,} bytes; mend it") from None
         if "UTF8" in message:
             line = _first_line(text, lambda raw: "\ufffd" in raw.decode("utf-8", errors="replace"))
             raise DataError(
