@@ -148,6 +148,11 @@ def test_rows_that_are_computed_are_at_the_mode_given_all(
     assert torch.equal(model.posterior.factors.U[: len(left)][left], old.posterior.factors.U[left])
     if name == "em":  # is at no mode
         return
+    t = model.scale.to_unit(model.seen.stars)
+    for user in touched[:9].tolist():
+        mine = slice(int(model.seen.start[user]), int(model.seen.start[user + 1]))
+        visitor = fold_in(model.posterior, model.seen, model.seen.movie[mine].long(), t[mine], model.settings["user_power"])
+        assert float(visitor.gamma) == pytest.approx(float(model.posterior.gamma_u[user]), rel=0.01)
     slope = slopes(model)
     assert float(slope["Y"][touched].abs().max()) < 0.05  # of a curvature of hundreds
     by_movie = torch.ones(len(model.movies), dtype=torch.bool)
@@ -163,6 +168,15 @@ def test_nothing_new_changes_nothing(modes: dict[str, Model], draws: Model, part
         found = update(model, again)
         assert (found.new, found.changed, found.repeated, found.recomputed_users) == (0, 0, again.n, 0)
         assert dumps(found.model) == dumps(model)
+
+
+def test_who_is_found_again_by_the_same_ratings_is_as_noisy_as_before(modes: dict[str, Model]) -> None:
+    model = modes["adam"]
+    powers = {key: model.settings[key] for key in ("user_power", "movie_power", "rater_power")}
+    pattern = Pattern.of(model.seen.users(), model.seen.movie, (len(model.users), len(model.movies)))
+    o = observe(pattern, model.scale.to_unit(model.seen.stars), **powers)._replace(offset=model.posterior.head.offset)
+    found = resettled(model.posterior, model.seen, o, torch.arange(len(model.users)), torch.arange(0))
+    torch.testing.assert_close(found.gamma_u, model.posterior.gamma_u, rtol=1e-3, atol=0)
 
 
 def test_a_pair_rated_again_counts_once_and_as_it_is_now(modes: dict[str, Model]) -> None:

@@ -52,12 +52,12 @@ def scaled(laplace: Laplace, observations: Observations, some: Tensor | None = N
         rows, times = some.unique(return_counts=True)
         own, f = observations.only(rows)[0], f._replace(U=f.U[rows], b=None if f.b is None else f.b[rows])
     sums, counts, team = squared_errors(f, own), own.pattern.row_counts(), observations.users.team
-    each = times.double() / counts.clamp(min=1)
-    total, n, users = team.sum(torch.stack([each @ sums, times.sum().double(), sums.new_tensor(len(sums))]))
+    each, heard = times.double() / counts.clamp(min=1), 1 / (_ALIKE + counts.double())
+    total, n, excess, weight = team.sum(torch.stack([each @ sums, times.sum().double(), heard @ sums, heard @ counts.double()]))
     if not n:
         return laplace
     usual = (total / n).sqrt().clamp(min=_LEAST_NOISE)
-    centre = team.sum(noise_scales(sums, counts, usual, torch.ones_like(usual)).sum(dtype=torch.float64)) / users
+    centre = excess / usual.square() / weight  # where the mean of gamma is that
     gamma = noise_scales(sums, counts, usual, centre)
     every = gamma if rows is None else centre.to(gamma).expand(len(laplace.gamma_u)).index_copy(0, rows, gamma)
     return laplace._replace(gamma_u=every, residual=usual.float())
