@@ -7,13 +7,19 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+from pmfcli.errors import ProcessError
 
 
 def side_by_side(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Any]:
     """What a function gives for the arguments of each call, in order, so many at once.
 
     If one fails, or this process is interrupted, the others end.
+
+    Raises:
+        ProcessError: one was killed.
     """
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
@@ -21,6 +27,8 @@ def side_by_side(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]],
             started = [pool.submit(function, *arguments) for arguments in calls]
         for running in started:
             yield running.result()
+    except BrokenProcessPool:
+        raise ProcessError(f"one of {workers} processes was killed, perhaps for lack of memory; try fewer by -j") from None
     except BaseException:
         for process in multiprocessing.active_children():
             process.terminate()

@@ -93,7 +93,7 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
         )
     except OSError as error:
         raise UsageError(f"--journal {journal}: {error.strerror or error}; give a file that you may write") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
         raise UsageError(f"--journal {journal}: not the journal of a search; give another file") from None
     mark = {"ratings": ratings.digest(), "start": start.model_dump(mode="json"), "searched": sorted(space)}
     if study.user_attrs.setdefault("mark", mark) != mark:
@@ -129,17 +129,26 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
 
 
 def _check_journal(path: Path) -> None:
-    """Refuse a file that is something else, before optuna writes to it.
+    """Refuse a file that is something else, before optuna writes to it; take off a last record that was not written whole.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: its first line is no record of a journal.
+        OSError: it cannot be read or written.
+        ValueError: a line is no record of a journal.
     """
-    if path.exists() and path.stat().st_size:
-        with path.open(encoding="utf-8") as file:
-            record = json.loads(file.readline(_LONGEST_RECORD))
-        if not isinstance(record, dict) or "op_code" not in record:
-            raise ValueError("not a journal")
+    if not path.exists() or not path.stat().st_size:
+        return
+    whole = 0
+    with path.open("r+b") as file:
+        while line := file.readline(_LONGEST_RECORD):
+            try:
+                record = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                record = None
+            if record is None and whole and not file.read(1):
+                file.truncate(whole)
+            elif not isinstance(record, dict) or "op_code" not in record:
+                raise ValueError("not a journal")
+            whole += len(line)
 
 
 _UNUSED = ("sigma_w", "sigma_x", *_POWERS)  # without the hierarchy

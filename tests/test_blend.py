@@ -296,6 +296,7 @@ def test_blend_on_the_command_line(answer: Run, tmp_path: Path, parts: list[Mode
     assert again.stdout.splitlines()[1].startswith("a.pt,map,")
     for arguments, code, said in (
         (["a.pt", "b.pt"], 2, "give one of: --holdout FILE, --weights BLEND.pt"),
+        (["a.pt", "b.pt", "c.pt", "--weights", "d.pt", "--skip-bad"], 2, "--skip-bad: a blend by --weights reads no ratings"),
         (["a.pt", "no.pt", "--holdout", "held.csv"], 4, "no such model"),
         (["a.pt", "d.pt", "--holdout", "held.csv"], 2, "it is a blend"),
         (

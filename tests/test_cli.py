@@ -513,6 +513,17 @@ def test_a_full_pipe_target_is_an_error(sample_file: Path) -> None:
     assert done.stderr.endswith("pmf: standard output: No space left on device\n")
 
 
+def workers_of(process: "subprocess.Popen[str]") -> list[str]:
+    """The processes that work for one that leads a group, as soon as there are any."""
+    workers: list[str] = []
+    while not workers:
+        time.sleep(0.2)
+        assert process.poll() is None
+        found = subprocess.run(["pgrep", "-f", "-g", str(process.pid), "spawn_main"], capture_output=True, text=True)
+        workers = found.stdout.split()
+    return workers
+
+
 @pytest.mark.skipif(shutil.which("pgrep") is None, reason="looks for processes by pgrep")
 def test_nobody_is_left_behind(tmp_path: Path) -> None:
     """However a run by several processes ends: by a signal to it alone, or to all of them."""
@@ -524,16 +535,23 @@ def test_nobody_is_left_behind(tmp_path: Path) -> None:
         (signal.SIGINT, 130, True),
     ):
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        workers: list[str] = []
-        while not workers:  # who has begun
-            time.sleep(0.2)
-            assert process.poll() is None
-            found = subprocess.run(["pgrep", "-f", "-g", str(process.pid), "spawn_main"], capture_output=True, text=True)
-            workers = found.stdout.split()
+        assert workers_of(process)
         os.killpg(process.pid, number) if everybody else process.send_signal(number)
         _, said = process.communicate(timeout=60)  # which ends when nobody has stderr open
         assert process.returncode == code, said
         assert "Traceback" not in said
+
+
+@pytest.mark.skipif(shutil.which("pgrep") is None, reason="looks for processes by pgrep")
+def test_a_fold_that_is_killed_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pmfcli", "evaluate", "--data", "sample", "--folds", "4", "-j", "2", "--latent", "100"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    os.kill(int(workers_of(process)[0]), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.splitlines()[-1]) == (
+        1,
+        "pmf: one of 2 processes was killed, perhaps for lack of memory; try fewer by -j",
+    )
 
 
 def test_sigterm_that_python_drops_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ ALLOWED = {  # room -> rooms it may import
     "sizing": {"config", "core", "data.ratings", "fitting", "training"},
     "evaluation": {"artifact", "config", "core", "data.ratings", "errors", "processes", "text", "training"},
     "plots": {"errors"},
+    "processes": {"errors"},
     "checkpoint": {"artifact", "core", "errors", "files"},
     "blending": {"", "artifact", "core", "data.ratings", "errors", "evaluation"},
     "updating": {"artifact", "core", "data.ratings", "errors", "fitting", "text"},

@@ -38,6 +38,18 @@ def test_a_search_goes_on_where_it_was_stopped(pmf: Run, small: Path) -> None:
     assert (other.returncode, "another --journal" in other.stderr) == (2, True)
 
 
+def test_a_search_goes_on_when_its_last_record_is_cut(pmf: Run, small: Path) -> None:
+    common = ("tune", "--data", "small.csv", "--epochs", "20", "--journal", "cut.log", "--json")
+    assert pmf(*common, "--trials", "2").returncode == 0
+    journal = small / "cut.log"
+    content = journal.read_bytes()
+    for cut in (content[:-20], content[:-1], content + b"\0" * 100):
+        journal.write_bytes(cut)
+        done = pmf(*common, "--trials", "3")
+        assert done.returncode == 0, done.stderr
+        assert [row["trial"] for row in json.loads(done.stdout)["rows"]][:1] == [0]
+
+
 def test_the_best_is_what_its_file_gives(pmf: Run, small: Path) -> None:
     assert pmf("tune", "--data", "small.csv", "--epochs", "20", "--trials", "3").returncode == 0
     found = resolve({}, small / "tuned.toml", {})
@@ -62,7 +74,7 @@ def test_what_cannot_be_searched_is_refused(pmf: Run, small: Path) -> None:
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr
     assert not (small / "tuned.toml").exists()
     notes = small / "notes.txt"
-    for content in ("my notes\n", '{"op": 1}\n', "[1]\n"):
+    for content in ("my notes\n", '{"op": 1}\n', "[1]\n", '{"op_code": 99}\n', '{"op_code": 0}\nnotes\n{"op_code": 0}\n'):
         notes.write_text(content)
         done = pmf("tune", "--data", "small.csv", "--trials", "1", "--journal", "notes.txt")
         assert (done.returncode, "not the journal of a search" in done.stderr) == (2, True), done.stderr

@@ -44,6 +44,9 @@ def blend(
         raise UsageError("only one of the models and --holdout can come from standard input")
     if weights is not None and by_hand(context, "neighbours"):
         raise UsageError(f"--{'' if neighbours else 'no-'}neighbours: a blend by --weights has what that one has; leave it out")
+    unread = [name for name in columns if weights is not None and by_hand(context, name)]
+    if unread:
+        raise UsageError(f"--{unread[0].replace('_', '-')}: a blend by --weights reads no ratings; leave it out")
     chosen = pick_format(output_format, as_json)
     if str(output) == "-":
         raise UsageError("--output -: the weights take standard output; give a file")
