@@ -22,6 +22,7 @@ from pmfcli.core.predictive import Predictive
 from pmfcli.core.recommend import Best, Rank, best, block_of
 from pmfcli.data.ratings import LIKED, STEPS, Vocabulary
 from pmfcli.errors import UnknownIdError, UsageError
+from pmfcli.text import short
 
 Row = dict[str, Any]
 _ARTICLE = re.compile(r"^(.*), (The|A|An|Le|La|Les|L'|Il|El|Das|Der|Die)( \(|$)", re.IGNORECASE)
@@ -113,7 +114,7 @@ def find_movie(model: Model, name: str, by_row: bool = False, flag: str = "--mov
     near = difflib.get_close_matches(wanted, titles.values(), 3, 0.6)
     if near:
         rows = [row for row, title in titles.items() if title in near]
-        raise UnknownIdError(f"{flag}: the model knows no movie '{name}'; near: {_named(model, rows)}")
+        raise UnknownIdError(f"{flag}: the model knows no movie '{short(name)}'; near: {_named(model, rows)}")
     return _find(model.movies, name, by_row, "movie", flag)
 
 
@@ -307,7 +308,8 @@ def _said(model: Model, found: Predictive, detail: Detail) -> Iterator[Row]:
     """The prediction and its uncertainty, in stars, for every rating."""
     scale, grid = model.scale, model.steps
     columns = _numbers(model, found, detail.interval).tolist()
-    columns.append((1 - found.below(scale.to_unit(_edge(grid, LIKED)))).tolist() if scale.lo < LIKED <= scale.hi else [])
+    below = found.below(scale.to_unit(_edge(grid, LIKED))).clamp(0, 1)
+    columns.append((1 - below).tolist() if scale.lo < LIKED <= scale.hi else [])
     names = [*_NUMBERS, "p_ge_4"]
     if not columns[-1]:  # a scale that has no 4 in it: all ratings are above, or none is
         columns[-1] = [float(scale.lo >= LIKED)] * found.n
@@ -340,8 +342,11 @@ def _find(vocabulary: Vocabulary, name: str, by_row: bool, what: str, flag: str)
     row = vocabulary.row(name)
     if row is None:
         near = difflib.get_close_matches(name, vocabulary.ids, 3, 0.6) if len(vocabulary) <= 100_000 else []
-        hint = f"near: {', '.join(near)}" if near else f"it knows {len(vocabulary):,}, such as {', '.join(vocabulary.ids[:3])}"
-        raise UnknownIdError(f"{flag}: the model knows no {what} '{name}'; {hint}")
+        hint = f"near: {', '.join(map(short, near))}" if near else None
+        some = ", ".join(map(short, vocabulary.ids[:3]))
+        raise UnknownIdError(
+            f"{flag}: the model knows no {what} '{short(name)}'; {hint or f'it knows {len(vocabulary):,}, such as {some}'}"
+        )
     return row
 
 

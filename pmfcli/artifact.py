@@ -21,7 +21,8 @@ from pmfcli import packing
 from pmfcli.core.blend import Blend, Posterior
 from pmfcli.core.neighbourhood import Neighbourhood
 from pmfcli.core.pairs import Seen
-from pmfcli.data.ratings import LATEST, STEPS, Scale, Vocabulary
+from pmfcli.data.fields import LATEST
+from pmfcli.data.ratings import STEPS, Scale, Vocabulary
 from pmfcli.errors import ModelError, OutputError
 from pmfcli.files import replacing
 from pmfcli.text import clean

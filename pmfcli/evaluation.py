@@ -29,7 +29,7 @@ _EDGES = (0, 1, 3, 10, 30, 100, 300)  # groups by number of training ratings: 0,
 _QUADRATURE = 200  # points on the scale, where it has no steps
 _ENDS = (0.025, 0.975)  # of bootstrap intervals
 _SEED = 0  # of the bootstrap, and of the users whose movies are ranked
-_RANKED_USERS = 1000  # at most
+_RANKED_USERS, _LIKED = 1000, 0.75  # at most; a movie is liked from there on the scale, 4 of 5 stars
 
 
 class Scored(NamedTuple):
@@ -64,6 +64,7 @@ class Ranked(NamedTuple):
     """How users who liked a test movie would have found it among all that they had not rated in training; (users,) each."""
 
     user: Tensor
+    liked: Tensor  # what they liked has so many stars at least
     ndcg: Tensor
     recall: Tensor
     ndcg_popular: Tensor  # the same where everybody is shown what most rated
@@ -197,7 +198,9 @@ def _score(model: Model, pairs: Pairs, stars: Tensor, people: Tensor) -> Scored:
 
 def _rank(model: Model, pairs: Pairs, stars: Tensor, k: int) -> Ranked:
     posterior, seen, n_movies = model.posterior, model.seen, len(model.movies)
-    wanted = (stars >= LIKED) & pairs.user_known & pairs.movie_known
+    upper = model.scale.to_stars(_LIKED)
+    liked_from = min((step for step in model.steps if step >= upper), default=upper)
+    wanted = (stars >= liked_from) & pairs.user_known & pairs.movie_known
     users = pairs.user[wanted].unique()
     users = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(_SEED))[:_RANKED_USERS]]
     popular = model.movie_counts.float()
@@ -211,7 +214,7 @@ def _rank(model: Model, pairs: Pairs, stars: Tensor, k: int) -> Ranked:
             continue
         who = blend.people(posterior, seen, torch.tensor([user]))
         score = rank(posterior, seen, who, movies, "mean", LEVELS[0])[0]
-        found.append([user, *metrics.ranking(score, liked, k), *metrics.ranking(popular[movies], liked, k)])
+        found.append([user, liked_from, *metrics.ranking(score, liked, k), *metrics.ranking(popular[movies], liked, k)])
     columns = torch.tensor(found, dtype=torch.float64).reshape(-1, len(Ranked._fields)).T
     return Ranked(*columns)
 
@@ -225,7 +228,9 @@ def report_ranking(parts: Sequence[Ranked], k: int) -> dict[str, Any]:
     return {
         "k": k,
         "candidates": "all movies of the model that the user had not rated in training",
-        "relevant": f"test ratings of {LIKED:g} or more",
+        "relevant": f"test ratings of {float(whole.liked[0]):g} or more"
+        if len(whole.liked)
+        else "test ratings in the upper quarter of the scale",
         "users": len(whole.user.unique()),
         "ndcg": _number(whole.ndcg.mean()),
         "recall": _number(whole.recall.mean()),

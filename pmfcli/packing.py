@@ -10,7 +10,8 @@ from pmfcli.core.blend import Blend, Posterior
 from pmfcli.core.drift import LARGEST_KEY, MOST_KINDS, Drift, Stretches
 from pmfcli.core.neighbourhood import NEAREST, Neighbourhood
 from pmfcli.core.posterior import Factors, Parameters
-from pmfcli.data.ratings import LATEST, STEPS
+from pmfcli.data.fields import LATEST
+from pmfcli.data.ratings import STEPS
 
 Shape = tuple[tuple[int, ...], torch.dtype]
 

@@ -203,7 +203,7 @@ def test_a_gate_is_7(answer: Run, tmp_path: Path, sample_file: Path, sample) -> 
     assert found["ranking"] is None
     done = answer("evaluate", "-m", sample_file, "--test", "test.csv", "--ranking", "5", "--json")
     assert json.loads(done.stdout)["ranking"]["users"] == 0  # all that they liked was in training
-    assert "ranking: no test rating of 4 or more" in done.stderr
+    assert "ranking: no test rating in the upper quarter of the scale" in done.stderr
     done = answer("evaluate", "--ranking", "5", "--epochs", "20", "--folds", "2", "--json")
     found = json.loads(done.stdout)["ranking"]
     assert found["k"] == 5
@@ -418,7 +418,7 @@ def test_every_format_says_the_same(answer: Run, sample_file: Path) -> None:
 
 
 def test_pairs_from_a_pipe_and_where_their_answers_come_from(answer: Run, sample_file: Path, tmp_path: Path) -> None:
-    pairs = "4\t1\n4,50\n\n4 99999999\nnobody;1\nnobody nothing\n"
+    pairs = "4\t1\n4\t50\n\n4\t99999999\nnobody\t1\nnobody\tnothing\n"
     done = answer("predict", "-", "-m", sample_file, "--format", "jsonl", stdin="user\tmovie\n" + pairs)
     unknown = "3 of 5 pairs have a user or movie that the model does not know; 'source' says which\n"
     assert (done.returncode, done.stderr) == (0, SIMULATED + unknown)
@@ -427,6 +427,9 @@ def test_pairs_from_a_pipe_and_where_their_answers_come_from(answer: Run, sample
     assert [row["title"] for row in rows][:3] == ["Toy Story (1995)", "Usual Suspects, The (1995)", None]
     (tmp_path / "pairs.tsv").write_text(pairs)
     assert answer("predict", "pairs.tsv", "-m", sample_file, "--format", "jsonl").stdout == done.stdout
+    for separator in (",", ";", "|", "::", " "):
+        same = answer("predict", "-", "-m", sample_file, "--format", "jsonl", stdin=pairs.replace("\t", separator))
+        assert same.stdout == done.stdout
     alone = answer("predict", "-", "-m", sample_file, "--format", "jsonl", stdin="4\t1\n").stdout
     numbers = ("prediction", "sd", "lo", "hi", "p_ge_4")  # of one pair they round otherwise than of many
     assert {key: json.loads(alone)[key] for key in numbers} == pytest.approx({key: rows[0][key] for key in numbers}, rel=1e-5)
@@ -579,6 +582,11 @@ def test_sigterm_that_python_drops_is_raised_again(monkeypatch: pytest.MonkeyPat
             signal.signal(number, handler)
 
 
+def test_completion_is_no_closed_pipe(pmf: Run) -> None:
+    done = pmf("--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_where_stderr_is_full_the_work_is_done_all_the_same(sample_file: Path, tmp_path: Path) -> None:
     for command, code in (("train --data sample --epochs 3 -o x.pt", 0), ("info -m none.pt", 4)):
         line = f"{sys.executable} -m pmfcli {command} 2>/dev/full"
@@ -635,6 +643,23 @@ def test_pairs_as_csv_keep_their_commas(answer: Run, tmp_path: Path) -> None:
         assert [(row["movie"], row["source"]) for row in json.loads(done.stdout)["rows"]] == [("a,b", "model")]
     written = answer("predict", "--user", "u", "--format", "csv").stdout
     assert answer("predict", "-", "--format", "csv", stdin=written).stdout == written
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", ";", "|"])
+def test_other_separators_are_letters_of_ids(answer: Run, tmp_path: Path, separator: str) -> None:
+    """In a file as in training; and what was printed is read again."""
+    ids = [f"a{mark}b" for mark in ("::", ",", ";", "|") if mark != separator]
+    rows = [("user", "movie", "rating"), *((user, movie, str(1 + n % 5)) for n, user in enumerate(ids) for movie in ids)]
+    (tmp_path / "r.csv").write_text("".join(separator.join(row) + "\n" for row in rows))
+    assert answer("train", "--data", "r.csv", "--holdout", "0", "--epochs", "3").returncode == 0
+    for printed in (answer("predict", "r.csv", "--format", "csv").stdout, answer("predict", "--user", ids[0]).stdout):
+        found = answer("predict", "-", "--json", stdin=printed)
+        assert {(row["user"], row["source"]) for row in json.loads(found.stdout)["rows"]} <= {(user, "model") for user in ids}
+    visitor = "".join(f"{movie}{separator}3\n" for movie in ("movie", *ids)).replace("3", "rating", 1)
+    found = answer("recommend", "--ratings", "-", "--include-seen", "--json", stdin=visitor)
+    assert len(json.loads(found.stdout)["rows"]) == len(ids), found.stderr
+    done = answer("predict", "-", stdin=f"user{separator}movie\n{ids[0]}\n")
+    assert (done.returncode, "standard input:2: " in done.stderr) == (3, True)
 
 
 @pytest.mark.parametrize("old", [None, b"the old model"])

@@ -75,6 +75,8 @@ def test_a_published_archive_is_checked_and_unpacked(site: dict[str, bytes], tmp
     assert (found.folder / "ratings.csv").read_bytes() == RATINGS
     site.clear()
     assert fetch(data_set(), tmp_path / "data", None, False).was_there
+    with pytest.raises(DataError, match=r"none\.zip: no such file"):  # there or not, it was to be taken
+        fetch(data_set(), tmp_path / "data", "none.zip", False)
 
 
 def test_the_sum_beside_the_archive_counts_where_none_is_known(site: dict[str, bytes], tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_an_archive_that_one_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert fetch(data_set(), tmp_path / "e", path.as_uri(), False).checked.startswith("MD5")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(GOOD)))
     assert fetch(data_set(), tmp_path / "f", "-", False).checked.startswith("MD5")
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match="no such file"):
         fetch(data_set(), tmp_path / "d", str(tmp_path / "none.zip"), False)
 
 

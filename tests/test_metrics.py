@@ -1,6 +1,7 @@
 """Scores against closed forms, counting and simulation; what a correctly specified model must show."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,6 +123,17 @@ def test_the_candidates_are_all_that_the_user_has_not_rated(sample: Ratings) -> 
     said = report_ranking([found], k)
     assert said["intervals"]["recall"][0] < said["recall"] < said["intervals"]["recall"][1]
     assert said["popular"]["ndcg"] > 0
+
+
+@pytest.mark.parametrize(("lo", "hi", "least"), [(0, 1, 1), (1, 10, 8), (-10, 10, 6)])
+def test_what_is_liked_is_the_upper_quarter_of_the_scale(sample: Ratings, lo: int, hi: int, least: int) -> None:
+    stars = np.round(lo + (sample.stars - 0.5) / 4.5 * (hi - lo))
+    there = replace(sample, stars=stars.astype(np.float32), scale=Scale(lo, hi))
+    mask = random_mask(sample.n, 0.1, 3)
+    found = rank_model(run(train(there.select(~mask), Settings(epochs=3, holdout=0.0))), there.select(mask), 10)
+    test = there.select(mask)
+    assert set(found.user.tolist()) <= {int(user) for user, given in zip(test.user, test.stars, strict=True) if given >= least}
+    assert report_ranking([found], 10)["relevant"] == f"test ratings of {least} or more"
 
 
 def test_parts_by_score() -> None:

@@ -197,7 +197,7 @@ def test_a_date_is_not_blamed_for_a_rating(tmp_path: Path) -> None:
         read_ratings(path)
 
 
-@pytest.mark.parametrize("time", ["1e300", "nan", "-1e18"])
+@pytest.mark.parametrize("time", ["1e300", "nan", "-1e18", "1600000000000"])
 def test_a_time_that_cannot_be_kept_is_refused(tmp_path: Path, time: str, recwarn: pytest.WarningsRecorder) -> None:
     path = tmp_path / "a.csv"
     path.write_text(f"user,movie,rating,time\n1,2,3,5\n1,3,3,{time}\n")

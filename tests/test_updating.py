@@ -15,6 +15,7 @@ from test_drift import moody
 from test_fold_in import copies
 from test_map import seeded
 
+from pmfcli import updating
 from pmfcli.answers import Asked, Detail, predict
 from pmfcli.artifact import Model, dumps, loads
 from pmfcli.blending import blend
@@ -488,6 +489,27 @@ def test_on_the_command_line(answer: Run, tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, complaint in done.stderr) == (code, "", True), (arguments, done.stderr)
         assert (tmp_path / "new.pt").read_bytes() == now
     assert answer("update", "new.pt", "odd.csv", "--user-col=who", "--movie-col=what", "--rating-col=stars").returncode == 0
+
+
+def test_what_another_command_wrote_meanwhile_is_not_lost(
+    answer: Run, tmp_path: Path, sample_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pmf.pt"
+    path.write_bytes(dumps(sample_model))
+    (tmp_path / "new.csv").write_text("user,movie,rating\nann,1,5\n")
+    as_it_is = updating.update
+
+    def slow(old: Model, new: Ratings) -> updating.Updated:
+        path.write_bytes(path.read_bytes())
+        return as_it_is(old, new)
+
+    monkeypatch.setattr(updating, "update", slow)
+    done = answer("update", "pmf.pt", "new.csv")
+    assert done.returncode == OutputError.exit_code
+    assert done.stderr.endswith(
+        "pmf: pmf.pt: another command has written it meanwhile; nothing was written; give this one again\n"
+    )
+    assert answer("update", "pmf.pt", "new.csv", "-o", "other.pt").returncode == 0
 
 
 def test_a_failed_write_leaves_the_old_model(answer: Run, tmp_path: Path, sample_model: Model) -> None:

@@ -107,7 +107,9 @@ def run(arguments: list[str], debug: bool = False) -> int:
         if code == 130:  # typer turns Ctrl-C into this
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except (BrokenPipeError, SystemExit):  # typer turns the one into the other
+    except (BrokenPipeError, SystemExit) as end:  # typer turns the one into the other
+        if isinstance(end, SystemExit) and not end.code:  # what completes commands ends so
+            return 0
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is said to the closed pipe
         return 141
     except (KeyboardInterrupt, typer.Abort):

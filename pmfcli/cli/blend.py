@@ -77,6 +77,10 @@ def blend(
         note(f"warning: {blended.off_grid:,} of {blended.held_out:,} held-out ratings are none that training had")
     if blended.passed_over:
         note(f"{blended.passed_over:,} held-out ratings that a model was trained on were passed over")
+    if blended.scores:
+        best = min(blended.parts, key=lambda part: float(part.scores["crps"]))
+        if best.scores["crps"] < blended.scores["crps"]:
+            note(f"{best.name} alone has a lower CRPS on these ratings: blend fewer parts, or hold out more")
     note(f"wrote {output}")
 
 

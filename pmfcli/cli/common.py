@@ -1,5 +1,6 @@
 """What several commands do the same way: find the data, load the model."""
 
+import contextlib
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ import typer
 from pmfcli.cli.options import Source
 from pmfcli.console import document, note
 from pmfcli.data.catalog import CATALOG, DEFAULT
-from pmfcli.errors import DataError, UnknownIdError, UsageError
+from pmfcli.errors import DataError, OutputError, UnknownIdError, UsageError
 from pmfcli.text import file_size, short
 
 if TYPE_CHECKING:
@@ -198,15 +199,35 @@ def write_model(output: Path, model: "Model") -> int:
     return len(content)
 
 
+def state_of(path: Path) -> tuple[int, int, int] | None:
+    """What tells whether a file was written since; None where there is none, as of standard input."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return None
+
+
 def write_changed(
-    found: "Updated | Forgotten", model: Path, output: Path | None, schema: str, as_json: bool, changed: bool = True
+    found: "Updated | Forgotten",
+    model: Path,
+    was: tuple[int, int, int] | None,
+    output: Path | None,
+    schema: str,
+    as_json: bool,
+    changed: bool = True,
 ) -> None:
     """Write what became of a model, to ``output`` or in its own place, and say so; as JSON, say what changed.
 
     Args:
+        was: its ``state_of`` when it was read.
         changed: one that did not is not written in its own place.
+
+    Raises:
+        OutputError: it would be written in its own place, where another command has written meanwhile.
     """
     path = output or model
+    if changed and state_of(path) != was and path == model:
+        raise OutputError(f"{path}: another command has written it meanwhile; nothing was written; give this one again")
     if changed or output is not None:
         size = write_model(path, found.model)
         name = "to standard output" if str(path) == "-" else str(path)

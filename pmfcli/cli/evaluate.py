@@ -179,7 +179,7 @@ def _say(result: Row, max_rmse: float | None) -> None:
 
 def _say_ranking(found: Row) -> None:
     if not found["users"]:
-        note("ranking: no test rating of 4 or more is of a known user and a movie new to them")
+        note("ranking: no test rating in the upper quarter of the scale is of a known user and a movie new to them")
         return
     popular = found["popular"]
     note(

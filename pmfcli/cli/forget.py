@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pmfcli.cli.common import check_output, load_model, write_changed
+from pmfcli.cli.common import check_output, load_model, state_of, write_changed
 from pmfcli.cli.options import AsJson, ModelFile
 from pmfcli.console import note
 from pmfcli.errors import UsageError
@@ -28,13 +28,14 @@ def forget(
     if str(model) == "-" and output is None:
         raise UsageError("a model from standard input: give --output")
     check_output(output or model, as_json)
+    was = state_of(model)
     old = load_model(model)
     from pmfcli.answers import find_user
     from pmfcli.updating import forget as without
 
     found = without(old, [find_user(old, name) for name in user])
     _say(found)
-    write_changed(found, model, output, "forget", as_json)
+    write_changed(found, model, was, output, "forget", as_json)
 
 
 def _say(found: "Forgotten") -> None:

@@ -20,7 +20,14 @@ ModelFile = Annotated[
 ]
 OutputFormat = Annotated[Format | None, typer.Option("--format", help="Without it: a table on a terminal, TSV in a pipe.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
-Interval = Annotated[float, typer.Option("--interval", help="How much of the probability lies between lo and hi.")]
+Interval = Annotated[
+    float,
+    typer.Option(
+        "--interval",
+        help="How much of the probability lies between lo and hi. Of draws these are the likeliest ratings, "
+        "and the prediction, which is a mean, may lie outside.",
+    ),
+]
 VisitorRatings = Annotated[
     str | None,
     typer.Option(

@@ -78,10 +78,12 @@ def _against_memorising(model: "Model") -> str:
 
 def _against_learning_little(model: "Model", by_em: bool) -> str:
     s = model.settings
-    if by_em or model.method == "bayes":
+    if model.method == "bayes":
         return "Try more --epochs, or --hierarchical none"
+    if by_em:
+        return "Try --method bayes"
     if s["solver"] == "adam" and s["lr"] is not None:
         return "Try without --lr"
     if model.metrics["epochs"] == s["epochs"]:
         return "Try more --epochs"
-    return "Try a smaller --sigma, or larger --sigma-u and --sigma-v"
+    return "Try --method bayes" + (", or --noise learned" if s["noise"] == "fixed" else "")

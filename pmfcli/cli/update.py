@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmfcli.cli.common import check_is_not_data, check_output, load_model, read_data, write_changed
+from pmfcli.cli.common import check_is_not_data, check_output, load_model, read_data, state_of, write_changed
 from pmfcli.cli.options import AsJson, Source, with_columns
 from pmfcli.console import note, progress
 from pmfcli.errors import UsageError
@@ -32,6 +32,7 @@ def update(
         raise UsageError("a model from standard input: give --output, and the ratings as a file")
     check_is_not_data("--output", output, ratings)
     check_output(output or model, as_json)
+    was = state_of(model)
     old = load_model(model)
     new = read_data(Source(ratings, **columns))
     from pmfcli.updating import update as take_in
@@ -39,7 +40,7 @@ def update(
     with progress("update"):
         found = take_in(old, new)
     _say(found, new.name)
-    write_changed(found, model, output, "update", as_json, changed=found.model is not old)
+    write_changed(found, model, was, output, "update", as_json, changed=found.model is not old)
 
 
 def _say(found: "Updated", name: str) -> None:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pmfcli.data.fields import LARGEST, rating
-from pmfcli.data.ratings import LATEST, Array, Ratings, Scale, Vocabulary
+from pmfcli.data.fields import LARGEST, LATEST, rating
+from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary
 from pmfcli.data.titles import read_titles
 from pmfcli.errors import DataError
 from pmfcli.text import clean

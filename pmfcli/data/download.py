@@ -48,9 +48,11 @@ def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progre
         OutputError: the folder cannot be written.
     """
     folder = data_dir / data.name
+    remote = source is None or bool(re.match(r"https?://", source))
+    if not remote and source != "-" and not _path(source or "").exists():
+        raise DataError(f"{source or '--from'}: no such file; give an archive that you have")
     if folder.exists() and any(folder.iterdir()) and not force:
         return Fetched(folder, True, "")
-    remote = source is None or bool(re.match(r"https?://", source))
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".pmf-download-", dir=data_dir) as temporary:
@@ -86,11 +88,15 @@ def _download(url: str, folder: Path, progress: Any) -> Path:
 def _local(source: str, folder: Path) -> Path:
     """The archive that ``--from`` names; standard input is kept in ``folder`` meanwhile."""
     if source != "-":
-        return Path(source.removeprefix("file://"))
+        return _path(source)
     path = folder / "archive.zip"
     with path.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
     return path
+
+
+def _path(source: str) -> Path:
+    return Path(source.removeprefix("file://"))
 
 
 def _published_md5(url: str) -> str:

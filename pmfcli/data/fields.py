@@ -5,7 +5,6 @@ import re
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from pmfcli.data.ratings import LATEST
 from pmfcli.text import short
 
 NAMES = {
@@ -15,9 +14,10 @@ NAMES = {
     "time": ("time", "timestamp"),
     "title": ("title", "movie_title"),
 }
-SEPARATORS = ("::", "\t", ",", ";", "|")
+SEPARATORS = ("\t", "::", ",", ";", "|")
 UNQUOTED = ("::", "\t")  # a quotation mark is a letter like any other there
 LONGEST_LINE = 1 << 22
+LATEST = 253_402_300_799  # seconds: the end of the year 9999; beyond are milliseconds, or no times
 LARGEST = 1e30  # numbers beyond this are none that a model can use
 _NEEDED = ("user", "movie", "rating")
 csv.field_size_limit(LONGEST_LINE)

@@ -30,12 +30,14 @@ def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...]) -> 
     name = "standard input" if source == "-" else source
     wanted = " and a ".join(roles)
     columns: dict[str, int] | None = None
+    separator: str | None = None  # of the first line, and so of all
     try:
         for number, line in enumerate(_lines(source), 1):
             line = line.strip("\r\n") if number > 1 else line.strip("\r\n").removeprefix("\ufeff")
             if not line.strip():
                 continue
-            separator = next((mark for mark in SEPARATORS if mark in line), None)
+            if columns is None:
+                separator = _separator(line, roles)
             parts = split(line, separator) if separator else line.split()
             if columns is None:
                 columns = {role: at for role, at in by_role(parts, Columns()).items() if role in (*roles, *also)}
@@ -57,6 +59,12 @@ def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...]) -> 
         raise DataError(f"{source}: {error.strerror or error}; give a file with a {wanted} on each line") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{name}: not lines of text, a {wanted} on each ({short(str(error))})") from None
+
+
+def _separator(line: str, roles: tuple[str, ...]) -> str | None:
+    """What a header separates its names by, or the first separator in a line that is none; None: blanks."""
+    named = (mark for mark in SEPARATORS if set(roles) <= by_role(split(line, mark), Columns()).keys())
+    return next(named, next((mark for mark in SEPARATORS if mark in line), None))
 
 
 def _lines(source: str) -> Iterator[str]:

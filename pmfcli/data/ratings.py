@@ -19,7 +19,6 @@ Array = npt.NDArray[Any]
 Numbers = TypeVar("Numbers", float, Array, "torch.Tensor")
 
 LIKED = 4.0  # stars: of p_ge_4 and its reliability
-LATEST = 10**15  # seconds: times beyond this are not numbers that can be kept
 STEPS = 25  # different ratings that are steps of a scale, at most; more are numbers
 
 _PIECE = 1 << 16
