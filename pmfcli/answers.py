@@ -342,11 +342,9 @@ def _find(vocabulary: Vocabulary, name: str, by_row: bool, what: str, flag: str)
     row = vocabulary.row(name)
     if row is None:
         near = difflib.get_close_matches(name, vocabulary.ids, 3, 0.6) if len(vocabulary) <= 100_000 else []
-        hint = f"near: {', '.join(map(short, near))}" if near else None
-        some = ", ".join(map(short, vocabulary.ids[:3]))
-        raise UnknownIdError(
-            f"{flag}: the model knows no {what} '{short(name)}'; {hint or f'it knows {len(vocabulary):,}, such as {some}'}"
-        )
+        named = ", ".join(map(short, near or vocabulary.ids[:3]))
+        hint = f"near: {named}" if near else f"it knows {len(vocabulary):,}, such as {named}"
+        raise UnknownIdError(f"{flag}: the model knows no {what} '{short(name)}'; {hint}")
     return row
 
 

@@ -54,7 +54,7 @@ def scaled(laplace: Laplace, observations: Observations, some: Tensor | None = N
     sums, counts, team = squared_errors(f, own), own.pattern.row_counts(), observations.users.team
     each, heard = times.double() / counts.clamp(min=1), 1 / (_ALIKE + counts.double())
     total, n, excess, weight = team.sum(torch.stack([each @ sums, times.sum().double(), heard @ sums, heard @ counts.double()]))
-    if not n:
+    if not weight:  # nobody of theirs has a rating
         return laplace
     usual = (total / n).sqrt().clamp(min=_LEAST_NOISE)
     centre = excess / usual.square() / weight  # where the mean of gamma is that
