@@ -197,7 +197,22 @@ def test_a_date_is_not_blamed_for_a_rating(tmp_path: Path) -> None:
         read_ratings(path)
 
 
-@pytest.mark.parametrize("time", ["1e300", "nan", "-1e18", "1600000000000"])
+@pytest.mark.parametrize("more", ["1600000002999", "1600000002999.0", ""])
+def test_milliseconds_are_seconds(tmp_path: Path, more: str) -> None:
+    """In text, whole and with a point, and in Parquet; what is bad beside them is what is blamed."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"user,movie,rating,time\n1,2,3,1600000000123\n1,3,4,{more or 1600000002}\n")
+    found = read_ratings(path).ratings
+    assert found.time is not None
+    assert found.time.tolist() == [1600000000, 1600000002]
+    pd.read_csv(path).to_parquet(tmp_path / "a.parquet")
+    assert read_ratings(tmp_path / "a.parquet").ratings.time.tolist() == found.time.tolist()
+    path.write_text(path.read_text() + "1,4,x,1600000002999\n")
+    with pytest.raises(DataError, match=r"a\.csv:4: rating 'x'"):
+        read_ratings(path)
+
+
+@pytest.mark.parametrize("time", ["1e300", "nan", "-1e18"])
 def test_a_time_that_cannot_be_kept_is_refused(tmp_path: Path, time: str, recwarn: pytest.WarningsRecorder) -> None:
     path = tmp_path / "a.csv"
     path.write_text(f"user,movie,rating,time\n1,2,3,5\n1,3,3,{time}\n")

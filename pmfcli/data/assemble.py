@@ -121,19 +121,25 @@ def _numbers(column: pa.ChunkedArray) -> Array:
 
 
 def _times(column: pa.ChunkedArray) -> Array:
-    """Seconds since 1970, from numbers or ISO 8601 dates; as float64, with NaN, where there are not always any."""
+    """Seconds since 1970, from these, milliseconds or ISO 8601 dates; as float64, with NaN, where some are missing."""
     found: Array
     dated = pa.types.is_temporal(column.type)
     if not dated:
         with contextlib.suppress(pa.ArrowInvalid):
-            found = column.cast(pa.int64()).to_numpy()
-            return found
+            return _in_seconds(column.cast(pa.int64()).to_numpy())
     import pandas as pd  # takes a quarter of a second, which most files can do without
 
     if not dated:
         found = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
         if not np.isnan(found).all():
-            return found
+            return _in_seconds(found)
     dates = pd.to_datetime(column.to_pandas(), errors="coerce", utc=True, format="ISO8601")
     found = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy(dtype=np.float64)
     return found
+
+
+def _in_seconds(times: Array) -> Array:
+    if not len(times) or (np.fmax.reduce(times) <= LATEST and np.fmin.reduce(times) >= -LATEST):
+        return times
+    size = np.abs(times)
+    return np.where((size > LATEST) & (size <= 1000 * LATEST), times // 1000, times)

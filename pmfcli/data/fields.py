@@ -17,7 +17,7 @@ NAMES = {
 SEPARATORS = ("\t", "::", ",", ";", "|")
 UNQUOTED = ("::", "\t")  # a quotation mark is a letter like any other there
 LONGEST_LINE = 1 << 22
-LATEST = 253_402_300_799  # seconds: the end of the year 9999; beyond are milliseconds, or no times
+LATEST = 253_402_300_799  # seconds: the end of the year 9999; beyond are milliseconds
 LARGEST = 1e30  # numbers beyond this are none that a model can use
 _NEEDED = ("user", "movie", "rating")
 csv.field_size_limit(LONGEST_LINE)
@@ -42,7 +42,7 @@ def rating(text: str) -> float | None:
 
 
 def seconds(text: str) -> int | None:
-    """Seconds since 1970 from a number or an ISO 8601 date (in UTC, if it does not say); None if it is neither."""
+    """Seconds since 1970, from these, milliseconds or an ISO 8601 date (in UTC, if it does not say); None if it is none."""
     try:
         number = float(text)
     except ValueError:
@@ -51,6 +51,8 @@ def seconds(text: str) -> int | None:
         except ValueError:
             return None
         number = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    if LATEST < abs(number) <= 1000 * LATEST:
+        number //= 1000
     return int(number) if abs(number) <= LATEST else None
 
 
