@@ -21,6 +21,7 @@ from conftest import Run, in_a_terminal, ratings_of
 from pmfcli import cli
 from pmfcli.artifact import dumps
 from pmfcli.config import Settings
+from pmfcli.processes import _deaf_to_interrupts
 from pmfcli.text import clean, file_size
 from pmfcli.training import run, train
 
@@ -543,6 +544,14 @@ def test_nobody_is_left_behind(tmp_path: Path) -> None:
         _, said = process.communicate(timeout=60)  # which ends when nobody has stderr open
         assert process.returncode == code, said
         assert "Traceback" not in said
+
+
+def test_an_interrupt_while_processes_begin_is_not_lost() -> None:
+    said = []
+    with pytest.raises(KeyboardInterrupt), _deaf_to_interrupts():  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        said.append("it goes on")
+    assert said
 
 
 @pytest.mark.skipif(shutil.which("pgrep") is None, reason="looks for processes by pgrep")
