@@ -654,6 +654,14 @@ def test_pairs_as_csv_keep_their_commas(answer: Run, tmp_path: Path) -> None:
     assert answer("predict", "-", "--format", "csv", stdin=written).stdout == written
 
 
+@pytest.mark.parametrize("command", ["predict {}", "recommend --ratings {}"])
+def test_what_has_no_lines_and_no_end_is_refused(answer: Run, sample_file: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "long").write_text("4\t1\n" + "0" * 10_000_000)
+    for file in ("long", "/dev/zero"):
+        done = answer(*command.format(file).split(), "-m", sample_file)
+        assert (done.returncode, "not lines of text" in done.stderr) == (3, True), done.stderr
+
+
 @pytest.mark.parametrize("separator", ["\t", ",", ";", "|"])
 def test_other_separators_are_letters_of_ids(answer: Run, tmp_path: Path, separator: str) -> None:
     """In a file as in training; and what was printed is read again."""

@@ -187,6 +187,8 @@ def refuse_open_quotes(text: Text, layout: Layout, rows: int) -> None:
     Raises:
         DataError: there is one.
     """
+    if layout.separator in UNQUOTED:
+        return
     quotes = lines = 0
     last = b"\n"
     with text.open() as stream:

@@ -1,11 +1,12 @@
 """Short lists from a file or pipe, a record on each line: pairs to predict, the ratings of one person. No pandas."""
 
+import contextlib
 import csv
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pmfcli.data.fields import SEPARATORS, Columns, by_role, split
+from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, Columns, by_role, split
 from pmfcli.errors import DataError
 from pmfcli.text import short
 
@@ -68,8 +69,8 @@ def _separator(line: str, roles: tuple[str, ...]) -> str | None:
 
 
 def _lines(source: str) -> Iterator[str]:
-    if source == "-":
-        yield from sys.stdin
-        return
-    with open(source, encoding="utf-8") as file:
-        yield from file
+    with contextlib.nullcontext(sys.stdin) if source == "-" else open(source, encoding="utf-8") as file:
+        while line := file.readline(LONGEST_LINE):  # what has no lines, such as a device, may have no end
+            if len(line) == LONGEST_LINE:
+                raise csv.Error("a line is too long")
+            yield line
