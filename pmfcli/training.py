@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -163,14 +164,17 @@ def run(training: Generator[Report, None, Model]) -> Model:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` takes CUDA if there is one, else the CPU.
+    """The device of that name; ``auto`` takes CUDA if there is a GPU for each process of this machine, else the CPU.
 
     Raises:
-        UsageError: the machine, or this build of torch, has no such device.
+        UsageError: the machine, or this build of torch, has no such device, or too few.
     """
-    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # as torchrun says
+    has = {"cpu": True, "cuda": gpus > 0, "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return torch.device("cuda" if has["cuda"] else "cpu")
+        return torch.device("cuda" if gpus >= processes else "cpu")
+    if name == "cuda" and 0 < gpus < processes:
+        raise UsageError(f"--device cuda: {processes} processes on {gpus} GPU(s); start one for each, or use --device cpu")
     if not has[name]:
         raise UsageError(f"--device {name}: there is none for torch {torch.__version__}; use --device cpu")
     return torch.device(name)

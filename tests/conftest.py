@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch is imported
+# what is exact to the last bit is so on the CPU: a GPU has tests of its own, which look for it here
+os.environ.setdefault("TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: threads of one would wait for those of the other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -103,7 +103,7 @@ def test_bad_data_is_3(pmf: Run, tmp_path: Path, name: str, command: str) -> Non
         (["train", "--no-such-flag"], "--no-such-flag"),
         (["train", "--config", "bad.toml"], "did you mean latent?"),
         (["train", "--config", "none.toml"], "none.toml: No such file"),
-        (["train", "--device", "cuda" if not torch.cuda.is_available() else "mps"], "use --device cpu"),
+        (["train", "--device", "cuda"], "use --device cpu"),
         (["train", "-o", "no/such/folder/m.pt"], "No such file or directory"),
         (["train", "-o", "."], "is a folder"),
         (["train", "-o", "/proc/m.pt"], "--output /proc/m.pt"),

@@ -245,5 +245,5 @@ def test_sums_over_real_processes(tmp_path: Path, count: int) -> None:
             assert found.dtype == kind and torch.equal(found, expected.to(kind)), found
         leave()
     """)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "sums.py"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "sums.py"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)

@@ -18,7 +18,7 @@ from pmfcli.data.split import random_mask
 from pmfcli.errors import UsageError
 from pmfcli.evaluation import cross_score, report, score_model
 from pmfcli.fitting import PACES, Report
-from pmfcli.training import held_out, run, train
+from pmfcli.training import choose_device, held_out, run, train
 
 
 def reports(ratings: Ratings, settings: Settings):
@@ -154,7 +154,16 @@ def test_small_data_is_not_held_out() -> None:
     assert "holdout_rmse" not in model.metrics
     assert torch.equal(model.posterior.factors.U, run(train(few, Settings(holdout=0.0))).posterior.factors.U)
     with pytest.raises(UsageError, match="--device cpu"):
-        run(train(few, Settings(device="cuda" if not torch.cuda.is_available() else "mps")))
+        run(train(few, Settings(device="cuda")))
+
+
+def test_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_device("auto").type == choose_device("cuda").type == "cuda"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(UsageError, match=r"--device cuda: 2 processes on 1 GPU\(s\); start one for each, or use --device cpu"):
+        choose_device("cuda")
 
 
 @pytest.mark.parametrize(
