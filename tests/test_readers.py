@@ -324,6 +324,28 @@ def test_parquet_that_is_none_or_too_large(tmp_path: Path, monkeypatch: pytest.M
         read_ratings(path)
 
 
+def test_a_stream_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(io.RawIOBase):
+        def __init__(self, content: bytes) -> None:
+            self.content, self.given = content, 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: memoryview) -> int:
+            buffer[:] = (self.content * (len(buffer) // len(self.content) + 1))[: len(buffer)]
+            self.given += len(buffer)
+            return len(buffer)
+
+    monkeypatch.setattr(delimited, "_PART", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**8)  # of 100 MB
+    for content, said in ((b"\0", "a binary file"), (b"a", "longer than 65,536 bytes"), (b"1,2,3\n", "more than 0.1 GB")):
+        stream = Endless(content)
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(stream)))
+        with pytest.raises(DataError, match=said):
+            read_ratings(None)
+        assert stream.given < 200e6
+
+
 def test_gzip_that_is_damaged_or_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.csv.gz"
     path.write_bytes(gzip.compress(lines(",").encode())[:-4])

@@ -10,6 +10,7 @@ import torch
 from pmfcli.core.sparse import Pattern
 
 _RATINGS, NUMBERS = 1 << 22, 1 << 23  # in a block, at most: ratings, and numbers of its rows
+_FEW = 1 << 12  # ratings for which a thread is not worth starting
 
 
 @contextlib.contextmanager
@@ -36,7 +37,8 @@ def by_blocks(function: Callable[[int, int], Any], pattern: Pattern, numbers: in
         numbers: that a row takes. in_order: one block after the other, by numbers of rows alone.
     """
     device = pattern.col.device
-    least = torch.get_num_threads() if device.type == "cpu" and not in_order else 1
+    many = device.type == "cpu" and not in_order and pattern.n > _FEW
+    least = torch.get_num_threads() if many else 1
     ratings = max(1, pattern.n) if in_order else min(_RATINGS, max(1, -(-pattern.n // least)))
     bounds = pattern.blocks(ratings, max(1, NUMBERS // numbers))
     with workers(1 if in_order else len(bounds), device) as each:

@@ -4,10 +4,12 @@ It is parsed by pyarrow with ids kept as text. Only when rows turn out bad is it
 the first of them is.
 """
 
+import contextlib
 import csv
 import gzip
 import io
 import itertools
+import os
 import sys
 import zlib
 from collections import deque
@@ -26,7 +28,9 @@ from pmfcli.text import short
 
 _HEAD, _BLOCK = 1 << 16, 1 << 24  # bytes looked at to recognise a layout; at a time
 _MOST_LINES = 1000  # in a row
+_GZIP = b"\x1f\x8b"  # how it begins
 _GZIP_RATIO, _GZIP_SMALL = 100, 1 << 30  # beyond both, a gzip file is refused as a bomb
+_PART = 4  # of the machine's memory what a pipe may fill
 
 
 @dataclass(frozen=True)
@@ -61,22 +65,39 @@ def text_of(file: Path | None, name: str) -> Text:
 
 
 def _in_memory(file: Path | None) -> bytes:
-    """All of standard input, of a pipe, or of a gzip file, unpacked within bounds."""
-    packed = sys.stdin.buffer.read() if file is None else file.read_bytes()
-    if packed[:2] != b"\x1f\x8b":
+    """All of standard input, of a pipe, or of a gzip file, unpacked, within bounds: of what is no text, the beginning."""
+    name = "standard input" if file is None else str(file)
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _PART
+    kept = io.BytesIO()
+    with contextlib.nullcontext(sys.stdin.buffer) if file is None else file.open("rb") as stream:
+        while piece := stream.read(_BLOCK):
+            hopeless = not kept.tell() and not piece.startswith(_GZIP) and _no_rows(piece[:_HEAD])
+            kept.write(piece)
+            if hopeless:
+                break
+            if kept.tell() > most:
+                raise DataError(
+                    f"{name}: more than {most / 1e9:.1f} GB, too much to keep in memory; write it to a file, give that"
+                )
+    packed = kept.getvalue()
+    if not packed.startswith(_GZIP):
         if file is not None and file.suffix == ".gz":
             raise DataError(f"{file}: not a gzip file")
         return packed
     limit = max(_GZIP_SMALL, _GZIP_RATIO * len(packed))
-    name = "standard input" if file is None else file
     try:
-        with gzip.open(io.BytesIO(packed)) as stream:
-            content = stream.read(limit + 1)
+        with gzip.open(io.BytesIO(packed)) as unpacked:
+            content = unpacked.read(limit + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{name}: damaged gzip file ({error})") from None
     if len(content) > limit:
         raise DataError(f"{name}: {len(packed):,} bytes unpack to more than {limit:,}; refused as a gzip bomb")
     return content
+
+
+def _no_rows(head: bytes) -> bool:
+    """Whether what begins so is no text, or has no lines."""
+    return b"\0" in head or (len(head) == _HEAD and b"\n" not in head)
 
 
 def recognise(text: Text, columns: Columns) -> Layout:
