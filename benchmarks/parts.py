@@ -3,8 +3,8 @@
     python benchmarks/parts.py data/ml-latest-small/ratings.csv
     python benchmarks/parts.py data/ml-100k/u.data
 
-The split is that of ``accuracy.py``. Movies have genres and years where a movies.csv lies beside the ratings. The weights of
-the blend are learned on a tenth of the training ratings, by models of the other nine, then given to models of all of them.
+The split is that of ``accuracy.py``. What MovieLens says of movies, and in ml-100k of people, lies beside the ratings. The
+weights of the blend are learned on a tenth of the training ratings, by models of the other nine, then given to models of all.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 BAYES, CHAINS, TIME = ["--method", "bayes"], ["--chains", "4"], ["--time", "both"]
-SIDE = ["--side", "genres,year"]
+SIDES = {"movies.csv": "genres,year", "u.item": "genres,year,user"}  # u.user goes with u.item
 WIDE = ["--latent", "24"]
 
 
@@ -29,11 +29,14 @@ def pmf(*arguments: str | Path) -> dict:
     return json.loads(done.stdout)
 
 
-def write(ratings: pd.DataFrame, folder: Path, movies: Path) -> Path:
+def write(ratings: pd.DataFrame, folder: Path, source: Path) -> Path:
+    """Ratings in the layout of their source, with what lies beside it."""
     folder.mkdir()
-    ratings.to_csv(folder / "ratings.csv", index=False)
-    if movies.exists():
-        (folder / "movies.csv").write_bytes(movies.read_bytes())
+    plain = source.name == "u.data"
+    ratings.to_csv(folder / source.name, index=False, header=not plain, sep="\t" if plain else ",")
+    for name in ("movies.csv", "u.item", "u.user"):
+        if source.with_name(name).exists():
+            (folder / name).write_bytes(source.with_name(name).read_bytes())
     return folder
 
 
@@ -50,14 +53,15 @@ def main() -> None:
     options = parser.parse_args()
     names = ["user", "movie", "rating", "timestamp"] if options.ratings.name == "u.data" else None
     ratings = pd.read_csv(options.ratings, sep=None, engine="python", names=names)
-    movies = options.ratings.with_name("movies.csv")
-    side = SIDE if movies.exists() else []
+    known = [said for file, said in SIDES.items() if options.ratings.with_name(file).exists()]
+    side = ["--side", known[0]] if known else []
     test = ratings.sample(frac=0.1, random_state=0)
     rest = ratings.drop(test.index)
     held = rest.sample(frac=0.1, random_state=0)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        full, most = write(rest, folder / "full", movies), write(rest.drop(held.index), folder / "most", movies)
+        full = write(rest, folder / "full", options.ratings)
+        most = write(rest.drop(held.index), folder / "most", options.ratings)
         test.to_csv(folder / "told.csv", index=False)
         test.iloc[:, :3].to_csv(folder / "untold.csv", index=False)
         held.to_csv(folder / "held.csv", index=False)

@@ -139,6 +139,14 @@ def test_a_mixture_against_its_draws() -> None:
     assert masses == pytest.approx([low, 1 - low - high, high], abs=2e-3)
 
 
+@pytest.mark.parametrize("q", [0.025, 0.4, 0.9])
+def test_quantiles_of_one_gaussian_and_of_the_same_twice(q: float) -> None:
+    one = Mixture(torch.tensor([[0.3, 0.9]]).double(), torch.tensor([[0.05, 0.3]]).double())
+    twice = Mixture(one.centre.repeat(2, 1), one.spread.repeat(2, 1))
+    torch.testing.assert_close(one.quantile_of_x(q), twice.quantile_of_x(q), rtol=0, atol=1e-7)
+    torch.testing.assert_close(one.below(one.quantile_of_x(q)), torch.full((2,), q).double())
+
+
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
 def test_neighbours_are_the_nearest(metric: str) -> None:
     vectors = torch.randn(20, 3, generator=generator(1))

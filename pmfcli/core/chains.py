@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Generator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,72 +87,101 @@ def fit(
     Raises:
         TrainingError: the sampler broke down; names the sweep.
     """
-    o = observations
-    device = o.t.device
-    problem = gibbs.prepare(o, settings, *features, groups)
-    seeds = torch.randint(2**62, (chains,), generator=torch.Generator().manual_seed(seed)).tolist()
-    generators = [torch.Generator(device).manual_seed(number) for number in seeds]
-    own = [_own(o, number) if o.users.of is not None else None for number in seeds]
-    states = [gibbs.init(problem, settings, *each) for each in zip(generators, own, strict=True)]
-    watched = _pairs_to_watch(o, seed)
-    seen: list[Tensor] = []  # (chains, watched) a sweep
-    losses: list[tuple[float, float]] = []
-    held: list[list[_Kept]] = [[] for _ in range(chains)]
-    stride, most = 1, sweeps or MOST
-    warm_up = min(WARM_UP, int(BURN_IN * most))
-    verdict: _Verdict = (None, None)
-    number, burn_in, agreed = -1, warm_up, False
-
-    def snapshot() -> Tree:
-        found = {"number": number, "burn_in": burn_in, "agreed": agreed, "stride": stride, "verdict": verdict, "losses": losses}
-        found |= {"states": states, "held": held, "seen": torch.stack(seen)}
-        found |= {"asked": [None if one is None else (one.rows.asked, one.ratings.asked) for one in own]}
-        return plain(found) | {"generators": [generator.get_state() for generator in generators]}
-
+    problem = gibbs.prepare(observations, settings, *features, groups)
+    most = sweeps or MOST
+    run = _Run(observations, problem, settings, chains, keep, most, seed)
     if resume is not None:
-        states = list(like(tuple(states), resume["states"]))
-        for generator, saved in zip(generators, resume["generators"], strict=True):
-            generator.set_state(saved)
-        for one, asked in zip(own, resume["asked"], strict=True):
+        run.restore(resume)
+    with workers(1 if observations.users.shared else chains, observations.t.device) as run_all:
+        while run.done < most and not run.agreed:
+            run.sweep(run_all)
+            look = run.done == most or (run.done >= LEAST and run.done % CHECK_EVERY == 0)
+            if look:
+                run.look()
+            run.agreed = sweeps is None and look and _agree(run.verdict, chains)
+            yield Progress(run.done - 1, *run.losses[-1], *(run.verdict if look else (None, None)), run.snapshot)
+    return run.sampled()
+
+
+class _Run:
+    """Chains on their way, with what is watched and held of them."""
+
+    def __init__(
+        self, o: Observations, problem: Problem, settings: GibbsSettings, chains: int, keep: int, most: int, seed: int
+    ) -> None:
+        self._problem, self._settings, self._keep = problem, settings, keep
+        seeds = torch.randint(2**62, (chains,), generator=torch.Generator().manual_seed(seed)).tolist()
+        self._generators = [torch.Generator(o.t.device).manual_seed(number) for number in seeds]
+        self._own = [_own(o, number) if o.users.of is not None else None for number in seeds]
+        self._states = [gibbs.init(problem, settings, *each) for each in zip(self._generators, self._own, strict=True)]
+        self._watched = _pairs_to_watch(o, seed)
+        self._seen: list[Tensor] = []  # (chains, watched) a sweep
+        self.losses: list[tuple[float, float]] = []  # with sigma
+        self._held: list[list[_Kept]] = [[] for _ in range(chains)]
+        self._stride = 1
+        self._burn_in = self._warm_up = min(WARM_UP, int(BURN_IN * most))
+        self.done = 0  # sweeps
+        self.verdict: _Verdict = (None, None)
+        self.agreed = False
+
+    def sweep(self, run_all: Callable[..., list[tuple[State, gibbs.Info]]]) -> None:
+        """One more, of all chains."""
+        warm = self.done < self._warm_up
+        how = self._settings if not warm else self._settings._replace(prior_scales=False, cut_rounds=_ROUNDS)
+
+        def move(chain: int) -> tuple[State, gibbs.Info]:
+            return gibbs.step(self._states[chain], self._problem, how, self._generators[chain], self._own[chain])
+
+        chains = len(self._states)
+        try:
+            moved = run_all(move, range(chains))
+        except (TrainingError, LinAlgError) as error:
+            raise TrainingError(f"the sampler broke down at sweep {self.done}: {error}; try a smaller --latent") from None
+        self._states = [state for state, _ in moved]
+        self.losses.append((sum(info.loss for _, info in moved) / chains, sum(info.sigma for _, info in moved) / chains))
+        latent = self._settings.latent
+        self._seen.append(torch.stack([_watch(state, self._problem, self._watched, latent) for state in self._states]))
+        if self.done % self._stride == 0:
+            for chain, state in zip(self._held, self._states, strict=True):
+                chain.append(_keep(self.done, state, self._problem))
+            if len(self._held[0]) * chains > BUFFER * max(self._keep, chains):
+                self._held, self._stride = [chain[::2] for chain in self._held], 2 * self._stride
+        self.done += 1
+
+    def look(self) -> None:
+        """Whether the chains agree by now."""
+        self._burn_in = max(self._warm_up, int(BURN_IN * self.done))
+        self.verdict = _verdict(torch.stack(self._seen[self._burn_in :], 1))
+
+    def snapshot(self) -> Tree:
+        """All that it takes to go on from here."""
+        found: dict[str, Any] = {"done": self.done, "burn_in": self._burn_in, "agreed": self.agreed, "stride": self._stride}
+        found |= {"verdict": self.verdict, "losses": self.losses, "states": self._states, "held": self._held}
+        found |= {"asked": [None if one is None else (one.rows.asked, one.ratings.asked) for one in self._own]}
+        found |= {"seen": torch.stack(self._seen)}
+        return plain(found) | {"generators": [generator.get_state() for generator in self._generators]}
+
+    def restore(self, saved: Tree) -> None:
+        """Go on from a snapshot."""
+        self.done, self._burn_in, self.agreed, self._stride = (saved[name] for name in ("done", "burn_in", "agreed", "stride"))
+        self.verdict, self.losses, self._seen = saved["verdict"], list(saved["losses"]), list(saved["seen"].unbind())
+        self._states = list(like(tuple(self._states), saved["states"]))
+        self._held = [[_Kept(*draw) for draw in chain] for chain in saved["held"]]
+        for generator, state in zip(self._generators, saved["generators"], strict=True):
+            generator.set_state(state)
+        for one, asked in zip(self._own, saved["asked"], strict=True):
             if one is not None:
                 one.rows.asked, one.ratings.asked = asked
-        held = [[_Kept(*draw) for draw in chain] for chain in resume["held"]]
-        number, burn_in, agreed, stride, verdict = (
-            resume[name] for name in ("number", "burn_in", "agreed", "stride", "verdict")
-        )
-        seen, losses = list(resume["seen"].unbind()), list(resume["losses"])
-    with workers(1 if o.users.shared else chains, device) as run_all:
-        while number + 1 < most and not agreed:
-            number += 1
-            now = settings if number >= warm_up else settings._replace(prior_scales=False, cut_rounds=_ROUNDS)
 
-            def move(chain: int) -> tuple[State, gibbs.Info]:
-                return gibbs.step(states[chain], problem, now, generators[chain], own[chain])  # noqa: B023 - used before the next turn
-
-            try:
-                moved = run_all(move, range(chains))
-            except (TrainingError, LinAlgError) as error:
-                raise TrainingError(f"the sampler broke down at sweep {number}: {error}; try a smaller --latent") from None
-            states = [state for state, _ in moved]
-            losses.append((sum(info.loss for _, info in moved) / chains, sum(info.sigma for _, info in moved) / chains))
-            seen.append(torch.stack([_watch(state, problem, watched, settings.latent) for state in states]))
-            if number % stride == 0:
-                for chain, state in zip(held, states, strict=True):
-                    chain.append(_keep(number, state, problem))
-                if len(held[0]) * chains > BUFFER * max(keep, chains):
-                    held, stride = [chain[::2] for chain in held], 2 * stride
-            done = number + 1
-            look = done == most or (done >= LEAST and done % CHECK_EVERY == 0)
-            if look:
-                burn_in = max(warm_up, int(BURN_IN * done))
-                verdict = _verdict(torch.stack(seen[burn_in:], 1))
-            agreed = sweeps is None and look and _agree(verdict, chains)
-            yield Progress(number, *losses[-1], *(verdict if look else (None, None)), snapshot)
-    late = losses[burn_in:]
-    kept = [draw for chain in held for draw in _spread_out([d for d in chain if d.sweep >= burn_in], -(-keep // chains))]
-    draws = _stack(_spread_out(kept, keep), problem, settings)
-    loss, sigma = (sum(part) / len(late) for part in zip(*late, strict=True))
-    return Sampled(draws, _fitted(draws, problem), number + 1, burn_in, loss, sigma, *verdict)
+    def sampled(self) -> Sampled:
+        """What is left in the end."""
+        share = -(-self._keep // len(self._held))
+        late = [[draw for draw in chain if draw.sweep >= self._burn_in] for chain in self._held]
+        draws = _spread_out([draw for chain in late for draw in _spread_out(chain, share)], self._keep)
+        stacked = _stack(draws, self._problem, self._settings)
+        losses = self.losses[self._burn_in :]
+        loss, sigma = (sum(part) / len(losses) for part in zip(*losses, strict=True))
+        return Sampled(stacked, _fitted(stacked, self._problem), self.done, self._burn_in, loss, sigma, *self.verdict)
 
 
 def _own(o: Observations, seed: int) -> Own:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,8 @@ class Mixture(NamedTuple):
 
     def quantile_of_x(self, q: float) -> Tensor:
         """The q-quantile where the scale has no ends, (n,)."""
+        if len(self.centre) == 1:
+            return self.centre[0] + NormalDist().inv_cdf(q) * self.spread[0]
         low = (self.centre - _REACH * self.spread).amin(0)
         high = (self.centre + _REACH * self.spread).amax(0)
         for _ in range(_BISECTIONS):
