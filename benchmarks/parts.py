@@ -33,7 +33,7 @@ def write(ratings: pd.DataFrame, folder: Path, source: Path) -> Path:
     """Ratings in the layout of their source, with what lies beside it."""
     folder.mkdir()
     plain = source.name == "u.data"
-    ratings.to_csv(folder / source.name, index=False, header=not plain, sep="\t" if plain else ",")
+    ratings.to_csv(folder / ("u.data" if plain else "ratings.csv"), index=False, header=not plain, sep="\t" if plain else ",")
     for name in ("movies.csv", "u.item", "u.user"):
         if source.with_name(name).exists():
             (folder / name).write_bytes(source.with_name(name).read_bytes())

@@ -13,7 +13,7 @@ from pmfcli.errors import ModelError, OutputError
 from pmfcli.files import replacing
 
 FORMAT = "pmf-checkpoint"
-VERSION = 2
+VERSION = 3
 
 
 def save(path: Path, identity: str, snapshot: Tree) -> None:

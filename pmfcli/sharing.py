@@ -44,8 +44,9 @@ def join() -> Team:
     except (RuntimeError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise ProcessError(f"torchrun: the processes do not find each other ({why}); start all of them again") from None
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    own = int(os.environ.get("LOCAL_RANK", 0))
+    if torch.cuda.is_available() and own < torch.cuda.device_count():
+        torch.cuda.set_device(own)
     return Processes()
 
 

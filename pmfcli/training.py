@@ -169,7 +169,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UsageError: the machine, or this build of torch, has no such device, or too few.
     """
-    gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # as torchrun says
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    processes = int(os.environ["LOCAL_WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
     has = {"cpu": True, "cuda": gpus > 0, "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device("cuda" if gpus >= processes else "cpu")

@@ -145,6 +145,7 @@ def test_quantiles_of_one_gaussian_and_of_the_same_twice(q: float) -> None:
     twice = Mixture(one.centre.repeat(2, 1), one.spread.repeat(2, 1))
     torch.testing.assert_close(one.quantile_of_x(q), twice.quantile_of_x(q), rtol=0, atol=1e-7)
     torch.testing.assert_close(one.below(one.quantile_of_x(q)), torch.full((2,), q).double())
+    assert bool(torch.isfinite(one.quantile_of_x(1.0)).all())  # what the widest interval's end is rounded to
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])

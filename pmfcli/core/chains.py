@@ -109,12 +109,12 @@ class _Run:
     def __init__(
         self, o: Observations, problem: Problem, settings: GibbsSettings, chains: int, keep: int, most: int, seed: int
     ) -> None:
-        self._problem, self._settings, self._keep = problem, settings, keep
+        self._problem, self._settings, self._most = problem, settings, keep
         seeds = torch.randint(2**62, (chains,), generator=torch.Generator().manual_seed(seed)).tolist()
         self._generators = [torch.Generator(o.t.device).manual_seed(number) for number in seeds]
-        self._own = [_own(o, number) if o.users.of is not None else None for number in seeds]
-        self._states = [gibbs.init(problem, settings, *each) for each in zip(self._generators, self._own, strict=True)]
-        self._watched = _pairs_to_watch(o, seed)
+        self._sources = [_own(o, number) if o.users.of is not None else None for number in seeds]
+        self._states = [gibbs.init(problem, settings, *each) for each in zip(self._generators, self._sources, strict=True)]
+        self._pairs = _pairs_to_watch(o, seed)
         self._seen: list[Tensor] = []  # (chains, watched) a sweep
         self.losses: list[tuple[float, float]] = []  # with sigma
         self._held: list[list[_Kept]] = [[] for _ in range(chains)]
@@ -130,7 +130,7 @@ class _Run:
         how = self._settings if not warm else self._settings._replace(prior_scales=False, cut_rounds=_ROUNDS)
 
         def move(chain: int) -> tuple[State, gibbs.Info]:
-            return gibbs.step(self._states[chain], self._problem, how, self._generators[chain], self._own[chain])
+            return gibbs.step(self._states[chain], self._problem, how, self._generators[chain], self._sources[chain])
 
         chains = len(self._states)
         try:
@@ -140,11 +140,11 @@ class _Run:
         self._states = [state for state, _ in moved]
         self.losses.append((sum(info.loss for _, info in moved) / chains, sum(info.sigma for _, info in moved) / chains))
         latent = self._settings.latent
-        self._seen.append(torch.stack([_watch(state, self._problem, self._watched, latent) for state in self._states]))
+        self._seen.append(torch.stack([_watch(state, self._problem, self._pairs, latent) for state in self._states]))
         if self.done % self._stride == 0:
             for chain, state in zip(self._held, self._states, strict=True):
                 chain.append(_keep(self.done, state, self._problem))
-            if len(self._held[0]) * chains > BUFFER * max(self._keep, chains):
+            if len(self._held[0]) * chains > BUFFER * max(self._most, chains):
                 self._held, self._stride = [chain[::2] for chain in self._held], 2 * self._stride
         self.done += 1
 
@@ -157,7 +157,7 @@ class _Run:
         """All that it takes to go on from here."""
         found: dict[str, Any] = {"done": self.done, "burn_in": self._burn_in, "agreed": self.agreed, "stride": self._stride}
         found |= {"verdict": self.verdict, "losses": self.losses, "states": self._states, "held": self._held}
-        found |= {"asked": [None if one is None else (one.rows.asked, one.ratings.asked) for one in self._own]}
+        found |= {"asked": [None if one is None else (one.rows.asked, one.ratings.asked) for one in self._sources]}
         found |= {"seen": torch.stack(self._seen)}
         return plain(found) | {"generators": [generator.get_state() for generator in self._generators]}
 
@@ -169,15 +169,15 @@ class _Run:
         self._held = [[_Kept(*draw) for draw in chain] for chain in saved["held"]]
         for generator, state in zip(self._generators, saved["generators"], strict=True):
             generator.set_state(state)
-        for one, asked in zip(self._own, saved["asked"], strict=True):
+        for one, asked in zip(self._sources, saved["asked"], strict=True):
             if one is not None:
                 one.rows.asked, one.ratings.asked = asked
 
     def sampled(self) -> Sampled:
         """What is left in the end."""
-        share = -(-self._keep // len(self._held))
+        share = -(-self._most // len(self._held))
         late = [[draw for draw in chain if draw.sweep >= self._burn_in] for chain in self._held]
-        draws = _spread_out([draw for chain in late for draw in _spread_out(chain, share)], self._keep)
+        draws = _spread_out([draw for chain in late for draw in _spread_out(chain, share)], self._most)
         stacked = _stack(draws, self._problem, self._settings)
         losses = self.losses[self._burn_in :]
         loss, sigma = (sum(part) / len(losses) for part in zip(*losses, strict=True))

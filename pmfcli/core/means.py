@@ -106,7 +106,8 @@ def ridge(means: Means, right: Tensor, tau: Tensor, lam: Tensor, start: Tensor, 
     scaled = residual / diagonal
     direction, size = scaled, means.dot(residual, scaled)
     enough = tolerance**2 * means.dot(right, right / diagonal).clamp(min=torch.finfo(right.dtype).tiny)
-    for _ in range(min(_MOST_ITERATIONS, 2 * len(right))):  # that many columns take as many without rounding
+    columns = int(means.of_columns.sum(torch.tensor(len(right))))  # without rounding so many iterations would do
+    for _ in range(min(_MOST_ITERATIONS, 2 * columns)):
         if bool((size <= enough).all()):
             break
         step = product(direction)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _BISECTIONS = 30  # of the range of the components, to the precision of its numbers
-_REACH = 8.0  # standard deviations beyond the outermost component
+_REACH, _LEAST = 8.0, 1e-15  # standard deviations beyond the outermost component; the probability there
 
 
 class Mixture(NamedTuple):
@@ -51,7 +51,7 @@ class Mixture(NamedTuple):
     def quantile_of_x(self, q: float) -> Tensor:
         """The q-quantile where the scale has no ends, (n,)."""
         if len(self.centre) == 1:
-            return self.centre[0] + NormalDist().inv_cdf(q) * self.spread[0]
+            return self.centre[0] + NormalDist().inv_cdf(min(max(q, _LEAST), 1 - _LEAST)) * self.spread[0]
         low = (self.centre - _REACH * self.spread).amin(0)
         high = (self.centre + _REACH * self.spread).amax(0)
         for _ in range(_BISECTIONS):

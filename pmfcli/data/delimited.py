@@ -71,20 +71,19 @@ def _in_memory(file: Path | None) -> bytes:
     kept = io.BytesIO()
     with contextlib.nullcontext(sys.stdin.buffer) if file is None else file.open("rb") as stream:
         while piece := stream.read(_BLOCK):
-            hopeless = not kept.tell() and not piece.startswith(_GZIP) and _no_rows(piece[:_HEAD])
+            begins = not kept.tell()
             kept.write(piece)
-            if hopeless:
+            if begins and not piece.startswith(_GZIP) and _no_text(piece[:_HEAD]):
                 break
             if kept.tell() > most:
-                raise DataError(
-                    f"{name}: more than {most / 1e9:.1f} GB, too much to keep in memory; write it to a file, give that"
-                )
+                todo = "unpack it" if file is not None and file.suffix == ".gz" else "write it to a file, give that"
+                raise DataError(f"{name}: more than {most / 1e9:.1f} GB, too much to keep in memory; {todo}")
     packed = kept.getvalue()
     if not packed.startswith(_GZIP):
         if file is not None and file.suffix == ".gz":
             raise DataError(f"{file}: not a gzip file")
         return packed
-    limit = max(_GZIP_SMALL, _GZIP_RATIO * len(packed))
+    limit = min(max(_GZIP_SMALL, _GZIP_RATIO * len(packed)), most)
     try:
         with gzip.open(io.BytesIO(packed)) as unpacked:
             content = unpacked.read(limit + 1)
@@ -95,9 +94,13 @@ def _in_memory(file: Path | None) -> bytes:
     return content
 
 
-def _no_rows(head: bytes) -> bool:
-    """Whether what begins so is no text, or has no lines."""
-    return b"\0" in head or (len(head) == _HEAD and b"\n" not in head)
+def _no_text(head: bytes) -> str | None:
+    """What is wrong with what begins so, if it is no text, or has no lines."""
+    if b"\0" in head or head.startswith(b"PK"):
+        return ": a binary file, not text; expected CSV, TSV, either as .gz, or .parquet"
+    if len(head) == _HEAD and b"\n" not in head:
+        return f":1: the line is longer than {_HEAD:,} bytes; expected user, movie, rating[, time]"
+    return None
 
 
 def recognise(text: Text, columns: Columns) -> Layout:
@@ -106,12 +109,10 @@ def recognise(text: Text, columns: Columns) -> Layout:
         head = stream.read(_HEAD)
     if not head.strip():
         raise DataError(f"{text.name}: empty; expected one rating a line: user, movie, rating[, time]")
-    if b"\0" in head or head.startswith(b"PK"):
-        raise DataError(f"{text.name}: a binary file, not text; expected CSV, TSV, either as .gz, or .parquet")
-    first, newline, _ = head.partition(b"\n")
-    if not newline and len(head) == _HEAD:
-        raise DataError(f"{text.name}:1: the line is longer than {_HEAD:,} bytes; expected user, movie, rating[, time]")
-    line = first.decode("utf-8-sig", errors="replace").removesuffix("\r")
+    complaint = _no_text(head)
+    if complaint is not None:
+        raise DataError(text.name + complaint)
+    line = head.partition(b"\n")[0].decode("utf-8-sig", errors="replace").removesuffix("\r")
     if not line.strip():
         raise DataError(f"{text.name}:1: the first line is blank; remove it")
     if "\r" in line:
