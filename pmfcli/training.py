@@ -27,6 +27,7 @@ from pmfcli.fitting import SURE, Found, Report, Task, Test, climb, observed, sam
 from pmfcli.sharing import Part, collected, mask
 
 MORE = 2  # sweeps of least squares over all ratings, from where those over most of many ended
+_USUAL_LATENT = 100  # features that are asked for of any data
 LEAST_HELD = 50  # fewer held-out ratings than this say nothing about the best epoch, and none are held out
 
 
@@ -107,6 +108,9 @@ def fitted_to(ratings: Ratings, settings: Settings) -> tuple[Settings, torch.dev
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     memory.keep()
+    most = max(len(ratings.users), len(ratings.movies), _USUAL_LATENT)
+    if settings.latent > most:
+        raise UsageError(f"--latent {settings.latent}: {ratings.name} has no more than {most} users or movies to tell apart")
     if settings.method != "bayes" and (ratings.user_features or ratings.movie_features):
         raise UsageError("--side and features are for --method bayes; add it, or leave them out")
     if settings.time != "none" and ratings.time is None:

@@ -100,6 +100,7 @@ def test_bad_data_is_3(pmf: Run, tmp_path: Path, name: str, command: str) -> Non
         (["train", "--latent", "0"], "--latent: input should be greater than or equal to 1, not 0"),
         (["train", "--latent", "x"], "--latent"),
         (["train", "--lr", "nan"], "--lr: input should be"),
+        (["train", "--latent", "5000"], "--latent 5000: sample has no more than 2000 users or movies to tell apart"),
         (["train", "--no-such-flag"], "--no-such-flag"),
         (["train", "--config", "bad.toml"], "did you mean latent?"),
         (["train", "--config", "none.toml"], "none.toml: No such file"),
@@ -298,7 +299,7 @@ def test_small_data_trains_and_says_how(answer: Run, tmp_path: Path) -> None:
     (tmp_path / "three.csv").write_text("user,movie,rating\na,x,1\nb,x,2\nb,y,3\n")
     done = answer("train", "--data", "three.csv")
     assert done.returncode == 0
-    assert "0.1 of 3 ratings is too little to hold out" in done.stderr
+    assert "3 ratings are too few to hold 0.1 of them out" in done.stderr
     checks = [(u, m, 9 if (u + m) % 2 else 2) for u in range(20) for m in range(15) if (u * 7 + m * 3) % 4]
     (tmp_path / "board.csv").write_text("user,movie,rating\n" + "".join(f"{u},{m},{r}\n" for u, m, r in checks))
     assert "it learned little" not in answer("train", "--data", "board.csv", "--sigma-u", "1", "--sigma-v", "1").stderr
@@ -384,6 +385,14 @@ def test_one_pair_has_one_prediction(answer: Run, sample_file: Path) -> None:
     movies = [part for row in best for part in ("--movie", row["movie"])]
     again = json.loads(answer("predict", "--user", "4", *movies, "-m", sample_file, "--json").stdout)["rows"]
     assert [row["prediction"] for row in again] == [row["prediction"] for row in best]
+
+
+def test_a_test_on_another_scale_is_called_so(answer: Run, sample_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("user,movie,rating\n4,1,77\n4,2,3\n")
+    for command in (["evaluate", "-m", sample_file], ["compare", sample_file, sample_file]):
+        done = answer(*command, "--test", "other.csv")
+        assert done.returncode == 0
+        assert "1 of 2 test ratings are outside the scale of the model, 0.5 to 5; is it the right file?" in done.stderr
 
 
 def test_a_model_that_memorises_is_called_so(answer: Run, tmp_path: Path) -> None:

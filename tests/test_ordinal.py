@@ -100,6 +100,17 @@ def test_the_interval_is_the_one_with_the_nearest_probability() -> None:
             assert (float(low[row]), float(high[row])) == (float(grid[a]), float(grid[b])), (level, row)
 
 
+def test_on_two_or_three_steps_the_interval_has_at_least_the_level() -> None:
+    for mass in ([0.28, 0.34, 0.38], [0.05, 0.9, 0.05], [0.7, 0.3], [1.0]):
+        found = Masses(torch.tensor([mass]), torch.linspace(0, 1, len(mass)))
+        for level in (0.3, 0.5, 0.9, 0.9999999):
+            low, high = found.interval(level)
+            inside = (found.grid >= low) & (found.grid <= high)
+            smaller = [sum(mass[a:b]) for a in range(len(mass)) for b in range(a + 1, a + int(inside.sum()))]
+            assert float(found.mass[0, inside].sum()) >= level - 1e-6
+            assert all(one < level for one in smaller)
+
+
 def test_moments_and_quantiles_of_masses() -> None:
     grid = torch.tensor([0.0, 0.5, 1.0])
     found = Masses(torch.tensor([[0.2, 0.5, 0.3], [0.0, 0.0, 1.0]]), grid)

@@ -238,6 +238,15 @@ def write_changed(
         document({"model": str(path), "method": found.model.method, **counts}, schema)
 
 
+def say_if_off_the_scale(models: "Iterable[Model]", ratings: "Ratings") -> None:
+    """Test ratings that a model cannot give are often those of another data set."""
+    for lo, hi in dict.fromkeys(model.scale for model in models):
+        outside = int(((ratings.stars < lo) | (ratings.stars > hi)).sum())
+        if outside:
+            of = f"{outside:,} of {ratings.n:,} test ratings"
+            note(f"warning: {of} are outside the scale of the model, {lo:g} to {hi:g}; is it the right file?")
+
+
 def read_visitor(source: str, model: "Model") -> "Visitor":
     """The ratings of somebody who is not in the data, as far as the model knows their movies; says what it does not.
 

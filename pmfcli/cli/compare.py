@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pmfcli.cli.common import load_model, read_data, say_if_dates_are_told
+from pmfcli.cli.common import load_model, read_data, say_if_dates_are_told, say_if_off_the_scale
 from pmfcli.cli.options import AsJson, OutputFormat, Source, with_columns
 from pmfcli.console import Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
@@ -35,6 +35,7 @@ def compare(
     found = [load_model(model) for model in models]
     ratings = read_data(Source(test, **columns))
     say_if_dates_are_told([str(model.settings["time"]) for model in found], ratings, True)
+    say_if_off_the_scale(found, ratings)
     from pmfcli.evaluation import compare as paired
     from pmfcli.evaluation import groups, score_model
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pmfcli.cli.common import by_hand, check_folder, load_model, read_data, say_if_dates_are_told
+from pmfcli.cli.common import by_hand, check_folder, load_model, read_data, say_if_dates_are_told, say_if_off_the_scale
 from pmfcli.cli.options import AsJson, Config, ModelFile, OutputFormat, Source, with_data_and_settings
 from pmfcli.config import resolve
 from pmfcli.console import Row, Shape, document, emit, note, pick_format, progress
@@ -67,6 +67,7 @@ def evaluate(
 
         ratings = read_data(source._replace(data=test))
         say_if_dates_are_told([str(found.settings["time"])], ratings, True)
+        say_if_off_the_scale([found], ratings)
         _say_if_the_future_is_known(ratings, found.data["latest"], "")
         tests = [Tested(score_model(found, ratings), rank_model(found, ratings, ranking) if ranking else None)]
     else:

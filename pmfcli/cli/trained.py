@@ -54,8 +54,7 @@ def say(model: "Model", output: Path, size: int, seconds: float) -> None:
                 + _against_memorising(model)
             )
     elif model.settings["holdout"] > 0:
-        part = f"{model.settings['holdout']:g} of {d['ratings']:,} ratings"
-        note(f"{part} is too little to hold out: trained on all")
+        note(f"{d['ratings']:,} ratings are too few to hold {model.settings['holdout']:g} of them out: trained on all")
     s = model.settings
     by_em = model.method == "map" and "em" in (s["priors"], s["noise"])
     if by_em and s["early_stop"] and m["epochs"] == s["epochs"]:

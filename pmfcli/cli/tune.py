@@ -93,7 +93,7 @@ def _literal(value: Any) -> str:
 
 def _say(found: "Found", output: Path) -> None:
     if not found.check:
-        note(f"nothing did better than the start (held-out RMSE {found.start:.4f})")
+        note(f"nothing did better than the start (held-out RMSE {found.start:.4f}), whose settings these are")
     else:
         row = next(row for row in found.check if row["score"] == "rmse")
         low, high = row["lo"], row["hi"]

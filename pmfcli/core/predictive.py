@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_COARSE, _SHORT = 3, 1e-6  # steps of a scale; by how little rounding may leave a probability short of a level
 _BISECTIONS = 30  # of the range of the components, to the precision of its numbers
 _REACH, _LEAST = 8.0, 1e-15  # standard deviations beyond the outermost component; the probability there
 
@@ -100,7 +101,8 @@ class Masses(NamedTuple):
 
         It grows from the most probable step towards its more probable neighbour. A scale of few steps has few intervals, and
         one of at least the level would hold more of the ratings than it says; nearest is by the square root of the probability
-        outside, for which the ratings outside are equally well counted everywhere.
+        outside, for which the ratings outside are equally well counted everywhere. On a scale of two or three steps the nearest
+        may be far: there it is the first of at least the level.
         """
         steps = self.mass.shape[1]
         low = high = self.mass.argmax(1)
@@ -109,6 +111,8 @@ class Masses(NamedTuple):
         best, best_low, best_high = torch.full_like(mass, math.inf), low, high
         for _ in range(steps):
             far = ((1 - mass).clamp(min=0).sqrt() - math.sqrt(1 - level)).abs()
+            if steps <= _COARSE:
+                far = (mass < level - _SHORT).to(mass)
             nearer = far < best
             best, best_low, best_high = (
                 torch.where(nearer, new, old) for new, old in ((far, best), (low, best_low), (high, best_high))
