@@ -191,7 +191,7 @@ def test_ids_that_are_nobody_are_refused() -> None:
         attach(ratings, {"movie": [table.set_axis([f"x{name}" for name in table.index])]})
 
 
-def test_on_the_command_line(pmf: Run, tmp_path: Path) -> None:
+def test_on_the_command_line(answer: Run, tmp_path: Path) -> None:
     ratings, table, _ = planted()
     ids = [
         f"{ratings.users.ids[u]},{ratings.movies.ids[m]},{s}"
@@ -200,16 +200,16 @@ def test_on_the_command_line(pmf: Run, tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("user,movie,rating\n" + "\n".join(ids) + "\n")
     table.rename_axis("movie").to_csv(tmp_path / "films.csv")
     common = ("train", "--data", "r.csv", "--movie-features", "films.csv", "--epochs", "40", "--latent", "2")
-    done = pmf(*common, "--method", "bayes")
+    done = answer(*common, "--method", "bayes")
     assert done.returncode == 0, done.stderr
     assert "features of 80 movies: kind (2)" in done.stderr
-    found = json.loads(pmf("predict", "--user", "u3", "--movie", "630", "--json").stdout)["rows"][0]
+    found = json.loads(answer("predict", "--user", "u3", "--movie", "630", "--json").stdout)["rows"][0]
     assert (found["source"], found["prediction"] < 3) == ("features", True)
-    assert pmf("predict", "-", stdin="u3\t630\n").stderr == ""  # which the model knows
-    assert "--method bayes" in pmf(*common).stderr
-    assert pmf(*common).returncode == 2
-    assert pmf("train", "--data", "-", "--side", "genres", "--method", "bayes", stdin="a,b,3\n").returncode == 2
-    assert pmf("train", "--side", "genres", "--method", "bayes").returncode == 2  # the sample is not MovieLens
-    assert pmf("evaluate", "--test", "r.csv", "--side", "genres").returncode == 2
-    scored = pmf("evaluate", *common[1:], "--method", "bayes", "--folds", "2", "--json")
+    assert answer("predict", "-", stdin="u3\t630\n").stderr == ""  # which the model knows
+    assert "--method bayes" in answer(*common).stderr
+    assert answer(*common).returncode == 2
+    assert answer("train", "--data", "-", "--side", "genres", "--method", "bayes", stdin="a,b,3\n").returncode == 2
+    assert answer("train", "--side", "genres", "--method", "bayes").returncode == 2  # the sample is not MovieLens
+    assert answer("evaluate", "--test", "r.csv", "--side", "genres").returncode == 2
+    scored = answer("evaluate", *common[1:], "--method", "bayes", "--folds", "2", "--json")
     assert json.loads(scored.stdout)["n"] == ratings.n

@@ -60,7 +60,7 @@ def test_the_best_is_what_its_file_gives(pmf: Run, small: Path) -> None:
     assert found.epochs == 20
 
 
-def test_what_cannot_be_searched_is_refused(pmf: Run, small: Path) -> None:
+def test_what_cannot_be_searched_is_refused(answer: Run, small: Path) -> None:
     few = small / "few.csv"
     few.write_text("user,movie,rating\na,x,1\na,y,2\nb,x,3\nb,z,4\n")
     for arguments, said in (
@@ -70,14 +70,14 @@ def test_what_cannot_be_searched_is_refused(pmf: Run, small: Path) -> None:
         (("--data", "small.csv", "--journal", "few.csv"), "not the journal of a search"),
         (("--data", "small.csv", "--journal", "."), "--journal"),
     ):
-        done = pmf("tune", *arguments)
+        done = answer("tune", *arguments)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr
     assert not (small / "tuned.toml").exists()
     notes = small / "notes.txt"
     for content in ("my notes\n", '{"op": 1}\n', "[1]\n", '{"op_code": 99}\n', '{"op_code": 0}\nnotes\n{"op_code": 0}\n'):
         notes.write_text(content)
-        done = pmf("tune", "--data", "small.csv", "--trials", "1", "--journal", "notes.txt")
+        done = answer("tune", "--data", "small.csv", "--trials", "1", "--journal", "notes.txt")
         assert (done.returncode, "not the journal of a search" in done.stderr) == (2, True), done.stderr
         assert notes.read_text() == content
-    done = pmf("tune", "--data", "small.csv", "--trials", "1", "--journal", "x.toml", "-o", "x.toml")
+    done = answer("tune", "--data", "small.csv", "--trials", "1", "--journal", "x.toml", "-o", "x.toml")
     assert (done.returncode, "is the file of --output" in done.stderr) == (2, True), done.stderr
