@@ -110,7 +110,8 @@ def fitted_to(ratings: Ratings, settings: Settings) -> tuple[Settings, torch.dev
     memory.keep()
     most = max(len(ratings.users), len(ratings.movies), _USUAL_LATENT)
     if settings.latent > most:
-        raise UsageError(f"--latent {settings.latent}: {ratings.name} has no more than {most} users or movies to tell apart")
+        sides = f"{len(ratings.users):,} users and {len(ratings.movies):,} movies"
+        raise UsageError(f"--latent {settings.latent}: {ratings.name} has {sides}; give at most {most}")
     if settings.method != "bayes" and (ratings.user_features or ratings.movie_features):
         raise UsageError("--side and features are for --method bayes; add it, or leave them out")
     if settings.time != "none" and ratings.time is None:

@@ -100,7 +100,7 @@ def test_bad_data_is_3(pmf: Run, tmp_path: Path, name: str, command: str) -> Non
         (["train", "--latent", "0"], "--latent: input should be greater than or equal to 1, not 0"),
         (["train", "--latent", "x"], "--latent"),
         (["train", "--lr", "nan"], "--lr: input should be"),
-        (["train", "--latent", "5000"], "--latent 5000: sample has no more than 2000 users or movies to tell apart"),
+        (["train", "--latent", "5000"], "--latent 5000: sample has 2,000 users and 230 movies; give at most 2000"),
         (["train", "--no-such-flag"], "--no-such-flag"),
         (["train", "--config", "bad.toml"], "did you mean latent?"),
         (["train", "--config", "none.toml"], "none.toml: No such file"),
