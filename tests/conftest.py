@@ -133,10 +133,13 @@ def answer(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
     for name in [name for name in os.environ if name.startswith("PMF_")]:
         monkeypatch.delenv(name)
 
-    def command(*arguments: str | Path, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+    def command(*arguments: str | Path, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
         capfd.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
+        with monkeypatch.context() as here:
+            here.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+            for name, value in environment.items():
+                here.setenv(name, value)
+            code = cli.run([str(argument) for argument in arguments])
         return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
 
     return command

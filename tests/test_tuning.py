@@ -17,11 +17,11 @@ def small(tmp_path: Path, sample) -> Path:
     return tmp_path
 
 
-def test_a_search_goes_on_where_it_was_stopped(pmf: Run, small: Path) -> None:
+def test_a_search_goes_on_where_it_was_stopped(answer: Run, small: Path) -> None:
     common = ("tune", "--data", "small.csv", "--epochs", "30", "--sigma", "0.35", "--json")
-    first = pmf(*common, "--trials", "2")
+    first = answer(*common, "--trials", "2")
     assert first.returncode == 0, first.stderr
-    second = pmf(*common, "--trials", "4")
+    second = answer(*common, "--trials", "4")
     tried, more = (json.loads(done.stdout)["rows"] for done in (first, second))
     assert [row["trial"] for row in more] == [0, 1, 2, 3]
     assert more[:2] == tried
@@ -34,28 +34,28 @@ def test_a_search_goes_on_where_it_was_stopped(pmf: Run, small: Path) -> None:
     found = resolve({}, small / "tuned.toml", {})
     assert (found.sigma, found.epochs) == (0.35, 30)
     assert "on other held-out ratings" in second.stderr or "nothing did better" in second.stderr
-    other = pmf("tune", "--data", "small.csv", "--epochs", "31", "--trials", "4")
+    other = answer("tune", "--data", "small.csv", "--epochs", "31", "--trials", "4")
     assert (other.returncode, "another --journal" in other.stderr) == (2, True)
 
 
-def test_a_search_goes_on_when_its_last_record_is_cut(pmf: Run, small: Path) -> None:
+def test_a_search_goes_on_when_its_last_record_is_cut(answer: Run, small: Path) -> None:
     common = ("tune", "--data", "small.csv", "--epochs", "20", "--journal", "cut.log", "--json")
-    assert pmf(*common, "--trials", "2").returncode == 0
+    assert answer(*common, "--trials", "2").returncode == 0
     journal = small / "cut.log"
     content = journal.read_bytes()
     for cut in (content[:-20], content[:-1], content + b"\0" * 100):
         journal.write_bytes(cut)
-        done = pmf(*common, "--trials", "3")
+        done = answer(*common, "--trials", "3")
         assert done.returncode == 0, done.stderr
         assert [row["trial"] for row in json.loads(done.stdout)["rows"]][:1] == [0]
 
 
-def test_the_best_is_what_its_file_gives(pmf: Run, small: Path) -> None:
-    assert pmf("tune", "--data", "small.csv", "--epochs", "20", "--trials", "3").returncode == 0
+def test_the_best_is_what_its_file_gives(answer: Run, small: Path) -> None:
+    assert answer("tune", "--data", "small.csv", "--epochs", "20", "--trials", "3").returncode == 0
     found = resolve({}, small / "tuned.toml", {})
     line = (small / "tuned.toml").read_text().splitlines()[0]
     flags = ("train", "--data", "small.csv", "--config", "tuned.toml", "--no-refit", "--json")
-    again = json.loads(pmf(*flags).stdout)
+    again = json.loads(answer(*flags).stdout)
     assert f"RMSE {again['holdout_rmse']:.3f}" in line
     assert found.epochs == 20
 
