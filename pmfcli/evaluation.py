@@ -23,12 +23,12 @@ from pmfcli.processes import side_by_side
 from pmfcli.training import choose_device, held_out, run, train
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
-LARGE_ERROR = 1.0  # stars
 BINS = 10  # of the PIT histogram, of the ratings by sd, and of the reliability diagram
 _EDGES = (0, 1, 3, 10, 30, 100, 300)  # groups by number of training ratings: 0, 1-2, 3-9, …
 _QUADRATURE = 200  # points on the scale, where it has no steps
 _ENDS = (0.025, 0.975)  # of bootstrap intervals
 _SEED = 0  # of the bootstrap, and of the users whose movies are ranked
+_LARGE = 0.25  # of the scale: an error that is a large one
 _RANKED_USERS, _LIKED = 1000, 0.75  # at most; a movie is liked from there on the scale, 4 of 5 stars
 
 
@@ -54,6 +54,7 @@ class Scored(NamedTuple):
     movie_count: Tensor  # training ratings of the movie
     trained_on: Tensor  # bool: the pair was among the training ratings
     off_grid: Tensor  # bool: a rating that training never had, where these are steps of a scale
+    large: Tensor  # beyond this an error is a large one
 
     def select(self, mask: Tensor) -> "Scored":
         """The ratings where ``mask`` (n,) holds."""
@@ -148,7 +149,8 @@ def report(parts: Sequence[Scored]) -> dict[str, Any]:
         "intervals": _intervals(whole),
         "width": dict(zip(_NAMES, (whole.high - whole.low).double().mean(0).tolist(), strict=True)),
         "pit": metrics.pit_histogram(whole.below, whole.up_to, BINS),
-        "auc_sd": metrics.area_under_roc(whole.sd, error.abs() > LARGE_ERROR),
+        "large_error": float(whole.large[0]),
+        "auc_sd": metrics.area_under_roc(whole.sd, error.abs() > whole.large),
         "rmse_by_sd": [{"sd": sd, "rmse": rmse} for sd, rmse in metrics.by_parts(whole.sd, error, BINS)],
         "risk_coverage": _risk(whole.sd, error),
         "reliability": _reliability(whole),
@@ -192,8 +194,16 @@ def _score(model: Model, pairs: Pairs, stars: Tensor, people: Tensor) -> Scored:
         movie_count=movie_counts[pairs.movie] * pairs.movie_known,
         trained_on=trained_on(model, pairs),
         off_grid=torch.zeros_like(pairs.user_known) if grid is None else ~torch.isin(stars, grid),
+        large=torch.full_like(stars, large_error(scale, model.steps)),
         **{name: torch.cat(columns) for name, columns in found.items()},
     )
+
+
+def large_error(scale: Scale, steps: Sequence[float]) -> float:
+    """A quarter of the scale, in whole steps where it has them: 1 star of 5."""
+    quarter, apart = _LARGE * (scale.hi - scale.lo), torch.tensor(steps).diff()
+    step = float(apart.min()) if len(apart) else quarter
+    return math.floor(quarter / step + 1e-4) * step or quarter
 
 
 def _rank(model: Model, pairs: Pairs, stars: Tensor, k: int) -> Ranked:

@@ -36,7 +36,7 @@ def draw(result: dict[str, Any], kind: str) -> bytes:
     levels.plot(nominal, list(result["coverage"].values()), "s-", label="intervals: ratings inside")
     if result["reliability"]:
         points = result["reliability"]
-        levels.plot([point["p"] for point in points], [point["observed"] for point in points], "o-", label="4 stars or more")
+        levels.plot([point["p"] for point in points], [point["observed"] for point in points], "o-", label="4 or more")
     levels.set(title="Reliability", xlabel="predicted probability", ylabel="how often it came", xlim=(0, 1), ylim=(0, 1))
     levels.legend(loc="upper left")
 
@@ -51,14 +51,12 @@ def draw(result: dict[str, Any], kind: str) -> bytes:
     largest = 1.05 * max(sds + rmses)
     errors.plot([0, largest], [0, largest], **diagonal)
     errors.plot(sds, rmses, "o-")
-    errors.set(
-        title="Errors by predicted sd", xlabel="predicted sd, stars", ylabel="RMSE, stars", xlim=(0, largest), ylim=(0, largest)
-    )
+    errors.set(title="Errors by predicted sd", xlabel="predicted sd", ylabel="RMSE", xlim=(0, largest), ylim=(0, largest))
 
     parts = result["risk_coverage"]
     risk.plot([100 * part["part"] for part in parts], [part["rmse"] for part in parts], "o-", label="by predicted sd")
     risk.axhline(result["rmse"], **diagonal)
-    risk.set(title="If only the surest are answered", xlabel="part answered, %", ylabel="RMSE, stars", ylim=(0, None))
+    risk.set(title="If only the surest are answered", xlabel="part answered, %", ylabel="RMSE", ylim=(0, None))
 
     figure.suptitle(
         f"{result['n']:,} ratings, RMSE {result['rmse']:.4f}" + (f", NLL {result['nll']:.4f}" if result["nll"] else "")

@@ -15,7 +15,7 @@ from pmfcli.core import metrics
 from pmfcli.core.predictive import Masses, Mixture
 from pmfcli.data.ratings import Ratings, Scale
 from pmfcli.data.split import random_mask
-from pmfcli.evaluation import LEVELS, _predicted, cross_score, rank_model, report_ranking
+from pmfcli.evaluation import LEVELS, _predicted, cross_score, large_error, rank_model, report_ranking
 from pmfcli.training import run, train
 
 GRID = torch.tensor([1.0, 2.0, 3.0, 5.0])
@@ -134,6 +134,15 @@ def test_what_is_liked_is_the_upper_quarter_of_the_scale(sample: Ratings, lo: in
     test = there.select(mask)
     assert set(found.user.tolist()) <= {int(user) for user, given in zip(test.user, test.stars, strict=True) if given >= least}
     assert report_ranking([found], 10)["relevant"] == f"test ratings of {least} or more"
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "step", "large"), [(0.5, 5, 0.5, 1), (1, 5, 1, 1), (1, 10, 1, 2), (0, 1, 0.1, 0.2), (0, 1, 1, 0.25)]
+)
+def test_a_large_error_is_a_quarter_of_the_scale(lo: float, hi: float, step: float, large: float) -> None:
+    steps = tuple(torch.arange(lo, hi + step / 2, step).tolist())
+    assert large_error(Scale(lo, hi), steps) == pytest.approx(large)
+    assert large_error(Scale(-10.0, 10.0), ()) == 5
 
 
 def test_parts_by_score() -> None:

@@ -161,8 +161,8 @@ def _say(result: Row, max_rmse: float | None) -> None:
     if result["n_trained_on"]:
         note(f"warning: {result['n_trained_on']:,} of {result['n']:,} test pairs were in the training data; this is no test")
     inside, width, auc = result["coverage"]["0.9"], result["width"]["0.9"], result["auc_sd"]
-    told = "" if auc is None else f"; sd tells errors over 1 star from others with AUC {auc:.2f}"
-    note(f"the 90 % intervals hold {100 * inside:.1f} % of the ratings, {width:.2f} stars wide{told}")
+    told = "" if auc is None else f"; sd tells errors over {result['large_error']:g} from others with AUC {auc:.2f}"
+    note(f"the 90 % intervals hold {100 * inside:.1f} % of the ratings, {width:.2f} wide{told}")
     if result["ranking"]:
         _say_ranking(result["ranking"])
     if result["n_off_grid"]:
