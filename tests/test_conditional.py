@@ -75,7 +75,7 @@ def test_ridge_is_the_dense_solution() -> None:
         torch.rand(9, generator=seeded()).double(),
         randn(3).abs(),
     )
-    means = Means.of(weight, pattern, pattern.T)
+    means = Means.of(weight, pattern)
     F = torch.zeros(9, 13, dtype=torch.float64)
     F[pattern.row.long(), pattern.col.long()] = weight
     right = randn(13, 3, seed=9)
@@ -155,9 +155,9 @@ def test_weights_of_nobody_change_nothing() -> None:
 
 def test_products_of_the_means() -> None:
     o = problem()
-    means = Means.of(o.G, o.pattern_t, o.pattern)
+    means = Means.of(o.G, o.pattern.T)
     B, R = randn(7, 3), randn(11, 3, seed=2)
-    torch.testing.assert_close(means.up(B), spmm(o.G, B, o.pattern_t))
+    torch.testing.assert_close(means.up(B), spmm(o.G, B, o.pattern.T))
     torch.testing.assert_close((means.up(B) * R).sum(), (B * means.down(R)).sum())
 
 

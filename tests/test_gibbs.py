@@ -33,7 +33,7 @@ def test_wishart_moments() -> None:
 def test_noise_injected_weights_have_their_moments() -> None:
     pattern = random_pattern(8, 5, 0.6, seed=1)
     weight = torch.rand(pattern.n, generator=seeded(2), dtype=torch.float64) + 0.2
-    means = Means.of(weight, pattern, pattern.T)
+    means = Means.of(weight, pattern)
     F = torch.zeros(8, 5, dtype=torch.float64)
     F[pattern.row.long(), pattern.col.long()] = weight
     A = torch.randn(8, 2, generator=seeded(3), dtype=torch.float64)

@@ -22,7 +22,7 @@ from pmfcli.core.ordinal import draw_kind, draw_latent
 from pmfcli.core.pairs import Seen
 from pmfcli.core.posterior import Factors, Observations, inverse
 from pmfcli.core.rows import Rows, stacked, users_of
-from pmfcli.core.sparse import Pattern, spmm
+from pmfcli.core.sparse import Pattern, named, spmm
 
 _SWEEPS = 2  # over the rows of a mode that are found again, users and movies in turn
 _AT_A_TIME = 1 << 20  # ratings of new movies, counted on every draw
@@ -97,7 +97,7 @@ def resettled(laplace: Laplace, seen: Seen, observations: Observations, users: T
     if q.W is not None:
         mean_u[:, :k] = spmm(o.F, q.W, o.pattern)
     if q.X is not None:
-        mean_v[:, :k] = spmm(o.G, q.X, o.pattern_t)
+        mean_v[:, :k] = spmm(o.G, q.X, o.pattern.T)
     U[users, :k], V[movies, :k] = (q.Y + mean_u[:, :k])[users], (q.Z + mean_v[:, :k])[movies]
     of_users, their_movies = _ratings_of(users, o)
     of_movies, their_users = _ratings_of(movies, o.flipped())
@@ -225,9 +225,9 @@ def _ratings_of(rows: Tensor, o: Observations) -> tuple[Observations, Tensor]:
     """
     place = _places(rows, o.pattern.shape[0])[o.pattern.row.long()]
     mine = torch.nonzero(place >= 0)[:, 0]
-    used, column = o.pattern.col[mine].long().unique(return_inverse=True)
+    used, column = named(o.pattern.col[mine].long(), o.pattern.shape[1])
     pattern, t = Pattern.of(place[mine], column, (len(rows), len(used))), o.t[mine]
-    return Observations(pattern, pattern.T, t, t[:0], t[:0], o.offset, o.link), used
+    return Observations(pattern, t, t[:0], t[:0], o.offset, o.link), used
 
 
 def _places(rows: Tensor, count: int) -> Tensor:

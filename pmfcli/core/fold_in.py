@@ -128,7 +128,7 @@ def _fold_in_mode(p: Laplace, seen: Seen, movies: Tensor, t: Tensor, weight: flo
     if p.parameters.W is not None:
         m[0, :k] = weight * p.parameters.W[movies].sum(0)
     one = Pattern.of(torch.zeros_like(movies), torch.arange(len(movies)), (1, len(movies)))
-    observations = Observations(one, one.T, t, t[:0], t[:0], offset, link)  # the means are in m and V
+    observations = Observations(one, t, t[:0], t[:0], offset, link)  # the means are in m and V
     spread = spread_of(p, seen, movies, of_movies=True)
     A = settle(m, Prior(m, p.precision_u), V[movies], spread, observations, p.parameters.sigma, k)
     covariance = curvature(p, torch.zeros_like(movies), A, movies, V, p.precision_u).covariance()

@@ -105,7 +105,7 @@ def cut(observations: Observations, blocks: int) -> tuple[Observations, ...]:
         return (o,)
     G = torch.empty_like(o.G)
     if len(G):
-        G[o.pattern.perm] = o.G  # from the order of pattern_t to that of pattern
+        G[o.pattern.perm] = o.G  # from the order of pattern.T to that of pattern
     return tuple(_rows(o, G, own) for own in users)
 
 
@@ -153,7 +153,7 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
     if W is not None:
         adam.append(_adam(lr * _slower(o.F, o.pattern, o.movies.team, o.users.team), [W]))
     xs = [block.X for block in parameters if block.X is not None]
-    adam_x = _adam(lr * _slower(o.G, o.pattern_t, o.users.team, o.users.team) if xs else lr, xs)
+    adam_x = _adam(lr * _slower(o.G, o.pattern.T, o.users.team, o.users.team) if xs else lr, xs)
     return State(parameters, users, s.scales, tuple(adam), adam_x)
 
 
@@ -328,7 +328,7 @@ def _slower(weights: Tensor, pattern: Pattern, of_columns: Team, of_ratings: Tea
 
 def _movie_means(state: State, blocks: tuple[Observations, ...]) -> Tensor | None:
     """G X, (n_movies, latent), from all blocks."""
-    parts = [spmm(o.G, p.X, o.pattern_t) for p, o in zip(state.parameters, blocks, strict=True) if p.X is not None]
+    parts = [spmm(o.G, p.X, o.pattern.T) for p, o in zip(state.parameters, blocks, strict=True) if p.X is not None]
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] if parts else None
 
 
@@ -343,4 +343,4 @@ def _rows(o: Observations, G: Tensor, own: slice) -> Observations:
     """The observations of some users; the weights stay those of the whole data, G in the order of pattern."""
     part, place = o.only(own)
     G = G.index_select(0, place).index_select(0, part.pattern.perm) if len(G) else G
-    return part._replace(pattern_t=part.pattern.T, G=G)
+    return part._replace(G=G)

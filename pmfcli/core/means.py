@@ -24,25 +24,22 @@ class Means(NamedTuple):
 
     weight: Tensor  # (n,)
     pattern: Pattern  # rows x columns
-    weight_t: Tensor  # (n,)
-    pattern_t: Pattern
+    weight_t: Tensor  # (n,) in the order of pattern.T
     sizes: tuple[int, ...]  # columns of each block: what a block is scaled by is its own
     usual: Tensor  # (columns,) what a row of which nothing is known has: nothing, or the mean of features
     of_rows: Team = ALONE  # processes that have some of the rows each
     of_columns: Team = ALONE  # the same of columns
 
     @classmethod
-    def of(
-        cls, weight: Tensor, pattern: Pattern, pattern_t: Pattern, of_rows: Team = ALONE, of_columns: Team = ALONE
-    ) -> "Means":
+    def of(cls, weight: Tensor, pattern: Pattern, of_rows: Team = ALONE, of_columns: Team = ALONE) -> "Means":
         """One block, from weights (n,) in the order of the pattern."""
         weight_t, nothing = weight.index_select(0, pattern.perm), weight.new_zeros(pattern.shape[1])
-        return cls(weight, pattern, weight_t, pattern_t, (pattern.shape[1],), nothing, of_rows, of_columns)
+        return cls(weight, pattern, weight_t, (pattern.shape[1],), nothing, of_rows, of_columns)
 
     @classmethod
     def of_features(cls, weight: Tensor, pattern: Pattern) -> "Means":
         """One block of features: weights (n,) in the order of the pattern."""
-        found = cls.of(weight, pattern, pattern.T)
+        found = cls.of(weight, pattern)
         return found._replace(usual=found.down(weight.new_ones(pattern.shape[0], 1))[:, 0] / pattern.shape[0])
 
     def beside(self, other: "Means") -> "Means":
@@ -53,7 +50,7 @@ class Means(NamedTuple):
         col = torch.cat([one.col.long(), two.col.long() + one.shape[1]])
         order = torch.argsort(row * columns + col)
         pattern = Pattern.of(row[order], col[order], (one.shape[0], columns))
-        found = Means.of(torch.cat([self.weight, other.weight])[order], pattern, pattern.T)
+        found = Means.of(torch.cat([self.weight, other.weight])[order], pattern)
         return found._replace(sizes=self.sizes + other.sizes, usual=torch.cat([self.usual, other.usual]))
 
     def each(self, of_block: Tensor) -> Tensor:
@@ -67,11 +64,11 @@ class Means(NamedTuple):
 
     def down(self, B: Tensor) -> Tensor:
         """F' B, (columns, d)."""
-        return self.of_rows.sum(spmm(self.weight_t, B, self.pattern_t))
+        return self.of_rows.sum(spmm(self.weight_t, B, self.pattern.T))
 
     def squares(self, tau: Tensor) -> Tensor:
         """The diagonal of F' diag(tau) F, (columns,)."""
-        return self.of_rows.sum(spmm(self.weight_t.square(), tau[:, None], self.pattern_t))[:, 0]
+        return self.of_rows.sum(spmm(self.weight_t.square(), tau[:, None], self.pattern.T))[:, 0]
 
     def variances(self, tau: Tensor, lam: Tensor) -> Tensor:
         """Var W_k given the rows and all other W, in units of Lambda^-1, (columns, d), or (columns, 1) where lambda has no d.

@@ -64,13 +64,13 @@ def fit_biases(pattern: Pattern, stars: Tensor, team: Team = ALONE) -> BiasOnly:
     total, n = team.sum(torch.stack([r.sum(), r.new_tensor(len(r))])).tolist()
     mean = total / n
     n_i, m_j = pattern.row_counts(), team.sum(pattern.col_counts())
-    ones, pattern_t = torch.ones_like(r), pattern.T
+    ones = torch.ones_like(r)
     of_users, of_movies = r.new_zeros(pattern.shape[0]), r.new_zeros(pattern.shape[1])
     of_users.index_add_(0, pattern.row, r - mean)
     of_movies.index_add_(0, pattern.col, r - mean)
     b = torch.zeros_like(of_users)
     for _ in range(_SWEEPS):
-        c = team.sum(of_movies - spmm(ones, b[:, None], pattern_t)[:, 0]) / (_DAMPING_MOVIE + m_j)
+        c = team.sum(of_movies - spmm(ones, b[:, None], pattern.T)[:, 0]) / (_DAMPING_MOVIE + m_j)
         b = damped(of_users - spmm(ones, c[:, None], pattern)[:, 0], n_i)
     return BiasOnly(mean, b, c)
 

@@ -51,10 +51,9 @@ class Observations(NamedTuple):
     """Ratings as the posterior needs them. Test pairs must not be among them: F and G are made from these pairs."""
 
     pattern: Pattern  # users x movies
-    pattern_t: Pattern  # movies x users
     t: Tensor  # (n,) ratings on the unit scale, in pattern order
     F: Tensor  # (n,) weights of the users' hierarchical means, in pattern order; (0,) where they have none
-    G: Tensor  # (n,) weights of the movies' hierarchical means, in pattern_t order; (0,) where they have none
+    G: Tensor  # (n,) weights of the movies' hierarchical means, in the order of pattern.T; (0,) where they have none
     offset: float  # m, with g(m) the mean of t, or 0
     link: Link = "sigmoid"
     users: Share = WHOLE  # which of them these are
@@ -62,23 +61,22 @@ class Observations(NamedTuple):
 
     def to(self, device: torch.device) -> "Observations":
         """The same observations on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("pattern", "pattern_t", "t", "F", "G")}
+        moved = {name: getattr(self, name).to(device) for name in ("pattern", "t", "F", "G")}
         return self._replace(**moved)
 
     def flipped(self) -> "Observations":
         """The same with movies as rows and users as columns."""
         t = self.t.index_select(0, self.pattern.perm)
-        other = self._replace(pattern=self.pattern_t, pattern_t=self.pattern, t=t, F=self.G, G=self.F)
-        return other._replace(users=self.movies, movies=self.users)
+        return self._replace(pattern=self.pattern.T, t=t, F=self.G, G=self.F, users=self.movies, movies=self.users)
 
     def only(self, rows: slice | Tensor) -> tuple["Observations", Tensor]:
-        """The ratings of some rows, without what needs a transpose, and where these lie among all, (n,)."""
+        """The ratings of some rows, but for G, and where these lie among all, (n,)."""
         pattern, place = self.pattern.rows(rows)
         t, F = self.t.index_select(0, place), self.F.index_select(0, place) if len(self.F) else self.F
         return self._replace(pattern=pattern, t=t, F=F), place
 
     def view(self, start: int, stop: int) -> "Observations":
-        """The ratings of some rows, without what needs a transpose: for products that need no gradient."""
+        """The ratings of a range of rows, but for G."""
         first, last = int(self.pattern.crow[start]), int(self.pattern.crow[stop])
         return self._replace(pattern=self.pattern.view(start, stop), t=self.t[first:last], F=self.F[first:last])
 
@@ -124,11 +122,11 @@ def observe(
     n_i = pattern.row_counts().clamp(min=1).to(t.dtype)
     m_j = users.team.sum(pattern.col_counts()).clamp(min=1).to(t.dtype)
     F = n_i.pow(-user_power)[pattern.row] if user_means else t[:0]
-    G = m_j.pow(-movie_power)[pattern.row_t] * n_i.pow(-rater_power)[pattern.col_t] if movie_means else t[:0]
+    G = m_j.pow(-movie_power)[pattern.T.row] * n_i.pow(-rater_power)[pattern.T.col] if movie_means else t[:0]
     n, total = users.team.sum(torch.stack([t.new_tensor(len(t), dtype=torch.float64), t.sum(dtype=torch.float64)]))
     least = 0.5 / max(int(n), 1)  # if all ratings are at one end of the scale, the mean stays just inside it
     offset = float(inverse((total / n).clamp(least, 1 - least), link)) if with_offset else 0.0
-    return Observations(pattern, pattern.T, t, F, G, offset, link, users)
+    return Observations(pattern, t, F, G, offset, link, users)
 
 
 def mean(x: Tensor, link: Link) -> Tensor:
@@ -162,7 +160,7 @@ def effective(parameters: Parameters, observations: Observations) -> Factors:
     """U = Y + F W and V = Z + G X."""
     p, o = parameters, observations
     U = p.Y if p.W is None else p.Y + spmm(o.F, p.W, o.pattern)
-    V = p.Z if p.X is None else p.Z + o.users.team.sum(spmm(o.G, p.X, o.pattern_t))
+    V = p.Z if p.X is None else p.Z + o.users.team.sum(spmm(o.G, p.X, o.pattern.T))
     return Factors(U, V, p.b, p.c, o.offset, o.link)
 
 

@@ -17,7 +17,7 @@ from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pac
 from pmfcli.core.drift import at_no_time
 from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, linearise, mean, score
-from pmfcli.core.sparse import Pattern
+from pmfcli.core.sparse import Pattern, named
 from pmfcli.core.team import ALONE, Team
 
 _CHUNK, _CHUNK_NUMBERS = 4096, 8_000_000  # pairs answered at a time: at most so many, nor more numbers of their covariances
@@ -161,7 +161,7 @@ def curvature(p: Laplace, of: Tensor, A: Tensor, others: Tensor, B: Tensor, prec
         team: processes that have some of the ratings each.
     """
     k, offset, link = p.head
-    used, column = others.unique(return_inverse=True)
+    used, column = named(others, len(B))
     B = B[used]
     pattern = Pattern.of(of, column, (len(A), len(used)))
     x = score(Factors.of(A, B, k, offset, link), pattern)

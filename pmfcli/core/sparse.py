@@ -10,7 +10,6 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,22 +17,51 @@ from torch import Tensor
 _GATHER_BLOCK = 1 << 20  # pairs gathered at a time where the sparse kernels are missing
 
 
-class Pattern(NamedTuple):
-    """The observed pairs in compressed form, by rows and by columns. Made once, used at every step.
+class _Orders:
+    """Pairs in the order of rows; in that of columns from when it is first asked for."""
+
+    def __init__(self, by_rows: tuple[Tensor, Tensor, Tensor], shape: tuple[int, int]) -> None:
+        self.by_rows, self.shape = by_rows, shape  # crow, col and row
+
+    @functools.cached_property
+    def perm(self) -> Tensor:
+        """From the first to the second."""
+        col = self.by_rows[1]
+        return torch.sort(col, stable=True).indices.to(col.dtype)
+
+    @functools.cached_property
+    def back(self) -> Tensor:
+        """From the second to the first."""
+        found = torch.empty_like(self.perm)
+        found[self.perm.long()] = torch.arange(len(found), dtype=found.dtype, device=found.device)
+        return found
+
+    @functools.cached_property
+    def by_columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``by_rows``, with rows and columns exchanged."""
+        _, col, row = self.by_rows
+        col, row = row.index_select(0, self.perm), col.index_select(0, self.perm)
+        return _starts(row, self.shape[1]), col, row
+
+    def to(self, device: torch.device) -> "_Orders":
+        """The same on another device."""
+        crow, col, row = (part.to(device) for part in self.by_rows)
+        found = _Orders((crow, col, row), self.shape)
+        if "perm" in vars(self):
+            found.perm = self.perm.to(device)
+        return found
+
+
+class Pattern:
+    """The observed pairs in compressed form, by rows and, where that is needed, by columns. Made once, used at every step.
 
     Values that belong to a pattern are vectors of length ``n`` in its own order: sorted by row, then by column.
     ``T`` is the same set of pairs with rows and columns exchanged; ``values[pattern.perm]`` puts values in its order.
     Indices are int32 where they fit, as the kernels want them.
     """
 
-    crow: Tensor  # (rows + 1,) where each row starts
-    col: Tensor  # (n,) column of each pair
-    row: Tensor  # (n,) row of each pair
-    perm: Tensor  # (n,) this order -> the order of T
-    crow_t: Tensor  # (columns + 1,)
-    col_t: Tensor  # (n,) row of each pair, in the order of T
-    row_t: Tensor  # (n,) column of each pair, in the order of T
-    shape: tuple[int, int]
+    def __init__(self, orders: _Orders, flipped: bool = False) -> None:
+        self._orders, self._flipped = orders, flipped
 
     @classmethod
     def of(cls, row: Tensor, col: Tensor, shape: tuple[int, int]) -> "Pattern":
@@ -54,12 +82,37 @@ class Pattern(NamedTuple):
                 raise ValueError("pairs must be sorted by row, then column, without repeats, and lie within the shape")
             if int(row[0]) < 0 or int(row[-1]) >= shape[0]:
                 raise ValueError("a row lies outside the shape")
-        row_t, order = torch.sort(col, stable=True)
-        perm = order.to(kind)
-        del order
-        col_t = row.index_select(0, perm)
-        crow, crow_t = _starts(row, shape[0]), _starts(row_t, shape[1])
-        return cls(crow, col, row, perm, crow_t, col_t, row_t, shape)
+        return cls(_Orders((_starts(row, shape[0]), col, row), shape))
+
+    @property
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._orders.by_columns if self._flipped else self._orders.by_rows
+
+    @property
+    def crow(self) -> Tensor:
+        """Where each row starts, (rows + 1,)."""
+        return self._parts[0]
+
+    @property
+    def col(self) -> Tensor:
+        """Column of each pair, (n,)."""
+        return self._parts[1]
+
+    @property
+    def row(self) -> Tensor:
+        """Row of each pair, (n,)."""
+        return self._parts[2]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        rows, columns = self._orders.shape
+        return (columns, rows) if self._flipped else (rows, columns)
+
+    @property
+    def perm(self) -> Tensor:
+        """This order -> the order of T, (n,)."""
+        return self._orders.back if self._flipped else self._orders.perm
 
     @property
     def n(self) -> int:
@@ -69,11 +122,7 @@ class Pattern(NamedTuple):
     @property
     def T(self) -> "Pattern":  # noqa: N802 - the transpose, as torch and numpy call it
         """The transposed pattern. No values are carried: permute them with ``perm``."""
-        inverse = torch.empty_like(self.perm)
-        inverse[self.perm.long()] = torch.arange(self.n, dtype=self.perm.dtype, device=self.perm.device)
-        return Pattern(
-            self.crow_t, self.col_t, self.row_t, inverse, self.crow, self.col, self.row, (self.shape[1], self.shape[0])
-        )
+        return Pattern(self._orders, not self._flipped)
 
     def row_counts(self) -> Tensor:
         """Pairs in each row, (rows,)."""
@@ -81,7 +130,7 @@ class Pattern(NamedTuple):
 
     def col_counts(self) -> Tensor:
         """Pairs in each column, (columns,)."""
-        return self.crow_t[1:] - self.crow_t[:-1]
+        return self.T.row_counts()
 
     def rows(self, own: slice | Tensor) -> tuple["Pattern", Tensor]:
         """The pattern of some rows alone, all columns kept, and where its values lie among those of this one, (n,)."""
@@ -92,11 +141,10 @@ class Pattern(NamedTuple):
         return Pattern.of(row, self.col.index_select(0, place), (len(counts), self.shape[1])), place
 
     def view(self, start: int, stop: int) -> "Pattern":
-        """The same without a transpose, and nothing copied but row numbers: for products that need no gradient."""
+        """The pattern of a range of rows, all columns kept; nothing is copied but row numbers."""
         first, last = int(self.crow[start]), int(self.crow[stop])
-        crow, none = self.crow[start : stop + 1] - first, self.col[:0]
-        row = self.row[first:last] - start
-        return Pattern(crow, self.col[first:last], row, none, none, none, none, (stop - start, self.shape[1]))
+        crow, row = self.crow[start : stop + 1] - first, self.row[first:last] - start
+        return Pattern(_Orders((crow, self.col[first:last], row), (stop - start, self.shape[1])))
 
     def tiles(self, width: int) -> Iterator[tuple[slice, "Pattern", Tensor | slice]]:
         """Ranges of so many columns, each as a view, with where its values lie: rows of a matrix that a cache can hold.
@@ -106,13 +154,12 @@ class Pattern(NamedTuple):
         if self.shape[1] <= width:
             yield slice(None), self, slice(None)
             return
-        none = self.col[:0]
         for start in range(0, self.shape[1], width):
             stop = min(start + width, self.shape[1])
             place = torch.nonzero((self.col >= start).logical_and_(self.col < stop))[:, 0].to(self.col.dtype)
             crow = torch.searchsorted(place, self.crow, out_int32=self.crow.dtype == torch.int32)
             col, row = self.col.index_select(0, place) - start, self.row.index_select(0, place)
-            yield slice(start, stop), Pattern(crow, col, row, none, none, none, none, (self.shape[0], stop - start)), place
+            yield slice(start, stop), Pattern(_Orders((crow, col, row), (self.shape[0], stop - start))), place
 
     def blocks(self, most_ratings: int, most_rows: int | None = None) -> list[tuple[int, int]]:
         """Rows in blocks, (start, stop), of about equal numbers of ratings, hardly more than so many, of few enough rows."""
@@ -124,8 +171,15 @@ class Pattern(NamedTuple):
 
     def to(self, device: torch.device) -> "Pattern":
         """The same pattern on another device."""
-        crow, col, row, perm, crow_t, col_t, row_t = (part.to(device) for part in self[:-1])
-        return Pattern(crow, col, row, perm, crow_t, col_t, row_t, self.shape)
+        return Pattern(self._orders.to(device), self._flipped)
+
+
+def named(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Which of so many rows an index (n,) names, ascending, and the place of each of its entries among them: what ``unique``
+    finds by sorting."""
+    there = torch.zeros(count, dtype=torch.bool, device=index.device)
+    there[index] = True
+    return torch.nonzero(there)[:, 0], (there.cumsum(0) - 1).index_select(0, index)
 
 
 def _starts(sorted_index: Tensor, size: int) -> Tensor:
@@ -210,7 +264,7 @@ def _product(values: Tensor, B: Tensor, p: Pattern) -> Tensor:
 def _product_t(values: Tensor, B: Tensor, p: Pattern) -> Tensor:
     if not has_kernels(B.device.type, B.dtype):
         return _gather_product(values, B, p.col, p.row, p.shape[1])
-    return _csr(p.crow_t, p.col_t, values.index_select(0, p.perm), (p.shape[1], p.shape[0])) @ B.contiguous()
+    return _csr(p.T.crow, p.T.col, values.index_select(0, p.perm), p.T.shape) @ B.contiguous()
 
 
 def _gather_product(values: Tensor, B: Tensor, into: Tensor, from_: Tensor, size: int) -> Tensor:

@@ -43,7 +43,7 @@ def principal(observations: Observations, latent: int, biases: bool, generator: 
     Args:
         generator: a CPU generator; the numbers that it draws depend neither on the device nor on the number of processes.
     """
-    o, pattern, pattern_t, sum_ = observations, observations.pattern, observations.pattern_t, observations.users.team.sum
+    o, pattern, sum_ = observations, observations.pattern, observations.users.team.sum
     n_users, n_movies = pattern.shape
     kind = torch.float32 if o.t.device.type == "mps" else torch.float64
     centre = o.t.new_tensor(o.offset)
@@ -53,7 +53,7 @@ def principal(observations: Observations, latent: int, biases: bool, generator: 
     R = (o.t - mean(centre, o.link)) / slope(centre, o.link)
     b, c = n_i.new_zeros(n_users), n_i.new_zeros(n_movies)
     if biases:
-        c = sum_(_product(R.index_select(0, pattern.perm), n_i.new_ones(n_users, 1), pattern_t)[:, 0]) / (m_j + damping)
+        c = sum_(_product(R.index_select(0, pattern.perm), n_i.new_ones(n_users, 1), pattern.T)[:, 0]) / (m_j + damping)
         R -= c.to(R).index_select(0, pattern.col)
         b = _product(R, n_i.new_ones(n_movies, 1), pattern)[:, 0] / (n_i + damping)
         R -= b.to(R).index_select(0, pattern.row)
@@ -66,7 +66,7 @@ def principal(observations: Observations, latent: int, biases: bool, generator: 
     width = min(latent + _MORE, o.users.of or n_users, n_movies)
     Q = torch.randn(n_movies, width, generator=generator, dtype=torch.float64).to(n_i)
     for _ in range(_ITERATIONS):
-        Q = _orthonormal(root_v * sum_(_product(R_t, root_u * of_users(Q), pattern_t)))
+        Q = _orthonormal(root_v * sum_(_product(R_t, root_u * of_users(Q), pattern.T)))
     P = of_users(Q)
     square, turn = (part.to(P) for part in torch.linalg.eigh(sum_(P.mT @ P).cpu()))
     square, turn = square.flip(0).clamp(min=torch.finfo(kind).tiny), turn.flip(1)[:, :latent]
