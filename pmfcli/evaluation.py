@@ -103,9 +103,7 @@ def matched(model: Model, test: Ratings) -> Pairs:
 
 def trained_on(model: Model, pairs: Pairs) -> Tensor:
     """Which pairs were among the training ratings, (n,) bool."""
-    seen, n_movies = model.seen, len(model.movies)
-    both = pairs.user_known & pairs.movie_known
-    return torch.isin(pairs.user * n_movies + pairs.movie, seen.users() * n_movies + seen.movie) & both
+    return (model.seen.find(pairs.user, pairs.movie) >= 0) & pairs.user_known & pairs.movie_known
 
 
 def cross_score(ratings: Ratings, settings: Settings, held: Sequence[Array], k: int | None = None) -> Iterator[Tested]:

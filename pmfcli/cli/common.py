@@ -124,7 +124,9 @@ def load_model(path: Path) -> "Model":
     """The model that ``--model`` names; ``-`` reads standard input."""
     from pmfcli.artifact import load, loads
     from pmfcli.data.sample import NAME, NOTICE
+    from pmfcli.memory import keep
 
+    keep()
     model = loads(sys.stdin.buffer.read(), "standard input") if str(path) == "-" else load(path)
     if model.data.get("name") == NAME:
         note(f"A model of {NOTICE}.")
