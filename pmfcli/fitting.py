@@ -213,7 +213,7 @@ def sample(task: Task) -> Generator[Report, None, Found]:
         yield Report(task.phase, p.step, task.epochs or chains.MOST, p.loss, p.sigma, None, p.r_hat, p.ess, p.snapshot)
     found: dict[str, Any] = {key: getattr(sampled, key) for key in ("burn_in", "loss", "sigma", "r_hat", "ess")}
     found |= {"epochs": sampled.sweeps, "draws": len(sampled.draws.alpha)}
-    found |= {"train_rmse": _rmse(sampled.fitted.cpu(), observations.t, ratings.scale, team), "holdout_rmse": None}
+    found |= {"train_rmse": _rmse(sampled.fitted.cpu(), sampled.rated.cpu(), ratings.scale, team), "holdout_rmse": None}
     if test is not None:
         known = seen(ratings)
         parts = test.pairs.split(chunk_of(sampled.draws))

@@ -23,7 +23,7 @@ import torch
 
 from pmfcli.config import Settings
 from pmfcli.core import drift
-from pmfcli.core.chains import BUFFER, BURN_IN, LEAST, MOST, WARM_UP
+from pmfcli.core.chains import BUFFER, BURN_IN, FITTED, LEAST, MOST, WARM_UP
 from pmfcli.core.map import number_of_blocks
 from pmfcli.core.noise import most_asked
 from pmfcli.core.parallel import NUMBERS
@@ -48,7 +48,7 @@ _USUAL = {  # epochs with a test, and then on all ratings
 }
 _LEAST_EPOCHS, _UNTESTED, _FEW = 2, 400, 500_000  # by blocks; by Adam without a test; ratings that ALS takes longer for
 _PART, _WARM, _WIDE = 300_000, 5_000, 30  # ratings of the small copy, if rows are not wider; of one to warm up
-_BY_SIZE = 1.08  # power of the ratings that an epoch's seconds grow by
+_BY_SIZE, _BY_SIZE_OF_SWEEPS = 1.08, 1.06  # powers of the ratings that an epoch's seconds grow by, and those of a sweep
 
 
 class Length(NamedTuple):
@@ -149,11 +149,12 @@ def seconds(ratings: Ratings, settings: Settings) -> float:
         s = s.model_copy(update={"block_ratings": -(-part.n // blocks)})  # as many, that begin as they do
     steps, before, between, after, draws = _spent(part, s)
     larger = ratings.n / part.n
-    slower = float(larger**_BY_SIZE)
+    slower = float(larger ** (_BY_SIZE_OF_SWEEPS if bayes else _BY_SIZE))
     epochs = expected.epochs * steps["fit"] + expected.again * steps.get("refit", steps["fit"])
     between *= larger if bayes else 1  # the noise of a mode is found from so many ratings, however many there are
     starts = 2 if expected.again else 1
-    return epochs * slower + starts * before * larger + between + after * expected.draws / draws * (slower if bayes else larger)
+    after *= expected.draws / draws * (min(larger, max(1, FITTED / part.n)) if bayes else larger)
+    return epochs * slower + starts * before * larger + between + after
 
 
 def _spent(ratings: Ratings, settings: Settings) -> tuple[dict[str, float], float, float, float, int]:

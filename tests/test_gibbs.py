@@ -12,7 +12,7 @@ from pmfcli.core.diagnostics import effective_size, r_hat
 from pmfcli.core.gibbs import GibbsSettings, Problem, Side, State
 from pmfcli.core.means import Means
 from pmfcli.core.ordinal import Habits, Levels
-from pmfcli.core.posterior import observe, score
+from pmfcli.core.posterior import observe
 
 PLAIN = GibbsSettings(2, True, False, False, False, False, False, 0)
 FULL = GibbsSettings(2, True, True, True, True, True, True, 0)
@@ -112,7 +112,7 @@ def scaled(p: Problem, level: torch.Tensor | None = None) -> Problem:
 
 def rated(state: State, o, how: GibbsSettings, g: torch.Generator, groups: tuple[drift.Group, ...]):
     """Ratings drawn given everything, as a problem whose offset is 0."""
-    x = score(gibbs.factors(state.users, state.movies, o, PLAIN.latent), o.pattern)
+    x = gibbs.products(state.users, state.movies, o, PLAIN.latent) + o.offset
     for one, group in zip(state.effects, groups, strict=True):
         x = x + one.value[group.stretch.long()]
     precision = state.alpha * state.users.gamma[o.pattern.row] * state.movies.gamma[o.pattern.col]

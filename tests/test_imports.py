@@ -57,6 +57,7 @@ ALLOWED = {  # room -> rooms it may import
         "core",
         "data",
         "errors",
+        "memory",
         "text",
         "evaluation",
         "files",

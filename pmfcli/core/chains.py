@@ -15,7 +15,7 @@ from pmfcli.core.drift import Drift, Group
 from pmfcli.core.gibbs import GibbsSettings, Own, Problem, State
 from pmfcli.core.means import Means
 from pmfcli.core.parallel import workers
-from pmfcli.core.posterior import Factors, Observations, mean, score
+from pmfcli.core.posterior import Factors, Observations, mean, sides
 from pmfcli.core.streams import RANGE, Ranges
 from pmfcli.core.tree import Tree, like, plain
 from pmfcli.errors import TrainingError
@@ -26,6 +26,7 @@ _ROUNDS = 3  # of steps for the cut points, in the first sweeps: habits that are
 CHECK_EVERY, LEAST, MOST = 25, 150, 1000  # sweeps, where their number is not given
 AGREE = 1.15  # split R-hat of nine predictions in ten
 ENOUGH = 36  # effective draws of half the predictions, for each chain
+FITTED = 1 << 20  # training ratings, at most, whose fit is looked at in the end
 _WATCHED = 200  # pairs whose prediction is watched
 BUFFER = 3  # times as many draws are held while it runs as are kept in the end
 
@@ -48,7 +49,8 @@ class Sampled(NamedTuple):
     """What is left of a run."""
 
     draws: Draws
-    fitted: Tensor  # (n,) mean of the kept draws for the training ratings, on the unit scale
+    fitted: Tensor  # (m,) mean of the kept draws for training ratings, on the unit scale: for all of them, or an even part
+    rated: Tensor  # (m,) these ratings
     sweeps: int
     burn_in: int
     loss: float  # mean over the sweeps after burn-in, as sigma
@@ -181,7 +183,7 @@ class _Run:
         stacked = _stack(draws, self._problem, self._settings)
         losses = self.losses[self._burn_in :]
         loss, sigma = (sum(part) / len(losses) for part in zip(*losses, strict=True))
-        return Sampled(stacked, _fitted(stacked, self._problem), self.done, self._burn_in, loss, sigma, *self.verdict)
+        return Sampled(stacked, *_fitted(stacked, self._problem), self.done, self._burn_in, loss, sigma, *self.verdict)
 
 
 def _own(o: Observations, seed: int) -> Own:
@@ -302,21 +304,26 @@ def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
 
 
 @torch.no_grad()
-def _fitted(draws: Draws, problem: Problem) -> Tensor:
+def _fitted(draws: Draws, problem: Problem) -> tuple[Tensor, Tensor]:
+    """The mean of draws for the training ratings, (m,), and these: of very many some, evenly spread."""
     o = problem.users
+    own = torch.arange(0, o.pattern.n, -(-o.pattern.n // FITTED), device=o.t.device)
+    row, col = o.pattern.row[own], o.pattern.col[own]
     sizes = [len(group.row) for group in problem.groups]
-    total = torch.zeros_like(o.t)
+    groups = [group._replace(stretch=group.stretch[own]) for group in problem.groups]
+    total = o.t.new_zeros(len(own))
     for number in range(len(draws.U)):
         U, V = draws.U[number].to(o.t), draws.V[number].to(o.t)
-        x = score(Factors.of(U, V, draws.head.latent, o.offset, o.link), o.pattern)
+        U, V = sides(Factors.of(U, V, draws.head.latent, o.offset, o.link))
+        x = torch.linalg.vecdot(U[row], V[col]) + o.offset
         if draws.drift is not None:
-            x = x + drift.total(draws.drift.value[number].to(o.t).split(sizes), problem.groups, x)
+            x = x + drift.total(draws.drift.value[number].to(o.t).split(sizes), groups, x)
         t = mean(x, o.link)
         if draws.cuts is None or draws.share is None or draws.grid is None:
             total += t.clamp(0, 1)
             continue
-        gamma = draws.gamma_u[number].to(o.t)[o.pattern.row] * draws.gamma_v[number].to(o.t)[o.pattern.col]
+        gamma = draws.gamma_u[number].to(o.t)[row] * draws.gamma_v[number].to(o.t)[col]
         spread = 0.25 / (draws.alpha[number].to(o.t) * gamma).sqrt()
-        share, cuts = draws.share[number].to(o.t)[o.pattern.row], draws.cuts[number].to(o.t)
+        share, cuts = draws.share[number].to(o.t)[row], draws.cuts[number].to(o.t)
         total += ordinal.masses(cuts[None], share[None], t[None], spread[None]) @ draws.grid.to(o.t)
-    return total / len(draws.U)
+    return total / len(draws.U), o.t[own]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pmfcli.core.parallel import take
 from pmfcli.errors import TrainingError
 
 PAUSES = (60, 600, 3600, 86_400)  # seconds that end a stretch of a user
@@ -129,20 +130,20 @@ def draw(effects: Effects, index: Tensor, weight: Tensor, error: Tensor, g: torc
         index: (n,) the stretch of every rating. weight: (n,) precision of z. error: (n,) z less its mean.
     """
     value, precision = effects
-    error = error + value.index_select(0, index)
+    error = error + take(value, index)
     P = torch.zeros_like(value).index_add(0, index, weight) + precision
     white = torch.randn(value.shape, generator=g, dtype=value.dtype, device=value.device)
     value = torch.zeros_like(value).index_add(0, index, weight * error) / P + white / P.sqrt()
     half = 0.5 * value.square().sum()
     precision = torch._standard_gamma(1 + half.new_full((), 0.5 * len(value)), generator=g) / (1 + half)
-    return Effects(value, precision), error - value.index_select(0, index)
+    return Effects(value, precision), error - take(value, index)
 
 
 def total(values: Sequence[Tensor], kinds: Sequence[Group], like: Tensor) -> Tensor:
     """The sum of the effects (stretches,) of each kind for every training rating, (n,)."""
     found = torch.zeros_like(like)
     for value, kind in zip(values, kinds, strict=True):
-        found = found + value.index_select(0, kind.stretch)
+        found = found + take(value, kind.stretch)
     return found
 
 

@@ -18,14 +18,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pmfcli.core import drift, ordinal
+from pmfcli.core import drift, ordinal, posterior
 from pmfcli.core.conditional import Prior, conditional, features
 from pmfcli.core.drift import Effects, Group
 from pmfcli.core.means import Means, ridge
 from pmfcli.core.ordinal import Habits, Levels
-from pmfcli.core.parallel import by_blocks
-from pmfcli.core.posterior import Factors, Observations, inverse, score
-from pmfcli.core.sparse import Pattern, spmm
+from pmfcli.core.parallel import by_blocks, take
+from pmfcli.core.posterior import Factors, Observations, inverse
+from pmfcli.core.sparse import Pattern, sampled_dot, spmm
 from pmfcli.core.streams import Ranges, Source, normal
 from pmfcli.core.streams import gamma as gamma_of
 from pmfcli.core.team import ALONE, Team
@@ -190,30 +190,31 @@ def step(
     team = p.users.users.team
     of_users, of_ratings = (g, g) if own is None else own
     row, col, perm = p.users.pattern.row, p.users.pattern.col, p.users.pattern.perm
-    weight = alpha * users.gamma.index_select(0, row) * movies.gamma.index_select(0, col)
-    z, f = p.z, drift.total([one.value for one in effects], p.groups, p.z)
+    weight = take(users.gamma, row).mul_(take(movies.gamma, col)).mul_(alpha)
+    z, f = p.z, drift.total([one.value for one in effects], p.groups, p.z) if effects else None
     if habits is not None:
-        x = score(factors(users, movies, p.users, s.latent), p.users.pattern) - p.users.offset + f
+        x = products(users, movies, p.users, s.latent)
+        x = x if f is None else x.add_(f)
         habits, z, loss = ordinal.step(habits, p.levels, row, x, weight, s.cut_rounds, g, of_users, of_ratings, team)
-    z = z - f
+    z = z if f is None else z - f
     users = draw_side(users, movies, p.users.pattern, weight, z, p.user_means, s, Sides(g, of_users, g, team))
-    by_movie = weight.index_select(0, perm), z.index_select(0, perm)
+    by_movie = take(weight, perm), take(z, perm)
     of_movies = Sides(g, g, of_users, of_columns=team)
     movies = draw_side(movies, users, p.movies.pattern, *by_movie, p.movie_means, s, of_movies)
-    error = z - score(factors(users, movies, p.users, s.latent), p.users.pattern) + p.users.offset
+    error = z - products(users, movies, p.users, s.latent)
     drawn = []
     for one, group in zip(effects, p.groups, strict=True):
         one, error = drift.draw(one, group.stretch, weight, error, g)
         drawn.append(one)
-    square = error.square()
+    square = error.square_()
     if s.user_noise:
-        gamma = draw_scales(alpha * square * movies.gamma.index_select(0, col), p.users.pattern, users.noise_dof, of_users)
+        gamma = draw_scales(take(movies.gamma, col).mul_(square).mul_(alpha), p.users.pattern, users.noise_dof, of_users)
         users = users._replace(gamma=gamma, noise_dof=draw_dof(gamma, g, team))
-    square = square * users.gamma.index_select(0, row)
+    square.mul_(take(users.gamma, row))
     if s.movie_noise:
-        gamma = draw_scales((alpha * square).index_select(0, perm), p.movies.pattern, movies.noise_dof, g, team)
+        gamma = draw_scales(take(square, perm).mul_(alpha), p.movies.pattern, movies.noise_dof, g, team)
         movies = movies._replace(gamma=gamma, noise_dof=draw_dof(gamma, g))
-    square = square * movies.gamma.index_select(0, col)
+    square.mul_(take(movies.gamma, col))
     n, total = len(square), square.sum()
     if team.size > 1:
         n, total = int(team.sum(torch.tensor(n, device=square.device))), team.sum(total)
@@ -227,9 +228,10 @@ def step(
     return State(users, movies, alpha, habits, tuple(drawn)), Info(float(loss), float(spread))
 
 
-def factors(users: Side, movies: Side, o: Observations, latent: int) -> Factors:
-    """The effective factors of a draw."""
-    return Factors.of(users.A, movies.A, latent, o.offset, o.link)
+def products(users: Side, movies: Side, o: Observations, latent: int) -> Tensor:
+    """x of every rating, (n,), less the offset and the effects of time."""
+    factors = Factors.of(users.A, movies.A, latent, o.offset, o.link)
+    return sampled_dot(*posterior.sides(factors), o.pattern)
 
 
 def draw_side(

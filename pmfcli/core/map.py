@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from pmfcli.core.parallel import take
 from pmfcli.core.posterior import (
     Factors,
     Observations,
@@ -342,5 +343,5 @@ def _users(o: Observations, blocks: int) -> tuple[slice, ...]:
 def _rows(o: Observations, G: Tensor, own: slice) -> Observations:
     """The observations of some users; the weights stay those of the whole data, G in the order of pattern."""
     part, place = o.only(own)
-    G = G.index_select(0, place).index_select(0, part.pattern.perm) if len(G) else G
+    G = take(take(G, place), part.pattern.perm) if len(G) else G
     return part._replace(G=G)

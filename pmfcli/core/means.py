@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pmfcli.core.parallel import take
 from pmfcli.core.sparse import Pattern, spmm
 from pmfcli.core.team import ALONE, Team
 
@@ -33,7 +34,7 @@ class Means(NamedTuple):
     @classmethod
     def of(cls, weight: Tensor, pattern: Pattern, of_rows: Team = ALONE, of_columns: Team = ALONE) -> "Means":
         """One block, from weights (n,) in the order of the pattern."""
-        weight_t, nothing = weight.index_select(0, pattern.perm), weight.new_zeros(pattern.shape[1])
+        weight_t, nothing = take(weight, pattern.perm), weight.new_zeros(pattern.shape[1])
         return cls(weight, pattern, weight_t, (pattern.shape[1],), nothing, of_rows, of_columns)
 
     @classmethod

@@ -11,15 +11,17 @@ Allenby, "Overcoming scale usage heterogeneity" (JASA 2001); Koren & Sill, "OrdR
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pmfcli.core.parallel import by_parts, take
 from pmfcli.core.streams import Source, dirichlet, uniform
 from pmfcli.core.team import ALONE, Team, everywhere
 
-_BLOCK = 2048  # ratings at a time, which a cache holds
+_NUMBERS = 1 << 17  # draws x ratings at a time, which a cache holds
 _LEAST = 1e-37  # of a probability
 _IMPOSSIBLE = -1e30  # logarithm of one that is 0
 _LEAST_PRIOR = 1e-3  # of a, and one over its largest
@@ -86,13 +88,13 @@ def step(
         of_rows, of_ratings: random numbers of these, of which processes have some each. team: those processes.
     """
     cuts, share, prior = habits
-    root, row, g = weight.sqrt(), row.long(), generator
+    root, g = weight.sqrt(), generator
     kind, mass, loss = draw_kind(cuts, share, data.level, row, 0, x, root, of_ratings)
     if len(cuts) > 1:
         counts = count_kinds(kind, row, share.shape)
         prior = draw_prior(prior, counts, g, team)
         share = draw_share(prior, counts, of_rows)
-    log_mass = mass.clamp(min=_LEAST).log()
+    log_mass = mass.clamp_(min=_LEAST).log_()
     for _ in range(rounds):
         cuts, log_mass = draw_cuts(cuts, data, kind, log_mass, x, root, g, team)
     return Habits(cuts, share, prior), draw_latent(cuts, data.level, kind, x, root, of_ratings), team.sum(loss)
@@ -109,11 +111,18 @@ def draw_kind(
         cuts: (sets, K - 1). share: (rows, S). level, row, x, root: (n,) of each rating.
         first: where in ``cuts`` its S habits begin, (n,), or one place for all.
     """
-    parts = torch.stack([_mass(*_bin(cuts, first + s, level), x, root) for s in range(share.shape[1])], 1)
-    reached = (share.index_select(0, row) * parts).cumsum(1)
-    total = reached[:, -1]
-    kind = ((uniform(x.shape, x, g) * total)[:, None] > reached[:, :-1]).sum(1)
-    return kind, parts.gather(1, kind[:, None])[:, 0], -total.clamp(min=_LEAST).log().sum()
+    u = uniform(x.shape, x, g)
+
+    def drawn(own: slice) -> tuple[Tensor, Tensor, Tensor]:
+        start = first if isinstance(first, int) else first[own]
+        parts = torch.stack([_mass(*_bin(cuts, start + s, level[own]), x[own], root[own]) for s in range(share.shape[1])], 1)
+        reached = (share.index_select(0, row[own]) * parts).cumsum(1)
+        total = reached[:, -1]
+        kind = ((u[own] * total)[:, None] > reached[:, :-1]).sum(1)
+        return kind, parts.gather(1, kind[:, None])[:, 0], -total.clamp(min=_LEAST).log().sum()
+
+    kind, mass, loss = zip(*by_parts(drawn, len(x), x.device), strict=True)
+    return torch.cat(kind), torch.cat(mass), torch.stack(loss).sum()
 
 
 def count_kinds(kind: Tensor, row: Tensor, shape: torch.Size) -> Tensor:
@@ -168,7 +177,7 @@ def draw_cuts(
     count, width = cuts.shape
     g, bins = generator, width + 1
     place = kind * bins + data.level
-    have = team.sum(_by_bin(torch.ones_like(x), place, (count, bins)))
+    have = team.sum(torch.bincount(place, minlength=count * bins).view(count, bins).double())
     starts = uniform((count, width), cuts, g) < 0.5
     block = starts.cumsum(1)  # 0 .. width
     touching = have[:, :-1] + have[:, 1:]
@@ -180,12 +189,17 @@ def draw_cuts(
     if team.size > 1:
         weight = (team.sum(root.square().sum(dtype=torch.float64)) / have.sum()).to(cuts)
     shift = (away / (weight * (1 + size)).sqrt()).gather(1, block)
+
+    def tried(proposal: Tensor, log_mass: Tensor, own: slice) -> tuple[Tensor, Tensor]:
+        then = _log_mass(proposal, place[own], x[own], root[own])
+        return then, _by_bin(then - log_mass[own], place[own], (count, bins))
+
     for parity in (0, 1):
         moving = block % 2 == parity
         proposal = torch.where(moving, cuts + shift, cuts)
         padded = _padded(proposal)
-        then = _log_mass(proposal, place, x, root)
-        ratio = team.sum(_by_bin(then - log_mass, place, (count, bins)))
+        then, gains = zip(*by_parts(partial(tried, proposal, log_mass), len(x), x.device), strict=True)
+        ratio = team.sum(torch.stack(gains).sum(0))
         ratio = torch.where(padded[:, 1:] > padded[:, :-1], ratio, _IMPOSSIBLE)
         edge = moving.new_zeros(count, 1)
         left, right = torch.cat([edge, moving], 1), torch.cat([moving, edge], 1)
@@ -195,19 +209,22 @@ def draw_cuts(
         gain = gain.scatter_add(1, block, far.double())
         accepted = uniform(gain.shape, gain, g).log() < gain
         cuts = torch.where(accepted.gather(1, block) & moving, proposal, cuts)
-        log_mass = torch.where((accepted.gather(1, owner) & (left | right)).flatten().index_select(0, place), then, log_mass)
+        log_mass = torch.where(take((accepted.gather(1, owner) & (left | right)).flatten(), place), torch.cat(then), log_mass)
     return cuts, log_mass
 
 
 def draw_latent(cuts: Tensor, level: Tensor, kind: Tensor, x: Tensor, root: Tensor, source: Source) -> Tensor:
     """z given its rating, (n,): a normal between two cut points."""
-    low, high = _bin(cuts, kind, level)
-    one, other, sign = _tails(low, high, x, root)
-    u = one + (other - one) * uniform(x.shape, x, source)
-    numbers = torch.finfo(x.dtype)
-    away = torch.special.ndtri(u.clamp(numbers.tiny, 1 - 0.5 * numbers.eps))
-    drawn: Tensor = (x + sign * away / root).clamp(low, high)
-    return drawn
+    u, numbers = uniform(x.shape, x, source), torch.finfo(x.dtype)
+
+    def drawn(own: slice) -> Tensor:
+        low, high = _bin(cuts, kind[own], level[own])
+        one, other, sign = _tails(low, high, x[own], root[own])
+        away = torch.special.ndtri((one + (other - one) * u[own]).clamp(numbers.tiny, 1 - 0.5 * numbers.eps))
+        z: Tensor = (x[own] + sign * away / root[own]).clamp(low, high)
+        return z
+
+    return torch.cat(by_parts(drawn, len(x), x.device))
 
 
 def masses(cuts: Tensor, share: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
@@ -216,8 +233,11 @@ def masses(cuts: Tensor, share: Tensor, centre: Tensor, spread: Tensor) -> Tenso
     Args:
         cuts: (draws, S, K - 1). share: (draws, 1 or n, S). centre, spread: (draws, n) of z, in the units of the cut points.
     """
-    blocks = [slice(start, start + _BLOCK) for start in range(0, max(1, centre.shape[1]), _BLOCK)]
-    return torch.cat([_masses(cuts, share if share.shape[1] == 1 else share[:, b], centre[:, b], spread[:, b]) for b in blocks])
+
+    def of(own: slice) -> Tensor:
+        return _masses(cuts, share if share.shape[1] == 1 else share[:, own], centre[:, own], spread[:, own])
+
+    return torch.cat(by_parts(of, centre.shape[1], centre.device, max(1, _NUMBERS // len(cuts))))
 
 
 def _masses(cuts: Tensor, share: Tensor, centre: Tensor, spread: Tensor) -> Tensor:

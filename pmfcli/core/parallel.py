@@ -3,14 +3,18 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from pmfcli.core.sparse import Pattern
+if TYPE_CHECKING:
+    from pmfcli.core.sparse import Pattern
 
 _RATINGS, NUMBERS = 1 << 22, 1 << 23  # in a block, at most: ratings, and numbers of its rows
 _FEW = 1 << 12  # ratings for which a thread is not worth starting
+_LONG = 1 << 19  # an index for which threads are worth starting
+_CACHED = 1 << 15  # elements whose numbers a cache holds through one operation after the other
 
 
 @contextlib.contextmanager
@@ -30,7 +34,7 @@ def workers(count: int, device: torch.device) -> Iterator[Callable[..., list[Any
     torch.set_num_threads(cores)
 
 
-def by_blocks(function: Callable[[int, int], Any], pattern: Pattern, numbers: int, in_order: bool = False) -> list[Any]:
+def by_blocks(function: Callable[[int, int], Any], pattern: "Pattern", numbers: int, in_order: bool = False) -> list[Any]:
     """What a function of some rows of a pattern, start and stop, gives for all of them, in blocks of bounded memory.
 
     Args:
@@ -47,3 +51,27 @@ def by_blocks(function: Callable[[int, int], Any], pattern: Pattern, numbers: in
 
 def _one_by_one(function: Callable[..., Any], parts: Iterable[Any]) -> list[Any]:
     return [function(part) for part in parts]
+
+
+def by_parts(function: Callable[[slice], Any], length: int, device: torch.device, size: int | None = None) -> list[Any]:
+    """What a function of some of so many elements gives for all, in parts, whose results do not depend on the cores.
+
+    One operation after the other on all elements waits for memory. A GPU has them all at once.
+    """
+    size = (size or _CACHED) if device.type == "cpu" else max(1, length)
+    parts = [slice(start, start + size) for start in range(0, max(1, length), size)]
+    with workers(len(parts), device) as each:
+        return each(function, parts)
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Values (m,) at an index (n,), on all cores: ``index_select``, which works on one."""
+    cores = torch.get_num_threads()
+    differentiable = values.requires_grad and torch.is_grad_enabled()
+    if len(index) < _LONG or cores == 1 or index.device.type != "cpu" or differentiable:
+        return values.index_select(0, index)
+    found, values, size = values.new_empty(len(index)), values.detach(), -(-len(index) // cores)
+    with ThreadPoolExecutor(cores) as pool:
+        parts = zip(index.split(size), found.split(size), strict=True)
+        list(pool.map(lambda part: torch.index_select(values, 0, part[0], out=part[1]), parts))
+    return found

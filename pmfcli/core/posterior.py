@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from pmfcli.core.parallel import take
 from pmfcli.core.sparse import Pattern, sampled_dot, spmm
 from pmfcli.core.team import WHOLE, Share
 
@@ -66,13 +67,13 @@ class Observations(NamedTuple):
 
     def flipped(self) -> "Observations":
         """The same with movies as rows and users as columns."""
-        t = self.t.index_select(0, self.pattern.perm)
+        t = take(self.t, self.pattern.perm)
         return self._replace(pattern=self.pattern.T, t=t, F=self.G, G=self.F, users=self.movies, movies=self.users)
 
     def only(self, rows: slice | Tensor) -> tuple["Observations", Tensor]:
         """The ratings of some rows, but for G, and where these lie among all, (n,)."""
         pattern, place = self.pattern.rows(rows)
-        t, F = self.t.index_select(0, place), self.F.index_select(0, place) if len(self.F) else self.F
+        t, F = take(self.t, place), take(self.F, place) if len(self.F) else self.F
         return self._replace(pattern=pattern, t=t, F=F), place
 
     def view(self, start: int, stop: int) -> "Observations":

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pmfcli.core.parallel import take
+
 _GATHER_BLOCK = 1 << 20  # pairs gathered at a time where the sparse kernels are missing
 
 
@@ -40,7 +42,7 @@ class _Orders:
     def by_columns(self) -> tuple[Tensor, Tensor, Tensor]:
         """As ``by_rows``, with rows and columns exchanged."""
         _, col, row = self.by_rows
-        col, row = row.index_select(0, self.perm), col.index_select(0, self.perm)
+        col, row = take(row, self.perm), take(col, self.perm)
         return _starts(row, self.shape[1]), col, row
 
     def to(self, device: torch.device) -> "_Orders":
@@ -137,8 +139,8 @@ class Pattern:
         counts = self.row_counts()[own]
         row = torch.arange(len(counts), dtype=counts.dtype, device=counts.device).repeat_interleave(counts)
         start = self.crow[:-1][own] - counts.cumsum(0, dtype=counts.dtype) + counts
-        place = torch.arange(len(row), dtype=counts.dtype, device=counts.device) + start.index_select(0, row)
-        return Pattern.of(row, self.col.index_select(0, place), (len(counts), self.shape[1])), place
+        place = torch.arange(len(row), dtype=counts.dtype, device=counts.device) + take(start, row)
+        return Pattern.of(row, take(self.col, place), (len(counts), self.shape[1])), place
 
     def view(self, start: int, stop: int) -> "Pattern":
         """The pattern of a range of rows, all columns kept; nothing is copied but row numbers."""
@@ -158,7 +160,7 @@ class Pattern:
             stop = min(start + width, self.shape[1])
             place = torch.nonzero((self.col >= start).logical_and_(self.col < stop))[:, 0].to(self.col.dtype)
             crow = torch.searchsorted(place, self.crow, out_int32=self.crow.dtype == torch.int32)
-            col, row = self.col.index_select(0, place) - start, self.row.index_select(0, place)
+            col, row = take(self.col, place) - start, take(self.row, place)
             yield slice(start, stop), Pattern(_Orders((crow, col, row), (self.shape[0], stop - start))), place
 
     def blocks(self, most_ratings: int, most_rows: int | None = None) -> list[tuple[int, int]]:
@@ -179,7 +181,7 @@ def named(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
     finds by sorting."""
     there = torch.zeros(count, dtype=torch.bool, device=index.device)
     there[index] = True
-    return torch.nonzero(there)[:, 0], (there.cumsum(0) - 1).index_select(0, index)
+    return torch.nonzero(there)[:, 0], take(there.cumsum(0) - 1, index)
 
 
 def _starts(sorted_index: Tensor, size: int) -> Tensor:
@@ -264,7 +266,7 @@ def _product(values: Tensor, B: Tensor, p: Pattern) -> Tensor:
 def _product_t(values: Tensor, B: Tensor, p: Pattern) -> Tensor:
     if not has_kernels(B.device.type, B.dtype):
         return _gather_product(values, B, p.col, p.row, p.shape[1])
-    return _csr(p.T.crow, p.T.col, values.index_select(0, p.perm), p.T.shape) @ B.contiguous()
+    return _csr(p.T.crow, p.T.col, take(values, p.perm), p.T.shape) @ B.contiguous()
 
 
 def _gather_product(values: Tensor, B: Tensor, into: Tensor, from_: Tensor, size: int) -> Tensor:

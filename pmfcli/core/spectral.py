@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pmfcli.core.parallel import take
 from pmfcli.core.posterior import Observations, mean, slope
 from pmfcli.core.sparse import Pattern, spmm
 
@@ -53,11 +54,11 @@ def principal(observations: Observations, latent: int, biases: bool, generator: 
     R = (o.t - mean(centre, o.link)) / slope(centre, o.link)
     b, c = n_i.new_zeros(n_users), n_i.new_zeros(n_movies)
     if biases:
-        c = sum_(_product(R.index_select(0, pattern.perm), n_i.new_ones(n_users, 1), pattern.T)[:, 0]) / (m_j + damping)
-        R -= c.to(R).index_select(0, pattern.col)
+        c = sum_(_product(take(R, pattern.perm), n_i.new_ones(n_users, 1), pattern.T)[:, 0]) / (m_j + damping)
+        R -= take(c.to(R), pattern.col)
         b = _product(R, n_i.new_ones(n_movies, 1), pattern)[:, 0] / (n_i + damping)
-        R -= b.to(R).index_select(0, pattern.row)
-    R_t = R.index_select(0, pattern.perm)
+        R -= take(b.to(R), pattern.row)
+    R_t = take(R, pattern.perm)
     root_u, root_v = (count.clamp(min=1).rsqrt()[:, None] for count in (n_i, m_j))
 
     def of_users(Q: Tensor) -> Tensor:
