@@ -1,6 +1,7 @@
 """Test RMSE against time on planted ratings (planted.py), through pmf and other factorizations of ratings, each a process.
 
-    python -m venv peers && peers/bin/pip install 'setuptools<81' numpy pandas pyarrow scipy cmfrec lenskit scikit-surprise
+    python -m venv peers && peers/bin/pip install 'setuptools<81' numpy pandas pyarrow scipy
+    peers/bin/pip install cmfrec threadpoolctl lenskit scikit-surprise
     python benchmarks/planted.py 1m.parquet --users 16000 --movies 6000 --ratings 1000000
     python benchmarks/race.py 1m.parquet --peers peers/bin/python --plot race.png [--only pmf,cmfrec] [--threads 2]
 

@@ -33,7 +33,7 @@ from pmfcli.training import LEAST_HELD, MORE, train
 
 _RUNTIME, _RSS = 80e6, 350e6  # bytes: what torch takes when it computes; of a process that has read, where none says
 _OF_A_MODE, _OF_A_TEST = 80, 20  # bytes a rating; more of them where some are held out
-_OF_DRAWS = {"gaussian": (30, 50), "ordinal": (20, 130)}  # bytes a rating; and for every chain at a time
+_OF_DRAWS = {"gaussian": (30, 50), "ordinal": (20, 90)}  # bytes a rating; and for every chain at a time
 _COPIES, _IN_BLOCK, _SPREAD = 6, 3, 4  # of the parameters; of a block's square matrices; of all rows', where these are learned
 _OF_A_STRETCH = 72  # bytes
 _OF_NOISE = 88  # bytes for a number of the covariances that the noise of a mode is found from
