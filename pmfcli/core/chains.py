@@ -307,7 +307,7 @@ def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
 def _fitted(draws: Draws, problem: Problem) -> tuple[Tensor, Tensor]:
     """The mean of draws for the training ratings, (m,), and these: of very many some, evenly spread."""
     o = problem.users
-    own = torch.arange(0, o.pattern.n, -(-o.pattern.n // FITTED), device=o.t.device)
+    own = torch.arange(0, o.pattern.n, max(1, -(-o.pattern.n // FITTED)), device=o.t.device)
     row, col = o.pattern.row[own], o.pattern.col[own]
     sizes = [len(group.row) for group in problem.groups]
     groups = [group._replace(stretch=group.stretch[own]) for group in problem.groups]
