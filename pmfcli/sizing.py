@@ -48,6 +48,7 @@ _USUAL = {  # epochs with a test, and then on all ratings
 }
 _LEAST_EPOCHS, _UNTESTED, _FEW = 2, 400, 500_000  # by blocks; by Adam without a test; ratings that ALS takes longer for
 _PART, _WARM, _WIDE = 300_000, 5_000, 30  # ratings of the small copy, if rows are not wider; of one to warm up
+_BLOCK = 30_000  # ratings of a block of it, at least
 _BY_SIZE, _BY_SIZE_OF_SWEEPS = 1.08, 1.06  # powers of the ratings that an epoch's seconds grow by, and those of a sweep
 
 
@@ -146,7 +147,8 @@ def seconds(ratings: Ratings, settings: Settings) -> float:
     part = _part(ratings, max(_WARM, int(_PART * min(1, (_WIDE / s.latent) ** 2))))
     blocks = number_of_blocks(ratings.n, s.block_ratings)
     if s.solver == "adam" and blocks > 1:
-        s = s.model_copy(update={"block_ratings": -(-part.n // blocks)})  # as many, that begin as they do
+        least = max(-(-part.n // blocks), _BLOCK)  # as many, that begin as they do, unless they were too small to measure
+        s = s.model_copy(update={"block_ratings": least})
     steps, before, between, after, draws = _spent(part, s)
     larger = ratings.n / part.n
     slower = float(larger ** (_BY_SIZE_OF_SWEEPS if bayes else _BY_SIZE))
