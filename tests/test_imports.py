@@ -140,7 +140,7 @@ def loads(*arguments: str) -> set[str]:
     """The libraries that a fresh process has loaded after a ``pmf`` command."""
     probe = "import sys, pmfcli.cli; pmfcli.cli.run(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", probe, *arguments], capture_output=True, text=True, check=True)
-    return {"torch", "pandas", "pyarrow", "pooch", "requests"} & set(done.stderr.split())
+    return {"torch", "pandas", "pyarrow", "pooch", "requests", "sympy"} & set(done.stderr.split())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["download", "--list"], ["--version"]])
@@ -150,3 +150,10 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 
 def test_predict_loads_torch_alone(sample_file: Path) -> None:
     assert loads("predict", "--user", "4", "--model", str(sample_file)) == {"torch"}
+
+
+def test_training_on_text_loads_torch_and_pyarrow_alone(tmp_path: Path) -> None:
+    rows = [f"{i % 7},{i % 5},{1 + i % 9 / 2},{i}" for i in range(35)]
+    (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *rows, ""]))
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n1,One (2001),Drama\n")
+    assert loads("train", "--data", str(tmp_path), "--epochs", "2", "-o", str(tmp_path / "m.pt")) == {"torch", "pyarrow"}

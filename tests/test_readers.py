@@ -80,6 +80,7 @@ def test_gzip_parquet_and_standard_input(tmp_path: Path, monkeypatch: pytest.Mon
     ("ratings", "titles", "content", "encoding"),
     [
         ("ratings.csv", "movies.csv", 'movieId,title,genres\n10,"Amélie, or so (2001)",Comedy\n', "utf-8"),
+        ("ratings.csv", "movies.csv", 'movieId,title\n10,"Amélie, or so (2001)"\n20\n\n', "utf-8-sig"),
         ("ratings.dat", "movies.dat", "10::Amélie, or so (2001)::Comedy\n", "latin-1"),
         ("ratings.dat", "movies.dat", "10::Amélie, or so (2001)::Comedy\n", "utf-8"),
         ("u.data", "u.item", "10|Amélie, or so (2001)|01-Jan-2001||http://x|0\n", "latin-1"),

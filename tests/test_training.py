@@ -1,3 +1,4 @@
+import gc
 import os
 import platform
 import subprocess
@@ -222,3 +223,19 @@ def test_freed_memory_is_not_fetched_anew() -> None:
         return int(ran.stdout)
 
     assert pages("memory.keep()") < 100 < pages("")
+
+
+@pytest.mark.parametrize("settings", [{}, {"solver": "als"}, {"solver": "als", "priors": "em"}, {"method": "bayes"}], ids=str)
+def test_no_tensor_waits_for_the_garbage_collector(sample: Ratings, settings: dict) -> None:
+    """The command line runs it rarely (``__main__``): what training no longer needs has to go by itself."""
+    gc.collect()
+    gc.disable()
+    try:
+        run(train(sample, Settings(epochs=4, **settings)))
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert not [found for found in gc.garbage if isinstance(found, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

@@ -186,7 +186,7 @@ def step(state: State, blocks: tuple[Observations, ...], generator: torch.Genera
         if p.sigma.requires_grad:
             p.sigma.data.clamp_(min=_LEAST_SIGMA)
     if held is not None and means is not None and means.grad is not None:
-        torch.autograd.backward(held, team.sum(means.grad))
+        torch.autograd.backward((held * team.sum(means.grad)).sum())  # told a gradient, it would import all of sympy
         _move(state.adam_x)
     return state, Info(loss, sigma)
 

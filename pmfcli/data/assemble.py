@@ -92,12 +92,18 @@ def _codes(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
     if not pa.types.is_dictionary(column.type):
         column = (column if pa.types.is_integer(column.type) else column.cast(pa.string())).dictionary_encode()
     whole = column.unify_dictionaries().combine_chunks()
-    codes = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    codes = _array(whole.indices.fill_null(-1) if whole.null_count else whole.indices)
     texts = ["" if label is None else str(label) for label in whole.dictionary.to_pylist()]
     labels = [clean(text) if "\n" not in text else "" for text in texts]
     distinct = sorted(set(labels) - {""})
     place = {label: i for i, label in enumerate(distinct)}
     return np.array([*(place.get(label, -1) for label in labels), -1], dtype=np.int32)[codes], distinct
+
+
+def _array(numbers: pa.Array) -> Array:
+    """As they lie in memory; or as floats, with NaN for what is missing, by way of pandas, whose import takes a moment."""
+    found: Array = numbers.to_numpy(zero_copy_only=False) if numbers.null_count else np.from_dlpack(numbers)
+    return found
 
 
 def _vocabulary(codes: Array, labels: list[str]) -> tuple[Vocabulary, Array]:
@@ -113,7 +119,7 @@ def _vocabulary(codes: Array, labels: list[str]) -> tuple[Vocabulary, Array]:
 def _numbers(column: pa.ChunkedArray) -> Array:
     """Ratings as float32, NaN where there is no usable number."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        values = column.cast(pa.float64()).to_numpy()
+        values = _array(column.cast(pa.float64()).combine_chunks())
         return np.where(np.abs(values) <= LARGEST, values, np.nan).astype(np.float32)
     codes, labels = _codes(column)
     parsed = [rating(label) for label in labels]
@@ -126,7 +132,7 @@ def _times(column: pa.ChunkedArray) -> Array:
     dated = pa.types.is_temporal(column.type)
     if not dated:
         with contextlib.suppress(pa.ArrowInvalid):
-            return _in_seconds(column.cast(pa.int64()).to_numpy())
+            return _in_seconds(_array(column.cast(pa.int64()).combine_chunks()))
     import pandas as pd  # takes a quarter of a second, which most files can do without
 
     if not dated:

@@ -25,18 +25,19 @@ def read_titles(ratings_file: Path, movies: Vocabulary) -> tuple[str | None, ...
         return (None,) * len(movies)
     try:
         titles = {clean(movie): clean(title) for movie, title in read(path).items()}
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, OSError, csv.Error) as error:
         raise DataError(f"{path}: not a file of titles ({clean(str(error))[:100]})") from None
     return tuple(map(titles.get, movies.ids))
 
 
 def _from_csv(path: Path) -> dict[str, str]:
-    import pandas as pd
-
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if not {"movieId", "title"} <= set(table):
-        return {}  # somebody else's movies.csv
-    return dict(zip(table["movieId"], table["title"], strict=True))
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        rows = csv.reader(stream)
+        header = next(rows, [])
+        if not {"movieId", "title"} <= set(header):
+            return {}  # somebody else's movies.csv
+        movie, title = header.index("movieId"), header.index("title")
+        return {row[movie]: row[title] for row in rows if len(row) > max(movie, title)}
 
 
 def _from_dat(path: Path) -> dict[str, str]:
@@ -54,9 +55,5 @@ def read_dat(path: Path) -> list[list[str]]:
 
 
 def _from_item(path: Path) -> dict[str, str]:
-    import pandas as pd
-
-    table = pd.read_csv(
-        path, sep="|", header=None, usecols=[0, 1], dtype=str, keep_default_na=False, encoding="latin-1", quoting=csv.QUOTE_NONE
-    )
-    return dict(zip(table[0], table[1], strict=True))
+    rows = [line.split("|", 2) for line in path.read_text(encoding="latin-1").splitlines()]
+    return {row[0]: row[1] for row in rows if len(row) > 1}
