@@ -15,7 +15,7 @@ from pmfcli.core.noise import _directions, _heard, _likeliest, scaled
 from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, Observations, Parameters, mean, observe
 from pmfcli.core.predict import predict_pairs
-from pmfcli.core.rows import rows_of
+from pmfcli.core.rows import each_of, rows_of
 from pmfcli.core.team import ALONE, Share
 from pmfcli.data.ratings import Ratings
 from pmfcli.training import run, train
@@ -33,8 +33,8 @@ def test_rows_at_another_noise_are_those_found_there(sample: Ratings, link: str)
     pairs = Pairs(seen.users()[:200], seen.movie[:200].long(), known, known)
     for times in (0.1, 1.0, 30.0):
         there = rows_of(p._replace(noise=p.noise / times**0.5), seen, pairs)
-        for rows, expected, prior in zip(rows_of(p, seen, pairs), there, (p.precision_u, p.precision_v), strict=True):
-            found = _heard(rows, _directions(rows, prior), torch.tensor(times).double(), known)
+        for each, expected, prior in zip(each_of(p, seen, pairs), there, (p.precision_u, p.precision_v), strict=True):
+            found = _heard(*each, _directions(each[0], prior), torch.tensor(times).double(), known)
             torch.testing.assert_close(found.covariance, expected.covariance, rtol=1e-3, atol=1e-6)
 
 

@@ -18,7 +18,7 @@ from pmfcli.core.conditional import Gaussians
 from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, Observations, mean, score
 from pmfcli.core.predict import mixture
-from pmfcli.core.rows import Rows, chunk, curvature, of_unknown_movies, rows_of, stacked, users_of
+from pmfcli.core.rows import Rows, chunk, curvature, each_of, of_unknown_movies, stacked, users_of
 from pmfcli.core.sparse import spmm
 from pmfcli.core.team import Team
 
@@ -94,12 +94,12 @@ def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted
     noise = laplace.noise.double()
     doubt = torch.ones_like(noise)
     laplace = laplace._replace(doubt=torch.ones_like(laplace.doubt))
-    users, movies = rows_of(laplace, seen, pairs) if team.size == 1 else _rows_among(laplace, seen, pairs, team)
-    of_users, of_movies = _directions(users, laplace.precision_u), _directions(movies, laplace.precision_v)
-    gamma = users.gamma[0].double()
+    users, movies = each_of(laplace, seen, pairs) if team.size == 1 else _each_among(laplace, seen, pairs, team)
+    of_users, of_movies = _directions(users[0], laplace.precision_u), _directions(movies[0], laplace.precision_v)
+    gamma = users[0].gamma[0].double()[users[1]]
     for _ in range(_NOISE_STEPS):
         times = (laplace.noise.double() / noise).square()
-        u, v = _heard(users, of_users, times, pairs.user_known), _heard(movies, of_movies, times, pairs.movie_known)
+        u, v = _heard(*users, of_users, times, pairs.user_known), _heard(*movies, of_movies, times, pairs.movie_known)
         silent = laplace._replace(noise=torch.zeros_like(laplace.noise))
         found, alone = mixture(silent, u, v), mixture(silent, u, v._replace(covariance=None))
         square = (t - found.centre[0]).double().square()
@@ -144,16 +144,21 @@ def _directions(rows: Rows, prior: Tensor) -> tuple[Tensor, Tensor]:
     return left.clamp(0, 1), torch.linalg.solve_triangular(R.mT, Q, upper=True)
 
 
-def _heard(rows: Rows, directions: tuple[Tensor, Tensor], times: Tensor, known: Tensor) -> Rows:
-    """Rows whose ratings are so many times as precise as when ``directions`` were found."""
+def _heard(rows: Rows, at: Tensor, directions: tuple[Tensor, Tensor], times: Tensor, known: Tensor) -> Rows:
+    """The rows of pairs whose ratings are so many times as precise as when ``directions`` were found.
+
+    Args:
+        at, known: (n,) of each pair.
+    """
     left, D = directions
     scaled = (D * (left / (left + times * (1 - left)))[..., None, :]) @ D.mT
     assert rows.covariance is not None
-    return rows._replace(covariance=torch.where(known[:, None, None], scaled.to(rows.A), rows.covariance))
+    heard = torch.zeros(rows.A.shape[1], dtype=torch.bool).index_put((at,), known)
+    return rows._replace(covariance=torch.where(heard[:, None, None], scaled.to(rows.A), rows.covariance)).at(at)
 
 
-def _rows_among(p: Laplace, seen: Seen, pairs: Pairs, team: Team) -> tuple[Rows, Rows]:
-    """The rows of pairs whose users are this process's; the ratings of their movies are everybody's."""
+def _each_among(p: Laplace, seen: Seen, pairs: Pairs, team: Team) -> tuple[tuple[Rows, Tensor], tuple[Rows, Tensor]]:
+    """As ``each_of``, of pairs whose users are this process's; the ratings of their movies are everybody's."""
     user, user_at = torch.where(pairs.user_known, pairs.user, -1).unique(return_inverse=True)
     V = stacked(p.factors.V, p.factors.c)
     wanted = torch.zeros(len(V), dtype=torch.int64)
@@ -164,7 +169,7 @@ def _rows_among(p: Laplace, seen: Seen, pairs: Pairs, team: Team) -> tuple[Rows,
     at = torch.searchsorted(rows, pairs.movie).clamp(max=len(rows) - 1)
     A = torch.where(known[:, None], V[pairs.movie], 0.0)
     movies = Rows(A[None], A.new_ones(1, len(A)), torch.where(known[:, None, None], covariance[at], of_unknown_movies(p))[None])
-    return users_of(p, seen, user).at(user_at), movies
+    return (users_of(p, seen, user), user_at), (movies, torch.arange(len(A)))
 
 
 def _curvature_among(p: Laplace, seen: Seen, movies: Tensor, team: Team) -> Gaussians:

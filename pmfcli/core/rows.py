@@ -65,10 +65,15 @@ def ready(posterior: Posterior, seen: Seen) -> Posterior:
 
 def rows_of(posterior: Posterior, seen: Seen, pairs: Pairs) -> tuple[Rows, Rows]:
     """The users and the movies of pairs, aligned."""
+    (users, user_at), (movies, movie_at) = each_of(posterior, seen, pairs)
+    return users.at(user_at), movies.at(movie_at)
+
+
+def each_of(posterior: Posterior, seen: Seen, pairs: Pairs) -> tuple[tuple[Rows, Tensor], tuple[Rows, Tensor]]:
+    """The users and the movies of pairs, each of them once, and where among these those of each pair are, (n,)."""
     user, user_at = torch.where(pairs.user_known, pairs.user, -1).unique(return_inverse=True)
     movie, movie_at = torch.where(pairs.movie_known, pairs.movie, -1).unique(return_inverse=True)
-    users, movies = users_of(posterior, seen, user), movies_of(posterior, seen, movie)
-    return users.at(user_at), movies.at(movie_at)
+    return (users_of(posterior, seen, user), user_at), (movies_of(posterior, seen, movie), movie_at)
 
 
 def users_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
