@@ -192,6 +192,16 @@ def test_it_fails_when_a_conditional_is_broken(monkeypatch: pytest.MonkeyPatch) 
     assert geweke(FULL).abs().max() > 6
 
 
+def test_it_fails_when_the_scales_of_features_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = gibbs.draw_feature_scales
+
+    def wrong(G, B, precision, freedom, g):
+        return right(G, B, precision, 0, g)
+
+    monkeypatch.setattr(gibbs, "draw_feature_scales", wrong)
+    assert geweke(PLAIN).abs().max() > 6
+
+
 @pytest.mark.parametrize("broken", ["draw_cuts", "draw_latent", "draw_kind", "draw_prior"])
 def test_it_fails_when_a_step_of_the_ordinal_model_is_broken(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = getattr(ordinal, broken)
