@@ -26,6 +26,7 @@ _ROUNDS = 3  # of steps for the cut points, in the first sweeps: habits that are
 CHECK_EVERY, LEAST, MOST = 25, 150, 1000  # sweeps, where their number is not given
 AGREE = 1.15  # split R-hat of nine predictions in ten
 ENOUGH = 36  # effective draws of half the predictions, for each chain
+GROWN = 1.3  # split R-hat of how much the factors have to say: biases predict alike while these still grow
 FITTED = 1 << 20  # training ratings, at most, whose fit is looked at in the end
 _WATCHED = 200  # pairs whose prediction is watched
 BUFFER = 3  # times as many draws are held while it runs as are kept in the end
@@ -100,7 +101,7 @@ def fit(
             look = run.done == most or (run.done >= LEAST and run.done % CHECK_EVERY == 0)
             if look:
                 run.look()
-            run.agreed = sweeps is None and look and _agree(run.verdict, chains)
+            run.agreed = sweeps is None and look and run.agree()
             yield Progress(run.done - 1, *run.losses[-1], *(run.verdict if look else (None, None)), run.snapshot)
     return run.sampled()
 
@@ -117,7 +118,7 @@ class _Run:
         self._sources = [_own(o, number) if o.users.of is not None else None for number in seeds]
         self._states = [gibbs.init(problem, settings, *each) for each in zip(self._generators, self._sources, strict=True)]
         self._pairs = _pairs_to_watch(o, seed)
-        self._seen: list[Tensor] = []  # (chains, watched) a sweep
+        self._seen: list[Tensor] = []  # (chains, watched + 1) a sweep
         self.losses: list[tuple[float, float]] = []  # with sigma
         self._held: list[list[_Kept]] = [[] for _ in range(chains)]
         self._stride = 1
@@ -153,7 +154,17 @@ class _Run:
     def look(self) -> None:
         """Whether the chains agree by now."""
         self._burn_in = max(self._warm_up, int(BURN_IN * self.done))
-        self.verdict = _verdict(torch.stack(self._seen[self._burn_in :], 1))
+        self.verdict = _verdict(self._late()[..., :-1])
+
+    def agree(self) -> bool:
+        """Whether they do, in what they predict and in how much of it is the factors' say."""
+        found, effective = self.verdict
+        if found is None or effective is None or found > AGREE or effective < ENOUGH * len(self._states):
+            return False
+        return float(r_hat(self._late()[..., -1:].double())) <= GROWN
+
+    def _late(self) -> Tensor:
+        return torch.stack(self._seen[self._burn_in :], 1)
 
     def snapshot(self) -> Tree:
         """All that it takes to go on from here."""
@@ -210,7 +221,8 @@ def _pairs_to_watch(o: Observations, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _watch(state: State, problem: Problem, pairs: tuple[Tensor, Tensor], latent: int) -> Tensor:
-    """What a draw predicts for the watched pairs: x, or the mean rating where the scale of x is for the prior to say.
+    """What a draw predicts for the watched pairs, x, or the mean rating where the scale of x is for the prior to say; and last
+    the logarithm of the mean square of U . V.
 
     Effects of time are left out: with them biases mix sooner than apart, and a prediction at a time is of their parts. Chains
     that stop by the sum are too short: on ml-latest-small their held-out error is 0.004 stars larger.
@@ -220,17 +232,13 @@ def _watch(state: State, problem: Problem, pairs: tuple[Tensor, Tensor], latent:
     pairs = torch.where(own, pairs[0], 0), pairs[1]
     u, v = users.A[pairs[0]], movies.A[pairs[1]]
     x = (u[:, :latent] * v[:, :latent]).sum(1)
+    size = x.square()
     x = x + u[:, latent:].sum(1) + v[:, latent:].sum(1)
-    if habits is None:
-        return team.sum(x * own).cpu()
-    spread = (alpha * users.gamma[pairs[0]] * movies.gamma[pairs[1]]).rsqrt()
-    mass = ordinal.masses(habits.cuts[None], habits.share[pairs[0]][None], x[None], spread[None])
-    return team.sum((mass @ problem.grid) * own).cpu()
-
-
-def _agree(verdict: _Verdict, chains: int) -> bool:
-    r_hat, ess = verdict
-    return r_hat is not None and ess is not None and r_hat <= AGREE and ess >= ENOUGH * chains
+    if habits is not None:
+        spread = (alpha * users.gamma[pairs[0]] * movies.gamma[pairs[1]]).rsqrt()
+        x = ordinal.masses(habits.cuts[None], habits.share[pairs[0]][None], x[None], spread[None]) @ problem.grid
+    x, size = team.sum(torch.stack([x, size]) * own)
+    return torch.cat([x, size.mean(0, keepdim=True).log()]).cpu()
 
 
 def _verdict(late: Tensor) -> _Verdict:
