@@ -405,6 +405,12 @@ def test_a_model_that_memorises_is_called_so(answer: Run, tmp_path: Path) -> Non
     assert "worse than always answering the mean" in done.stderr
 
 
+def test_a_model_that_biases_alone_outdo_is_called_so(answer: Run) -> None:
+    done = answer("train", "--data", "sample", "--epochs", "3")
+    assert "warning: on held-out ratings biases alone do better. Try more --epochs" in done.stderr
+    assert "biases alone" not in answer("train", "--data", "sample", "--epochs", "60").stderr
+
+
 def test_every_format_says_the_same(answer: Run, sample_file: Path) -> None:
     common = ("predict", "--user", "4", "--movie", "1", "--movie", "alien", "-m", sample_file)
     document = json.loads(answer(*common, "--json").stdout)

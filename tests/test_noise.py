@@ -51,18 +51,30 @@ def test_noise_and_doubt_are_the_likeliest() -> None:
     gamma, own, movies = (torch.rand(n, generator=seeded(k), dtype=torch.float64) + 0.1 for k in range(3))
     own, movies = 0.02 * own, 0.05 * movies
     square = (0.04 * gamma + own + 0.3 * movies) * torch.randn(n, generator=seeded(3), dtype=torch.float64).square()
-    noise, doubt = torch.tensor(0.5).double(), torch.tensor(1.0).double()
+    noise, doubt, usual = torch.tensor([0.5, 1.0, 0.1]).double()
     for _ in range(4):
-        noise, doubt = _likeliest(square, gamma, own, movies, noise, doubt, ALONE)
+        noise, doubt = _likeliest(square, gamma, own, movies, noise, doubt, usual, ALONE)
     assert (float(noise), float(doubt)) == (pytest.approx(0.2, abs=0.01), pytest.approx(0.3, abs=0.1))
 
     def loss(noise: float, doubt: float) -> float:
         variance = gamma * noise**2 + own + doubt * movies
-        return float(0.5 * (variance.log() + square / variance).sum()) + 0.5 * math.log(doubt) ** 2
+        prior = math.log(doubt) ** 2 + math.log(noise**2 / float(usual) ** 2) ** 2
+        return float(0.5 * (variance.log() + square / variance).sum()) + 0.5 * prior
 
     least = loss(float(noise), float(doubt))
     near = [(s, b) for s in np.linspace(-0.05, 0.05, 11) for b in np.linspace(-0.3, 0.3, 11)]
     assert all(least <= loss(float(noise) * math.exp(s), float(doubt) * math.exp(b)) + 1e-6 for s, b in near)
+
+
+def test_priors_that_explain_all_errors_leave_the_noise_of_training() -> None:
+    """Of users with a rating each hardly anything is known, and with no noise at all their errors would be as likely."""
+    user = [*range(1500), *range(0, 1500, 150)]
+    stars = torch.randn(len(user), generator=seeded(3)).mul(0.5).add(3).clamp(1, 5)
+    order = sorted(range(len(user)), key=lambda n: (user[n], n))
+    ratings = ratings_of([user[n] for n in order], [int(n >= 1500) for n in order], stars[order].tolist())
+    model = run(train(ratings, Settings(epochs=60)))
+    p = model.posterior
+    assert 0.5 * float(p.residual) < float(p.noise) < 2 * float(p.residual)
 
 
 def test_scales_of_users_are_their_errors_among_those_of_all() -> None:

@@ -53,6 +53,8 @@ def say(model: "Model", output: Path, size: int, seconds: float) -> None:
                 "warning: on held-out ratings this model is worse than always answering the mean; it memorises. "
                 + _against_memorising(model)
             )
+        elif m["holdout_rmse"] > beside["bias"]:
+            note(f"warning: on held-out ratings biases alone do better. {_against_falling_short(model)}")
     elif model.settings["holdout"] > 0:
         note(f"{d['ratings']:,} ratings are too few to hold {model.settings['holdout']:g} of them out: trained on all")
     s = model.settings
@@ -73,6 +75,15 @@ def _against_memorising(model: "Model") -> str:
     if model.method == "bayes":
         return "Try a smaller --latent"
     return "Try a larger --sigma" if model.settings["noise"] == "fixed" else "Try --noise fixed, or a larger --sigma"
+
+
+def _against_falling_short(model: "Model") -> str:
+    s = model.settings
+    if model.method == "bayes" or model.metrics["epochs"] == s["epochs"]:
+        return "Try more --epochs"
+    if "em" in (s["priors"], s["noise"]):
+        return "Try --method bayes"
+    return "Try --priors em --noise em, which finds scales for them, or --method bayes"
 
 
 def _against_learning_little(model: "Model", by_em: bool) -> str:

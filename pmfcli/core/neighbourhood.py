@@ -14,12 +14,13 @@ from torch import Tensor
 
 from pmfcli.core.metrics import damped, fit_biases
 from pmfcli.core.pairs import Pairs, Seen
+from pmfcli.core.parallel import NUMBERS
 from pmfcli.core.predictive import Mixture
 from pmfcli.core.sparse import Pattern, spmm
 
 NEAREST = 100
 _SHRINK, _DAMPING = 50.0, 0.5
-_BLOCK = 256  # movies whose neighbours are searched at a time
+_BLOCK = 256  # movies whose neighbours are searched at a time, at most
 _LEAST, _LEAST_NOISE = 1e-12, 1e-3
 
 
@@ -59,8 +60,9 @@ def fit(seen: Seen, shape: tuple[int, int], lo: float, hi: float) -> Neighbourho
     squares, ones = e.square(), torch.ones_like(e)
     near, weight = [], []
     count = min(NEAREST, pattern.shape[1])
-    for start in range(0, pattern.shape[1], _BLOCK):
-        here = torch.arange(start, min(start + _BLOCK, pattern.shape[1]))
+    block = max(1, min(_BLOCK, NUMBERS // pattern.shape[0]))
+    for start in range(0, pattern.shape[1], block):
+        here = torch.arange(start, min(start + block, pattern.shape[1]))
         ratings = slice(int(by_movie.crow[here[0]]), int(by_movie.crow[here[-1] + 1]))
         place = by_movie.col[ratings].long(), by_movie.row[ratings].long() - start
         own, square, one = (

@@ -108,17 +108,18 @@ def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted
             total, n = team.sum(torch.stack([((square + both) / gamma).sum(), noise.new_tensor(len(t))]))
             noise = (total / n).sqrt().clamp(min=_LEAST_NOISE)
         else:
-            noise, doubt = _likeliest(square, gamma, own, both - own, noise, doubt, team)
+            noise, doubt = _likeliest(square, gamma, own, both - own, noise, doubt, laplace.residual.double(), team)
     return noise.to(laplace.noise), doubt.to(laplace.doubt)
 
 
 def _likeliest(
-    square: Tensor, gamma: Tensor, own: Tensor, of_movies: Tensor, noise: Tensor, doubt: Tensor, team: Team
+    square: Tensor, gamma: Tensor, own: Tensor, of_movies: Tensor, noise: Tensor, doubt: Tensor, usual: Tensor, team: Team
 ) -> tuple[Tensor, Tensor]:
-    """Noise and doubt by Fisher scoring of their logarithms: e ~ N(0, gamma sigma^2 + v_i + b v_j) and log b ~ N(0, 1).
+    """Noise and doubt by Fisher scoring of their logarithms: e ~ N(0, gamma sigma^2 + v_i + b v_j), with log b and
+    log (sigma^2 / usual^2) ~ N(0, 1): where the priors of rows explain all errors, the noise is about that of training.
 
     Args:
-        square, gamma, own, of_movies: (n,) e^2, gamma, v_i and v_j.
+        square, gamma, own, of_movies: (n,) e^2, gamma, v_i and v_j. usual: () error of the ratings that the mode is fitted to.
     """
     for _ in range(_SCORING_STEPS):
         parts = torch.stack([gamma * noise.square(), doubt * of_movies])
@@ -126,8 +127,8 @@ def _likeliest(
         part = parts / variance
         slope, bend = part @ (square / variance - 1), part @ part.mT
         slope, bend = team.sum(0.5 * torch.cat([slope[:, None], bend], 1)).split([1, 2], 1)
-        slope[1] -= doubt.log()
-        bend += torch.diag(bend.new_tensor([_LEAST_NOISE, 1]))
+        slope[:, 0] -= torch.stack([2 * (noise / usual).log(), doubt.log()])
+        bend += torch.eye(2).to(bend)
         step = torch.linalg.solve(bend, slope)[:, 0].clamp(-_FAR, _FAR)
         noise, doubt = (noise * (0.5 * step[0]).exp()).clamp(min=_LEAST_NOISE), doubt * step[1].exp()
     return noise, doubt
@@ -168,7 +169,8 @@ def _each_among(p: Laplace, seen: Seen, pairs: Pairs, team: Team) -> tuple[tuple
     known = pairs.movie_known
     at = torch.searchsorted(rows, pairs.movie).clamp(max=len(rows) - 1)
     A = torch.where(known[:, None], V[pairs.movie], 0.0)
-    movies = Rows(A[None], A.new_ones(1, len(A)), torch.where(known[:, None, None], covariance[at], of_unknown_movies(p))[None])
+    covariance = torch.where(known[:, None, None], covariance[at], of_unknown_movies(p))
+    movies = Rows(A[None], A.new_ones(1, len(A)), covariance[None], ~known)
     return (users_of(p, seen, user), user_at), (movies, torch.arange(len(A)))
 
 

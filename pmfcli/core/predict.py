@@ -40,7 +40,8 @@ def mixture(posterior: Posterior, users: Rows, movies: Rows) -> Mixture:
     for rows in (users, movies):
         if rows.drift is not None:
             x, noise = x + rows.drift[0], noise + 0.0625 * rows.drift[1]
-    return Mixture(mean(x, link), (noise + slope(x, link).square() * _variance(users, movies, k)).sqrt().expand_as(x))
+    variance = noise + slope(x, link).square() * _variance(users, movies, k, at_mode=isinstance(posterior, Laplace))
+    return Mixture(mean(x, link), variance.sqrt().expand_as(x))
 
 
 @torch.no_grad()
@@ -71,15 +72,21 @@ def means_of_pairs(factors: Factors, pairs: Pairs) -> Tensor:
     return torch.cat(found)
 
 
-def _variance(users: Rows, movies: Rows, k: int) -> Tensor:
-    """Var x of pairs given the draw, rows independent, (draws, n)."""
+def _variance(users: Rows, movies: Rows, k: int, at_mode: bool) -> Tensor:
+    """Var x of pairs given the draw, rows independent, (draws, n).
+
+    At a mode the product of two covariances counts only where neither row is known. Rows keep their priors where ratings say
+    nothing, and in features that no rating needs these multiply to a variance that the ratings as a whole contradict.
+    """
     total = users.A.new_zeros(())
     for own, other in ((users, movies), (movies, users)):
         if own.covariance is not None:
-            total = total + _only(_quadratic(features(other.A, k), own.covariance), own.open)
-    if users.covariance is not None and movies.covariance is not None:
+            part = _quadratic(features(other.A, k), own.covariance)
+            total = total + (part if at_mode else _only(part, own.unknown))
+    known = users.unknown is None or movies.unknown is None
+    if users.covariance is not None and movies.covariance is not None and not (at_mode and known):
         among = (users.covariance[..., :k, :k] * movies.covariance[..., :k, :k]).sum((-2, -1))
-        total = total + _only(_only(among, users.open), movies.open)
+        total = total + _only(_only(among, users.unknown), movies.unknown)
     return total
 
 

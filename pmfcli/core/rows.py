@@ -31,7 +31,7 @@ class Rows(NamedTuple):
     A: Tensor  # (draws, n, d)
     gamma: Tensor  # (draws, n) noise scales: of precisions in draws, of the variance at a mode
     covariance: Tensor | None = None  # (draws, 1 or n, d, d) of a row given the draw
-    open: Tensor | None = None  # (n,) bool: the rows that have it; None for all
+    unknown: Tensor | None = None  # (n,) bool: rows of which nothing is known; if there are any of draws, theirs alone counts
     share: Tensor | None = None  # (draws, n, S) of users, in an ordinal model
     drift: tuple[Tensor, Tensor] | None = None  # (draws, n) mean and variance of the effects of time, on the scale of x
 
@@ -41,7 +41,8 @@ class Rows(NamedTuple):
         C = C[:, index] if C is not None and C.shape[1] > 1 else C
         share = None if share is None else share[:, index]
         drift = None if drift is None else (drift[0][:, index], drift[1][:, index])
-        return Rows(self.A[:, index], self.gamma[:, index], C, None if self.open is None else self.open[index], share, drift)
+        unknown = None if self.unknown is None else self.unknown[index]
+        return Rows(self.A[:, index], self.gamma[:, index], C, unknown, share, drift)
 
 
 def chunk_of(posterior: Posterior) -> int:
@@ -177,7 +178,7 @@ def curvature(p: Laplace, of: Tensor, A: Tensor, others: Tensor, B: Tensor, prec
 
 def _with_unknown(A: Tensor, gamma: Tensor, covariance: Tensor, known: Tensor, centre: Tensor, wide: Tensor) -> Rows:
     covariance = torch.where(known[:, None, None], covariance, wide)
-    return Rows(torch.where(known[:, None], A, centre)[None], gamma[None], covariance[None])
+    return Rows(torch.where(known[:, None], A, centre)[None], gamma[None], covariance[None], ~known)
 
 
 def _of(dofs: Tensor | None, side: int) -> Tensor | float:
