@@ -21,8 +21,9 @@ from pmfcli.core.tree import Tree, like, plain
 from pmfcli.errors import TrainingError
 
 BURN_IN = 0.3  # of the sweeps
-WARM_UP = 60  # first sweeps, with Gaussian priors: a t prior takes a scale that still grows for outliers, and lets go slowly
-_ROUNDS = 3  # of steps for the cut points, in the first sweeps: habits that are alike at first move apart
+WARM_UP = 60  # first sweeps, with Gaussian priors: a t prior takes a scale that still grows for outliers, and lets go slowly;
+# and without moves of the features' scales: with them features learn at once what is for habits to say, and let go slowly
+_ROUNDS = 3  # of steps for the cut points, in these: habits that are alike at first move apart
 CHECK_EVERY, LEAST, MOST = 25, 150, 1000  # sweeps, where their number is not given
 AGREE = 1.15  # split R-hat of nine predictions in ten
 ENOUGH = 36  # effective draws of half the predictions, for each chain
@@ -130,7 +131,9 @@ class _Run:
     def sweep(self, run_all: Callable[..., list[tuple[State, gibbs.Info]]]) -> None:
         """One more, of all chains."""
         warm = self.done < self._warm_up
-        how = self._settings if not warm else self._settings._replace(prior_scales=False, cut_rounds=_ROUNDS)
+        how = self._settings
+        if warm:
+            how = how._replace(prior_scales=False, cut_rounds=_ROUNDS, feature_scales=False)
 
         def move(chain: int) -> tuple[State, gibbs.Info]:
             return gibbs.step(self._states[chain], self._problem, how, self._generators[chain], self._sources[chain])

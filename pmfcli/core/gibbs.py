@@ -61,6 +61,7 @@ class GibbsSettings(NamedTuple):
     prior_scales: bool  # tau; else a Gaussian prior
     habits: int  # sets of cut points; 0 takes ratings as numbers
     cut_rounds: int = 1  # of steps for the cut points, in a sweep
+    feature_scales: bool = True  # moved in each sweep
 
 
 class Side(NamedTuple):
@@ -210,7 +211,8 @@ def step(
     by_movie = take(weight, perm), take(z, perm)
     of_movies = Sides(g, g, of_users, of_columns=team)
     movies = draw_side(movies, users, p.movies.pattern, *by_movie, p.movie_means, s, of_movies)
-    users, movies = rescale(users, movies, p.users, weight, z, s.latent, g)
+    if s.feature_scales:
+        users, movies = rescale(users, movies, p.users, weight, z, s.latent, g)
     error = z - products(users, movies, p.users, s.latent)
     drawn = []
     for one, group in zip(effects, p.groups, strict=True):
