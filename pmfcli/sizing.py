@@ -23,7 +23,7 @@ import torch
 
 from pmfcli.config import Settings
 from pmfcli.core import drift
-from pmfcli.core.chains import BUFFER, BURN_IN, FITTED, LEAST, MOST, WARM_UP
+from pmfcli.core.chains import BUFFER, BURN_IN, FITTED, MOST, WARM_UP
 from pmfcli.core.map import number_of_blocks
 from pmfcli.core.noise import most_asked
 from pmfcli.core.parallel import NUMBERS
@@ -37,6 +37,7 @@ _OF_DRAWS = {"gaussian": (30, 50), "ordinal": (20, 90)}  # bytes a rating; and f
 _COPIES, _IN_BLOCK, _SPREAD = 6, 3, 4  # of the parameters; of a block's square matrices; of all rows', where these are learned
 _OF_A_STRETCH = 72  # bytes
 _OF_NOISE = 88  # bytes for a number of the covariances that the noise of a mode is found from
+_SWEEPS = 225  # of a sampler that stops by itself: 150 to 325 on most data
 _USUAL = {  # epochs with a test, and then on all ratings
     "adam": (170, 140),
     "blocks": (70, 28),  # Adam by blocks, whose steps these are; where no difference is chance
@@ -77,9 +78,9 @@ def length(ratings: Ratings, settings: Settings) -> Length:
     held *= LEAST_HELD <= held < ratings.n
     again = held > 0 and s.refit
     if s.method == "bayes":
-        sweeps = s.epochs or LEAST
+        sweeps = s.epochs or _SWEEPS
         burn_in = max(min(WARM_UP, int(BURN_IN * (s.epochs or MOST))), int(BURN_IN * sweeps))
-        why = "as given" if s.epochs else "after which predictions often agree"
+        why = "as given" if s.epochs else "after about which chains agree"
         return Length(sweeps, sweeps * again, held, min(s.keep, s.chains * (sweeps - burn_in)), f"{sweeps} sweeps, {why}")
     by_em = "em" in (s.priors, s.noise)
     by_size = "sure" if held >= SURE else "few" if ratings.n < _FEW else "als"
