@@ -41,11 +41,8 @@ _START_DOF = 8.0
 _NO_SCALES = 1e6  # degrees of freedom of scales that are all 1
 _TOLERANCE = 1e-2  # of the solution that is a draw of W: small beside the spread of the draw
 _TOLERANCE_OF_MEAN = 3e-3  # of its mean
-_ROUNDS, _STEP, _LONGEST = (
-    3,
-    2.4,
-    1.0,
-)  # of Metropolis steps for each scale, how long in its standard deviations, in its logarithm
+_ROUNDS = 3  # of Metropolis steps for each scale of a feature, a sweep
+_STEP, _LONGEST = 2.4, 1.0  # standard deviations of its logarithm that such a step is long, and how long at most
 DOFS = torch.logspace(math.log10(2.5), math.log10(250), 200, dtype=torch.float64)  # nu and eta: above 2 variances are finite
 
 
