@@ -149,7 +149,7 @@ def test_few_ratings_leave_it_unsure_and_many_do_not(draws: Model) -> None:
 
 def test_in_a_pipe(answer: Run, draws: Model, tmp_path) -> None:
     (tmp_path / "pmf.pt").write_bytes(dumps(draws))
-    done = answer("recommend", "--ratings", "-", "-n", "3", stdin="movie,rating\n1,5\n260,4.5\n")
+    done = answer("recommend", "--ratings", "-", "-n", "3", stdin="movie,rating\n1,4\n260,3.5\n")
     header, *rows = done.stdout.splitlines()
     assert header.split("\t") == ["rank", "movie", "title", "prediction", "sd", "lo", "hi", "source"]
     for row in rows:

@@ -81,7 +81,7 @@ def modes(parts: tuple[Ratings, Ratings]) -> dict[str, Model]:
 
 @pytest.fixture(scope="module")
 def draws(parts: tuple[Ratings, Ratings]) -> Model:
-    return trained(parts[0], method="bayes", epochs=60)
+    return trained(parts[0], method="bayes", epochs=150)
 
 
 def triples(model: Model) -> set[tuple[str, str, float]]:
