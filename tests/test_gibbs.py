@@ -7,7 +7,7 @@ import torch
 from conftest import random_pattern
 from test_map import seeded
 
-from pmfcli.core import chains, drift, gibbs, ordinal
+from pmfcli.core import chains, drift, feature_scales, gibbs, ordinal
 from pmfcli.core.diagnostics import effective_size, r_hat
 from pmfcli.core.gibbs import GibbsSettings, Problem, Side, State
 from pmfcli.core.means import Means
@@ -193,12 +193,12 @@ def test_it_fails_when_a_conditional_is_broken(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_it_fails_when_the_scales_of_features_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = gibbs.draw_feature_scales
+    right = feature_scales.draw_feature_scales
 
     def wrong(G, B, precision, freedom, g):
         return right(G, B, precision, 0, g)
 
-    monkeypatch.setattr(gibbs, "draw_feature_scales", wrong)
+    monkeypatch.setattr(feature_scales, "draw_feature_scales", wrong)
     assert geweke(PLAIN).abs().max() > 6
 
 

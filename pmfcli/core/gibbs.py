@@ -11,8 +11,7 @@ effects of time, where they are asked for (``drift.py``). With tau = gamma = 1 a
 of freedom, gamma the noise a matter of the person and the film, as in Houlsby et al., "Cold-start active learning with robust
 ordinal matrix factorization" (ICML 2014).
 
-What one sweep does to the rows of both sides given their precisions, and to these given the rows, moves the two together only a
-little where the ratings say little. Each sweep therefore takes both to another scale at once (``rescale``).
+Each sweep also takes the features of both sides to another scale (``feature_scales.py``).
 """
 
 import math
@@ -24,12 +23,13 @@ from torch import Tensor
 from pmfcli.core import drift, ordinal, posterior
 from pmfcli.core.conditional import Prior, conditional, features
 from pmfcli.core.drift import Effects, Group
+from pmfcli.core.feature_scales import rescale
 from pmfcli.core.means import Means, ridge
 from pmfcli.core.ordinal import Habits, Levels
-from pmfcli.core.parallel import by_blocks, by_parts, take
+from pmfcli.core.parallel import by_blocks, take
 from pmfcli.core.posterior import Factors, Observations, inverse
 from pmfcli.core.sparse import Pattern, sampled_dot, spmm
-from pmfcli.core.streams import Ranges, Source, normal, uniform
+from pmfcli.core.streams import Ranges, Source, normal
 from pmfcli.core.streams import gamma as gamma_of
 from pmfcli.core.team import ALONE, Team
 from pmfcli.errors import TrainingError
@@ -41,8 +41,6 @@ _START_DOF = 8.0
 _NO_SCALES = 1e6  # degrees of freedom of scales that are all 1
 _TOLERANCE = 1e-2  # of the solution that is a draw of W: small beside the spread of the draw
 _TOLERANCE_OF_MEAN = 3e-3  # of its mean
-_ROUNDS = 3  # of Metropolis steps for each scale of a feature, a sweep
-_STEP, _LONGEST = 2.4, 1.0  # standard deviations of its logarithm that such a step is long, and how long at most
 DOFS = torch.logspace(math.log10(2.5), math.log10(250), 200, dtype=torch.float64)  # nu and eta: above 2 variances are finite
 
 
@@ -283,67 +281,6 @@ def draw_side(
         return side
     tau = draw_tau(side.A - side.mu - side.M, side.Lambda, side.prior_dof, sides.rows)
     return side._replace(tau=tau, prior_dof=draw_dof(tau, g, sides.of_rows))
-
-
-def rescale(
-    users: Side, movies: Side, o: Observations, weight: Tensor, z: Tensor, latent: int, generator: torch.Generator
-) -> tuple[Side, Side]:
-    """The features of each side on scales c (latent,), with all that goes by them.
-
-        A_ik -> c_k A_ik        W_k, mu_k alike        Lambda_kl -> Lambda_kl / (c_k c_l)
-        log p(log c | all else) = B'c - c'G c / 2 - sum_k (Lambda_kk / (2 c_k^2) + d log c_k) + const
-
-    G and B are of the regression of z, less the biases, on the U_ik V_jk. The densities of rows, weights and mu given Lambda
-    change as their volume does. A generalized Gibbs step, for the group of scalings: Liu & Sabatti, "Generalised Gibbs sampler
-    and multigrid Monte Carlo for Bayesian computation" (Biometrika 2000), Theorem 1.
-
-    Args:
-        weight, z: (n,) precision of each rating, and ratings less the offset, in the order of ``o``.
-    """
-    row, col, left = o.pattern.row, o.pattern.col, z
-    if users.A.shape[1] > latent:
-        left = z - take(users.A[:, latent], row) - take(movies.A[:, latent], col)
-    U, V = users.A[:, :latent].contiguous(), movies.A[:, :latent].contiguous()
-
-    def regressed(own: slice) -> Tensor:
-        X = U.index_select(0, row[own]).mul_(V.index_select(0, col[own]))
-        heard = weight[own, None] * X
-        return torch.cat([heard.mT @ X, (heard.mT @ left[own])[:, None]], 1).double()
-
-    both = o.users.team.sum(torch.stack(by_parts(regressed, len(z), z.device)).sum(0)).cpu()
-    G, B = both[:, :latent], both[:, latent]
-    found = []
-    for side in (users, movies):
-        c = draw_feature_scales(G, B, side.Lambda.diagonal()[:latent].double().cpu(), side.A.shape[1], generator)
-        G, B = c[:, None] * G * c, c * B
-        every = torch.cat([c, c.new_ones(side.A.shape[1] - latent)]).to(side.A)
-        W = None if side.W is None else side.W * every
-        Lambda = side.Lambda / (every[:, None] * every)
-        found.append(side._replace(A=side.A * every, W=W, M=side.M * every, mu=side.mu * every, Lambda=Lambda))
-    return found[0], found[1]
-
-
-def draw_feature_scales(G: Tensor, B: Tensor, precision: Tensor, freedom: int, generator: torch.Generator) -> Tensor:
-    """Scales c, (latent,), from 1 by Metropolis steps of their logarithms, one after the other, for the density in ``rescale``.
-
-    Args:
-        G: (latent, latent). B, precision: (latent,), the latter the diagonal of Lambda. freedom: d.
-    """
-    length = (_STEP / (G.diagonal() + 2 * precision).sqrt()).clamp(max=_LONGEST)
-    like = G.to(generator.device, torch.float32)
-    steps = (normal((_ROUNDS, len(B)), like, generator).cpu() * length).exp().tolist()
-    chances = uniform((_ROUNDS, len(B)), like, generator).log().tolist()
-    c, prior = [1.0] * len(B), precision.tolist()
-    pull, own = B.tolist(), G.tolist()
-    for factors, chance in zip(steps, chances, strict=True):
-        for k, factor in enumerate(factors):
-            old, new = c[k], c[k] * factor
-            rest = pull[k] - sum(g * value for g, value in zip(own[k], c, strict=True)) + own[k][k] * old
-            gain = rest * (new - old) - 0.5 * own[k][k] * (new**2 - old**2)
-            gain -= 0.5 * prior[k] * (new**-2 - old**-2) + freedom * math.log(factor)
-            if chance[k] < gain:
-                c[k] = new
-    return G.new_tensor(c)
 
 
 def draw_hyper(side: Side, means: Means | None, sides: Sides) -> tuple[Tensor, Tensor]:
