@@ -156,6 +156,11 @@ def test_in_a_pipe(answer: Run, draws: Model, tmp_path) -> None:
         prediction, sd, lo, hi = map(float, row.split("\t")[3:7])
         assert lo < prediction < hi
         assert sd > 0
+    fan = answer("predict", "--ratings", "-", "--movie", "750", "--stars", "--json", stdin="movie,rating\n1,5\n260,4.5\n")
+    (row,) = json.loads(fan.stdout)["rows"]  # an interval of one step may leave out the mean
+    assert row["lo"] == row["hi"] == 5 > row["prediction"]
+    one_step, two_steps = ((1 - row["p_5"]) ** 0.5, (1 - row["p_5"] - row["p_4.5"]) ** 0.5)
+    assert abs(one_step - 0.1**0.5) < abs(two_steps - 0.1**0.5)
     one = answer("predict", "--ratings", "-", "--movie", "260", "--stars", "--json", stdin="1 5\n")
     (row,) = json.loads(one.stdout)["rows"]
     assert row["source"] == "fold-in"
