@@ -93,6 +93,13 @@ def test_a_movielens_folder_has_titles(tmp_path: Path, ratings: str, titles: str
     assert read_ratings(tmp_path).ratings.titles == ("Amélie, or so (2001)", None)
 
 
+def test_titles_whose_quote_is_not_closed_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating\n1,1,3\n1,2,4\n2,1,5\n")
+    (tmp_path / "movies.csv").write_text('movieId,title\n1,"never closed\n2,Two\n')
+    with pytest.raises(DataError, match=r"movies\.csv: not a file of titles \(line 3: unexpected end of data"):
+        read_ratings(tmp_path)
+
+
 def test_titles_in_the_ratings_file_follow_their_movies(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("user,movie,rating,time,title\nb,y,1,9,Why\na,x,2,5,Ex\na,y,3,1,Why\n")

@@ -25,19 +25,22 @@ def read_titles(ratings_file: Path, movies: Vocabulary) -> tuple[str | None, ...
         return (None,) * len(movies)
     try:
         titles = {clean(movie): clean(title) for movie, title in read(path).items()}
-    except (ValueError, OSError, csv.Error) as error:
+    except (ValueError, OSError) as error:
         raise DataError(f"{path}: not a file of titles ({clean(str(error))[:100]})") from None
     return tuple(map(titles.get, movies.ids))
 
 
 def _from_csv(path: Path) -> dict[str, str]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = csv.reader(stream)
-        header = next(rows, [])
-        if not {"movieId", "title"} <= set(header):
-            return {}  # somebody else's movies.csv
-        movie, title = header.index("movieId"), header.index("title")
-        return {row[movie]: row[title] for row in rows if len(row) > max(movie, title)}
+        rows = csv.reader(stream, strict=True)
+        try:
+            header = next(rows, [])
+            if not {"movieId", "title"} <= set(header):
+                return {}  # somebody else's movies.csv
+            movie, title = header.index("movieId"), header.index("title")
+            return {row[movie]: row[title] for row in rows if len(row) > max(movie, title)}
+        except csv.Error as error:  # such as a quote that is not closed
+            raise ValueError(f"line {rows.line_num}: {error}") from None
 
 
 def _from_dat(path: Path) -> dict[str, str]:
