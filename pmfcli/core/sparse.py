@@ -151,9 +151,10 @@ class Pattern:
     def tiles(self, width: int) -> Iterator[tuple[slice, "Pattern", Tensor | slice]]:
         """Ranges of so many columns, each as a view, with where its values lie: rows of a matrix that a cache can hold.
 
-        A product with a matrix of many more rows than that waits for memory, four times as long as it multiplies.
+        A product with a matrix of many more rows than that waits for memory, four times as long as it multiplies. A few more
+        are not worth another range, which is found again each time.
         """
-        if self.shape[1] <= width:
+        if self.shape[1] <= width + width // 8:
             yield slice(None), self, slice(None)
             return
         for start in range(0, self.shape[1], width):
@@ -172,8 +173,8 @@ class Pattern:
         return list(itertools.pairwise(sorted({0, rows} | inner | set(range(0, rows, most_rows or max(rows, 1))))))
 
     def to(self, device: torch.device) -> "Pattern":
-        """The same pattern on another device."""
-        return Pattern(self._orders.to(device), self._flipped)
+        """The same pattern on another device; itself where it is there already."""
+        return self if self.col.device == device else Pattern(self._orders.to(device), self._flipped)
 
 
 def named(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
