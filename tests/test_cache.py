@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from conftest import Run
 
-from pmfcli.data import cache
+from pmfcli.data import cache, readers
 from pmfcli.data import ratings as data
-from pmfcli.data.assemble import Reading
 from pmfcli.data.fields import Columns
 from pmfcli.data.ratings import Ratings
 from pmfcli.data.readers import read_ratings
+from pmfcli.data.reading import Reading
 
 COLUMNS = Columns()
 
@@ -46,7 +46,7 @@ def test_the_second_reading_is_the_first_and_comes_from_the_cache(file: Path, mo
     assert left == file.with_name(".ratings.csv.pmf-cache")
     same(first, plain)
     assert first.duplicates > 0
-    monkeypatch.setattr(cache, "read_ratings", None)
+    monkeypatch.setattr(readers, "read_ratings", None)
     for path in (file, file.parent):
         again, left = cache.read(path, COLUMNS, False)
         assert left is None

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from pmfcli.data import cache
+from pmfcli.data.fields import Columns
+
 PACKAGE = ROOT / "pmfcli"
 ALLOWED = {  # room -> rooms it may import
     "errors": set(),
@@ -157,3 +160,12 @@ def test_training_on_text_loads_torch_and_pyarrow_alone(tmp_path: Path) -> None:
     (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *rows, ""]))
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n1,One (2001),Drama\n")
     assert loads("train", "--data", str(tmp_path), "--epochs", "2", "-o", str(tmp_path / "m.pt")) == {"torch", "pyarrow"}
+
+
+def test_training_on_the_sample_or_from_a_cache_loads_torch_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LEAST", 1)
+    how = ["--epochs", "2", "-o", str(tmp_path / "m.pt")]
+    assert loads("train", "--data", "sample", *how) == {"torch"}
+    (tmp_path / "a.csv").write_text("userId,movieId,rating\n1,1,3\n1,2,4\n2,1,5\n2,2,1\n")
+    cache.read(tmp_path / "a.csv", Columns(), False)
+    assert loads("train", "--data", str(tmp_path / "a.csv"), *how) == {"torch"}

@@ -42,7 +42,6 @@ def read_data(source: Source, part: tuple[int, int] = (0, 1), leave_cache: bool 
     columns = source.user_col, source.movie_col, source.rating_col, source.time_col
     from pmfcli.data.cache import read
     from pmfcli.data.fields import Columns
-    from pmfcli.data.readers import read_ratings
     from pmfcli.data.sample import NAME, NOTICE, read_sample
 
     by_default = data is None and not (data_dir / DEFAULT).is_dir()
@@ -64,6 +63,8 @@ def read_data(source: Source, part: tuple[int, int] = (0, 1), leave_cache: bool 
         path = Path(data)
     left: Path | None = None
     if path is None or source.no_cache or (part[1] > 1 and in_parts(source)):
+        from pmfcli.data.readers import read_ratings
+
         reading = read_ratings(path, Columns(*columns), skip_bad, part)
     else:
         reading, left = read(path, Columns(*columns), skip_bad, leave_cache)
@@ -147,7 +148,7 @@ def check_is_not_data(flag: str, path: Path | None, data: str | None, data_dir: 
     source = data_dir / (data or DEFAULT) if data is None or data in CATALOG else Path(data)
     if path is None or data in ("-", NAME) or not path.is_file() or not source.exists():
         return
-    from pmfcli.data.readers import ratings_file
+    from pmfcli.data.reading import ratings_file
 
     file = ratings_file(source)
     if path.samefile(file) or (file.is_dir() and path.suffix == ".parquet" and path.resolve().parent.samefile(file)):

@@ -4,26 +4,18 @@ import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from pmfcli.data.fields import LARGEST, LATEST, rating
 from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary
+from pmfcli.data.reading import Reading
 from pmfcli.data.titles import read_titles
 from pmfcli.errors import DataError
 from pmfcli.text import clean
 
 Table = dict[str, pa.ChunkedArray]  # a column for each role
-
-
-class Reading(NamedTuple):
-    """Ratings, and what was passed over to get them."""
-
-    ratings: Ratings
-    duplicates: int  # earlier ratings of a pair that was rated again
-    skipped: int  # rows that could not be read
 
 
 def assemble(

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pmfcli.data.assemble import Reading
 from pmfcli.data.fields import Columns
 from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary, pieces
-from pmfcli.data.readers import ratings_file, read_ratings
+from pmfcli.data.reading import Reading, ratings_file
 from pmfcli.data.titles import read_titles
 from pmfcli.files import replacing
 from pmfcli.text import clean
@@ -43,16 +42,16 @@ def read(path: Path, columns: Columns, skip_bad: bool, leave: bool = True) -> tu
         DataError: as ``read_ratings``.
     """
     source = ratings_file(path)
-    if not source.is_file():
-        return read_ratings(path, columns, skip_bad), None
     asked = {"columns": list(columns), "skip_bad": skip_bad}
     file = _beside(source)
-    found = _load(file, source, asked)
+    found = _load(file, source, asked) if source.is_file() else None
     if found is not None:
         return found, None
+    from pmfcli.data.readers import read_ratings  # whose libraries a cache does without
+
     before = source.stat()
     reading = read_ratings(path, columns, skip_bad)
-    if not leave or reading.ratings.n < LEAST:
+    if not source.is_file() or not leave or reading.ratings.n < LEAST:
         return reading, None
     try:
         _store(file, source, asked, reading)

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pmfcli.data.assemble import Reading, assemble
+from pmfcli.data.assemble import assemble
 from pmfcli.data.delimited import first_bad_line, read_text, recognise, refuse_open_quotes, text_of, without_open_quotes
 from pmfcli.data.fields import Columns
 from pmfcli.data.parquet import read_parquet
+from pmfcli.data.reading import Reading, ratings_file
 from pmfcli.errors import DataError
 from pmfcli.text import short
-
-_LAYOUTS = ("ratings.csv", "ratings.dat", "u.data")  # the ratings file of a MovieLens folder
 
 
 def read_ratings(
@@ -52,21 +51,3 @@ def read_ratings(
         raise DataError(f"{short(name)}: {error.strerror or error}") from None
     except (pa.ArrowException, csv.Error, UnicodeError) as error:
         raise DataError(f"{name}: not a table of ratings ({short(str(error))})") from None
-
-
-def ratings_file(path: Path) -> Path:
-    """The file of ratings itself, of a file or a folder in a MovieLens layout; a folder of Parquet files is one itself.
-
-    Raises:
-        DataError: there is none.
-    """
-    if path.is_dir():
-        for name in _LAYOUTS:
-            if (path / name).is_file():
-                return path / name
-        if any(path.glob("*.parquet")):
-            return path
-        raise DataError(f"{path}: none of {', '.join(_LAYOUTS)} in this folder; give a MovieLens folder or a file")
-    if not path.exists():
-        raise DataError(f"{path}: no such file; give a ratings file, a MovieLens folder, a data set's name, or 'sample'")
-    return path

@@ -1,0 +1,35 @@
+"""What reading ratings gives, and the file that it reads: without the readers, whose libraries take a moment to import."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from pmfcli.data.ratings import Ratings
+from pmfcli.errors import DataError
+
+_LAYOUTS = ("ratings.csv", "ratings.dat", "u.data")  # the ratings file of a MovieLens folder
+
+
+class Reading(NamedTuple):
+    """Ratings, and what was passed over to get them."""
+
+    ratings: Ratings
+    duplicates: int  # earlier ratings of a pair that was rated again
+    skipped: int  # rows that could not be read
+
+
+def ratings_file(path: Path) -> Path:
+    """The file of ratings itself, of a file or a folder in a MovieLens layout; a folder of Parquet files is one itself.
+
+    Raises:
+        DataError: there is none.
+    """
+    if path.is_dir():
+        for name in _LAYOUTS:
+            if (path / name).is_file():
+                return path / name
+        if any(path.glob("*.parquet")):
+            return path
+        raise DataError(f"{path}: none of {', '.join(_LAYOUTS)} in this folder; give a MovieLens folder or a file")
+    if not path.exists():
+        raise DataError(f"{path}: no such file; give a ratings file, a MovieLens folder, a data set's name, or 'sample'")
+    return path
