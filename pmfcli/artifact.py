@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pmfcli import packing
 from pmfcli.core.blend import Blend, Posterior
+from pmfcli.core.distinct import distinct
 from pmfcli.core.neighbourhood import Neighbourhood
 from pmfcli.core.pairs import Seen
 from pmfcli.data.fields import LATEST
@@ -28,7 +29,7 @@ from pmfcli.files import replacing
 from pmfcli.text import clean
 
 FORMAT = "pmf-model"
-VERSION = 5
+VERSION = 6
 _KINDS = {"map": "mode", "bayes": "draws", "blend": "blend"}  # of posteriors, by method
 
 
@@ -49,26 +50,21 @@ class Model:
     versions: dict[str, str]
 
     @cached_property
-    def ratings(self) -> tuple[float, ...]:
-        """The different ratings that the data has, ascending."""
-        return tuple(self.seen.stars.unique().tolist())
+    def steps(self) -> tuple[float, ...]:
+        """The different ratings of the data, ascending, where they are so few that they are the steps of a scale; else none."""
+        found = distinct(self.seen.stars, STEPS)
+        return tuple(found.tolist()) if len(found) <= STEPS else ()
 
     @cached_property
     def movie_counts(self) -> Tensor:
         """Training ratings of each movie."""
         return self.seen.movie_counts(len(self.movies))
 
-    @property
-    def steps(self) -> tuple[float, ...]:
-        """The same where they are so few that they are the steps of a scale; else none."""
-        return self.ratings if len(self.ratings) <= STEPS else ()
-
 
 def dumps(model: Model) -> bytes:
     """The bytes of a model file. Equal models give equal bytes."""
     posterior, tensors = packing.pack(model.posterior)
-    seen = model.seen
-    tensors |= {"seen_start": seen.start, "seen_movie": seen.movie, "seen_stars": seen.stars}
+    tensors |= packing.pack_seen(model.seen, len(model.movies))
     meta = {
         "method": model.method,
         "users": model.users.ids,
@@ -172,33 +168,19 @@ def check_archive(content: bytes, name: str) -> None:
 
 def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
     users, movies = Vocabulary(tuple(meta["users"])), Vocabulary(tuple(meta["movies"]))
-    n_users, n_movies, n = len(users), len(movies), len(tensors["seen_movie"])
-    seen_parts = {name: tensors.pop(f"seen_{name}") for name in Seen._fields}
-    shapes: dict[str, packing.Shape] = {
-        "start": ((n_users + 1,), torch.int64),
-        "movie": ((n,), torch.int32),
-        "stars": ((n,), torch.float32),
-    }
-    packing.check(seen_parts, shapes)
+    n_users, n_movies = len(users), len(movies)
+    seen = packing.unpack_seen(tensors, n_users, n_movies)
     posterior = packing.unpack(meta["posterior"], tensors, n_users, n_movies)
     if _KINDS.get(meta["method"]) != meta["posterior"]["kind"]:
         raise ValueError("the method is none that pmf knows")
     powers = () if isinstance(posterior, Blend) else ("user_power", "movie_power", "rater_power")
     if not all(0 <= float(meta["settings"][name]) <= 2 for name in powers):
         raise ValueError("a power of the hierarchical means is out of bounds")
-    seen = Seen(**seen_parts)
-    rising = bool((seen.start[1:] >= seen.start[:-1]).all()) and int(seen.start[0]) == 0 and int(seen.start[-1]) == n
-    if not rising or (n and not 0 <= int(seen.movie.min()) <= int(seen.movie.max()) < n_movies):
-        raise ValueError("the seen pairs do not fit the ids")
-    same_user = torch.ones(n, dtype=torch.bool)
-    same_user[seen.start[(seen.start < n)]] = False
-    if n and not bool((seen.movie[1:] > seen.movie[:-1])[same_user[1:]].all()):
-        raise ValueError("the seen pairs are not in order")
     if not all(isinstance(name, str) for name in users.ids + movies.ids) or len(meta["titles"]) != n_movies:
         raise ValueError("the titles do not fit the ids")
     if len(set(users.ids)) != n_users or len(set(movies.ids)) != n_movies:
         raise ValueError("an id stands twice")
-    if isinstance(posterior, Blend) and n and int(seen.movie.max()) >= min(posterior.movies):
+    if isinstance(posterior, Blend) and len(seen.movie) and int(seen.movie.max()) >= min(posterior.movies):
         raise ValueError("the seen pairs do not fit a part")
     if meta["settings"]["time"] not in ("none", "user", "movie", "both"):
         raise ValueError("the effects of time are none that pmf knows")

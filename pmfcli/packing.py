@@ -7,8 +7,11 @@ from torch import Tensor
 
 from pmfcli.core.approximation import Draws, Head, Laplace
 from pmfcli.core.blend import Blend, Posterior
+from pmfcli.core.distinct import distinct, places
 from pmfcli.core.drift import LARGEST_KEY, MOST_KINDS, Drift, Stretches
 from pmfcli.core.neighbourhood import NEAREST, Neighbourhood
+from pmfcli.core.pairs import Seen
+from pmfcli.core.parallel import take
 from pmfcli.core.posterior import Factors, Parameters
 from pmfcli.data.fields import LATEST
 from pmfcli.data.ratings import STEPS
@@ -72,6 +75,54 @@ def unpack(about: dict[str, Any], tensors: dict[str, Tensor], n_users: int, n_mo
         return _draws(tensors, head, n_users, n_movies)
     check(tensors, _shapes_of_a_mode(tensors, head.latent, n_users, n_movies))
     return _mode(tensors, head, bool(about["mean_field"]))
+
+
+def index_kind(count: int) -> torch.dtype:
+    """The narrowest type that tells so many rows or values apart."""
+    return torch.uint8 if count <= 1 << 8 else torch.int16 if count <= 1 << 16 else torch.int32
+
+
+def pack_seen(seen: Seen, n_movies: int) -> dict[str, Tensor]:
+    """The ratings that a model has seen: those of all, and which of them each is; in a few bytes, for there may be billions."""
+    stars = distinct(seen.stars)
+    return {
+        "seen_start": seen.start,
+        "seen_movie": seen.movie.to(index_kind(n_movies)),  # of 16 bits the sign has one
+        "seen_rating": places(seen.stars, stars, index_kind(len(stars))),
+        "seen_stars": stars,
+    }
+
+
+def unpack_seen(tensors: dict[str, Tensor], n_users: int, n_movies: int) -> Seen:
+    """The same of so many users and movies, taken from among the tensors of a model.
+
+    Raises:
+        KeyError, ValueError: there are none, or they do not fit.
+    """
+    found = {name: tensors.pop(name) for name in ("seen_start", "seen_movie", "seen_rating", "seen_stars")}
+    n, different = len(found["seen_movie"]), len(found["seen_stars"])
+    shapes: dict[str, Shape] = {"seen_start": ((n_users + 1,), torch.int64), "seen_stars": ((different,), torch.float32)}
+    shapes |= {"seen_movie": ((n,), index_kind(n_movies)), "seen_rating": ((n,), index_kind(different))}
+    check(found, shapes)
+    start, movie, rating, stars = (
+        found["seen_start"],
+        *map(_index, (found["seen_movie"], found["seen_rating"])),
+        found["seen_stars"],
+    )
+    rising = bool((start[1:] >= start[:-1]).all()) and int(start[0]) == 0 and int(start[-1]) == n
+    if not rising or (n and not 0 <= int(movie.min()) <= int(movie.max()) < n_movies):
+        raise ValueError("the seen pairs do not fit the ids")
+    if n and not 0 <= int(rating.min()) <= int(rating.max()) < different:
+        raise ValueError("the seen ratings are none")
+    first = torch.zeros(n, dtype=torch.bool)  # of a user
+    first[start[start < n]] = True
+    if n and not bool((movie[1:] > movie[:-1]).logical_or_(first[1:]).all()):
+        raise ValueError("the seen pairs are not in order")
+    return Seen(start, movie, take(stars, rating))
+
+
+def _index(narrow: Tensor) -> Tensor:
+    return narrow.to(torch.int32).bitwise_and_(0xFFFF) if narrow.dtype == torch.int16 else narrow.to(torch.int32)
 
 
 def check(tensors: dict[str, Tensor], shapes: dict[str, Shape]) -> None:

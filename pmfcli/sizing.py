@@ -1,6 +1,6 @@
 """What a training run will take, before it begins: numbers in the model, bytes of its file, most memory, seconds.
 
-The file is counted: 4 bytes a number of a mode and 2 of a draw, 8 bytes a rating that it has seen, ids and titles as JSON.
+The file is counted: 4 bytes a number of a mode and 2 of a draw, 2 to 8 bytes a rating that it has seen, ids and titles as JSON.
 
 The memory is what the process has when the ratings are read, and a part for each thing that training then holds: what torch
 itself takes; bytes a rating (patterns from both sides, weights, values on the way, scores in double precision); copies of all
@@ -24,13 +24,16 @@ import torch
 from pmfcli.config import Settings
 from pmfcli.core import drift
 from pmfcli.core.chains import BUFFER, BURN_IN, FITTED, MOST, WARM_UP
+from pmfcli.core.distinct import distinct
 from pmfcli.core.map import number_of_blocks
 from pmfcli.core.noise import most_asked
 from pmfcli.core.parallel import NUMBERS
 from pmfcli.data.ratings import STEPS, Ratings, Vocabulary
 from pmfcli.fitting import SURE
+from pmfcli.packing import index_kind
 from pmfcli.training import LEAST_HELD, MORE, train
 
+_WRAPPED = 8000  # bytes of a file: settings, and what holds it together
 _RUNTIME, _RSS = 80e6, 350e6  # bytes: what torch takes when it computes; of a process that has read, where none says
 _OF_A_MODE, _OF_A_TEST = 80, 20  # bytes a rating; more of them where some are held out
 _OF_DRAWS = {"gaussian": (30, 50), "ordinal": (20, 90)}  # bytes a rating; and for every chain at a time
@@ -111,7 +114,8 @@ def size(ratings: Ratings, settings: Settings) -> Size:
     parameters = (users + movies) * d + movies * wide * of_users + users * wide * of_movies
     kept = n - expected.held if expected.held and not s.refit else n
     names = json.dumps((ratings.users.ids, ratings.movies.ids, ratings.titles), ensure_ascii=False)
-    file = 8 * (kept + users) + len(names.encode())
+    different = len(distinct(torch.from_numpy(ratings.stars)))
+    file = (index_kind(movies).itemsize + index_kind(different).itemsize) * kept + 8 * users + len(names.encode()) + _WRAPPED
     if bayes:
         ordinal, stretches = s.likelihood == "ordinal", _stretches(ratings, s.time)
         moving = stretches + users * (s.time in ("user", "both")) + movies * (s.time in ("movie", "both"))

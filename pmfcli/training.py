@@ -14,6 +14,7 @@ from pmfcli import __version__, memory
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
 from pmfcli.core.approximation import Draws, Laplace, Posterior
+from pmfcli.core.distinct import distinct
 from pmfcli.core.map import number_of_blocks
 from pmfcli.core.metrics import fit_biases, predict_baselines, scores
 from pmfcli.core.pairs import Pairs
@@ -189,7 +190,7 @@ def choose_device(name: str) -> torch.device:
 def _with_likelihood(settings: Settings, ratings: Ratings) -> Settings:
     if settings.likelihood == "gaussian":
         return settings
-    different = len(np.unique(ratings.stars))
+    different = len(distinct(torch.from_numpy(ratings.stars)))
     steps = 2 <= different <= STEPS
     if settings.likelihood == "ordinal" and not steps:
         raise UsageError(f"--likelihood ordinal: {different:,} different ratings are not 2 to {STEPS} steps; leave it out")

@@ -12,7 +12,9 @@ import torch
 
 from pmfcli.artifact import Model, dumps, load, loads, write_atomically
 from pmfcli.config import Settings
+from pmfcli.core.pairs import Seen
 from pmfcli.errors import ModelError, OutputError
+from pmfcli.packing import pack_seen, unpack_seen
 from pmfcli.training import run, train
 
 
@@ -114,7 +116,8 @@ def test_a_damaged_byte_is_noticed_or_harmless(sample_model: Model) -> None:
         ("U", torch.zeros(3, 30)),
         ("V", torch.zeros(230, 7)),
         ("b", torch.full((2000,), float("nan"))),
-        ("seen_movie", torch.full((3,), 999, dtype=torch.int32)),
+        ("seen_movie", torch.full((3,), 9, dtype=torch.uint8)),
+        ("seen_stars", torch.tensor([float("nan")])),
         ("seen_start", torch.zeros(2001, dtype=torch.int64)),
         ("unheard_of", torch.zeros(1)),
         ("b", torch.empty(2000, device="meta")),
@@ -127,6 +130,30 @@ def test_tensors_that_do_not_fit_are_refused(sample_model: Model, name: str, ten
     raw["tensors"][name] = tensor
     with pytest.raises(ModelError, match="damaged model file"):
         loads(saved(raw), "x")
+
+
+@pytest.mark.parametrize("name", ["seen_movie", "seen_rating"])
+def test_an_index_beyond_what_there_is_is_refused(sample_model: Model, name: str) -> None:
+    raw = torch.load(io.BytesIO(dumps(sample_model)), weights_only=True)
+    raw["tensors"][name][-1] = 255
+    with pytest.raises(ModelError, match=r"damaged model file \(ValueError: the seen"):
+        loads(saved(raw), "x")
+
+
+@pytest.mark.parametrize("n_movies", [3, 256, 257, 65_536, 65_537])
+@pytest.mark.parametrize("different", [1, 10, 256, 40_000, 70_000])
+def test_seen_ratings_are_narrow_and_come_back(n_movies: int, different: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    users, each = 40_000, min(n_movies, 2)
+    movie = torch.cat([torch.zeros(users, 1), torch.full((users, 1), n_movies - 1.0)], 1)[:, :each].int().flatten()
+    stars = torch.randint(different, (len(movie),), generator=generator) / 8
+    seen = Seen(torch.arange(users + 1) * each, movie, stars)
+    packed = pack_seen(seen, n_movies)
+    assert sum(packed[name].nbytes for name in ("seen_movie", "seen_rating")) == len(movie) * (
+        (1 if n_movies <= 256 else 2 if n_movies <= 65_536 else 4) + (1 if different <= 256 else 2)
+    )
+    found = unpack_seen(packed, users, n_movies)
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, seen, strict=True))
 
 
 @pytest.mark.parametrize(

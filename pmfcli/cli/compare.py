@@ -45,7 +45,7 @@ def compare(
             note(f"warning: {path}: {int(one.trained_on.sum()):,} of {ratings.n:,} test pairs were in its training data")
     if bool(scored[0].off_grid.any()):
         note(f"warning: {int(scored[0].off_grid.sum()):,} of {ratings.n:,} test ratings are none that training had")
-    same_steps = len({model.ratings for model in found}) == 1
+    same_steps = len({model.steps for model in found}) == 1
     if not same_steps:
         note("warning: the models were trained on different ratings of the scale: their NLL and CRPS are left out")
     parts = [("all", scored[0].user_count >= 0)]
