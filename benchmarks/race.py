@@ -28,6 +28,7 @@ RUNS = {
     "cmfrec": [
         *({"k": 10, "lambda_": 5.0, "niter": epochs} for epochs in (2, 3, 5, 10)),
         {"k": 10, "lambda_": 5.0, "niter": 5, "use_cg": False},
+        {"k": 30, "lambda_": 10.0, "niter": 5},
         {"k": 40, "lambda_": 10.0, "niter": 10},
     ],
     "lenskit": [
