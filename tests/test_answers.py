@@ -14,7 +14,7 @@ from pmfcli.core.neighbours import similar
 from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, Parameters
 from pmfcli.core.predict import means_of_pairs, predict_pairs
-from pmfcli.core.predictive import Mixture
+from pmfcli.core.predictive import Masses, Mixture
 from pmfcli.core.recommend import rank
 from pmfcli.core.rows import movies_of, of_unknown_movies, of_unknown_users, users_of
 
@@ -121,6 +121,24 @@ def test_the_rank_is_the_mean_or_an_end_of_the_interval(factors: Factors, by: st
     m = predict_pairs(p, SEEN, Pairs(torch.full((7,), 1), movies, every, every))
     expected = {"mean": m.mean(), "lower": m.by_end(0.8, upper=False), "upper": m.by_end(0.8, upper=True)}[by]
     torch.testing.assert_close(torch.sigmoid(found) if by == "mean" else found, expected)
+
+
+def test_films_whose_intervals_end_at_the_same_step_are_told_apart() -> None:
+    top = torch.linspace(0.05, 0.9, 18)
+    masses = Masses(torch.stack([(1 - top) / 2, (1 - top) / 2, top], 1), torch.tensor([0.0, 0.5, 1.0]))
+    by_upper, by_lower = masses.by_end(0.9, upper=True), masses.by_end(0.9, upper=False)
+    assert bool((by_upper.diff() > 0).all())
+    flipped = Masses(masses.mass.flip(1), masses.grid)
+    assert bool((flipped.by_end(0.9, upper=False).diff() < 0).all())
+    for rank_of, end in ((by_upper, masses.interval(0.9)[1]), (by_lower, masses.interval(0.9)[0])):
+        assert torch.equal(rank_of.floor(), torch.searchsorted(masses.grid, end).float())
+
+
+def test_films_beyond_the_scale_are_told_apart(factors: Factors) -> None:
+    p = laplace(factors._replace(link="linear", offset=9.0))
+    (found,) = rank(p, SEEN, users_of(p, SEEN, torch.tensor([1])), torch.arange(8), "mean", 0.8)
+    assert len(found.unique()) == 8
+    assert bool((0.5 + 0.25 * found > 1).all())
 
 
 def test_a_mixture_against_its_draws() -> None:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pmfcli.core.parallel import take
+
 
 class Pairs(NamedTuple):
     """(user, movie) pairs by row. The row of an unknown side is valid but means nothing."""
@@ -75,7 +77,7 @@ class Seen(NamedTuple):
         """Who rated movies (m,), movie by movie: where those of each begin, (m + 1,), and their rows, int32. -1 has none."""
         place = torch.full((n_movies,), -1, dtype=torch.int32)
         place[movies[movies >= 0]] = torch.arange(len(movies), dtype=torch.int32)[movies >= 0]
-        of = place.index_select(0, self.movie)
+        of = take(place, self.movie)
         rating = torch.nonzero(of >= 0)[:, 0]
         user = torch.searchsorted(self.start, rating, right=True, out_int32=True) - 1
         of, order = torch.sort(of[rating], stable=True)

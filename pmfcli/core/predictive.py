@@ -124,19 +124,24 @@ class Masses(NamedTuple):
         return self.grid[best_low], self.grid[best_high]
 
     def by_end(self, level: float, upper: bool) -> Tensor:
-        """What to rank by an end of the interval by, (n,): its step, then the quantile there."""
+        """What to rank by an end of the interval by, (n,): its step, then the quantile there, as far as the bins reach."""
         quantile = self.quantile_of_x(0.5 * (1 + level if upper else 1 - level))
-        return torch.searchsorted(self.grid, self.interval(level)[upper]) + 0.5 * quantile.clamp(0, 1)
+        first, last = self._edges()[[0, -1]].tolist()
+        found: Tensor = torch.searchsorted(self.grid, self.interval(level)[upper]) + 0.5 * (quantile - first) / (last - first)
+        return found
 
     def quantile_of_x(self, q: float) -> Tensor:
         """The q-quantile, (n,), as if the probability of a step were spread evenly half way to its neighbours."""
-        half = 0.5 * self.grid.diff()
-        edges = torch.cat([self.grid[:1] - half[:1], self.grid[:-1] + half, self.grid[-1:] + half[-1:]])
+        edges = self._edges()
         reached = self.mass.cumsum(1)
         place = (reached < q).sum(1, keepdim=True).clamp(max=self.mass.shape[1] - 1)
         inside = self.mass.gather(1, place).clamp(min=torch.finfo(self.mass.dtype).tiny)
         part = ((q - reached.gather(1, place)) / inside + 1).clamp(0, 1)[:, 0]
         return edges[place[:, 0]] + part * edges.diff()[place[:, 0]]
+
+    def _edges(self) -> Tensor:
+        half = 0.5 * self.grid.diff()
+        return torch.cat([self.grid[:1] - half[:1], self.grid[:-1] + half, self.grid[-1:] + half[-1:]])
 
     def masses(self, grid: Tensor) -> Tensor:
         """The probability of every value of an ascending grid, (n, values): its own steps, and 0 for what is none of them."""

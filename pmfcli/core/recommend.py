@@ -9,7 +9,6 @@ from torch import Tensor
 from pmfcli.core.approximation import Laplace
 from pmfcli.core.blend import Movies, People, Posterior, Views, chunk_of, movies_of, predictive
 from pmfcli.core.pairs import Seen
-from pmfcli.core.posterior import inverse
 from pmfcli.core.rows import Rows, stacked
 
 Rank = Literal["mean", "lower", "upper"]
@@ -76,17 +75,17 @@ def rank(posterior: Posterior, seen: Seen, who: People, movies: Tensor, by: Rank
 
 
 def _scores(p: Laplace, users: Tensor, movies: Tensor) -> Tensor:
-    """x of users (u, d) and movies (n,), (u, n): of a mode the predictive mean rises with it, up to the ends of the scale.
+    """x of users (u, d) and movies (n,), (u, n): of a mode the predictive mean rises with it up to the ends of the scale, where
+    it tells apart what lies beyond.
 
     It is summed in double precision, so as not to depend on which users are in the block.
     """
-    k, offset, link = p.head
+    k, offset, _ = p.head
     U, V = users.double(), stacked(p.factors.V, p.factors.c)[movies].double()
     b, c = (A[:, k:].sum(1, keepdim=True) for A in (U, V))  # 0 where there are none
     left = torch.cat([U[:, :k], b + offset, torch.ones_like(b)], 1)
     right = torch.cat([V[:, :k], torch.ones_like(c), c], 1)
-    low, high = inverse(torch.tensor([0.0, 1.0]), link).tolist()
-    return (left @ right.mT).float().clamp_(low, high)
+    return (left @ right.mT).float()
 
 
 def _first(scores: Tensor, n: int) -> Tensor:
