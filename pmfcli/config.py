@@ -205,33 +205,55 @@ def flags() -> list[Flag]:
     return found
 
 
+class Given(NamedTuple):
+    """A setting that was given, rather than left as it is by default."""
+
+    value: Any
+    origin: str  # for people
+
+
 def resolve(given: Mapping[str, Any], file: Path | None, environment: Mapping[str, str]) -> Settings:
-    """Settings from flags, environment and file.
+    """Settings from flags, environment and file: ``settle`` what ``gather`` finds.
+
+    Raises:
+        UsageError: as these.
+    """
+    return settle(gather(given, file, environment))
+
+
+def gather(flags: Mapping[str, Any], file: Path | None, environment: Mapping[str, str]) -> dict[str, Given]:
+    """What was given: by a flag, else in the environment, else in the file.
 
     Args:
-        given: flags that were given, by setting.
+        flags: those that were given, by setting.
         file: a TOML file; None takes ``./pmf.toml`` if it is there.
 
     Raises:
-        UsageError: an unknown key (names the nearest), a value that does not fit (names where it came from).
+        UsageError: an unknown key (names the nearest), a file that is none.
     """
     if file is None and LOCAL_FILE.is_file():
         file = LOCAL_FILE
-    values: dict[str, Any] = {}
-    origin: dict[str, str] = {}
+    found: dict[str, Given] = {}
     if file is not None:
         for key, value in _load(file).items():
             _known(key, str(file), "")
-            values[key], origin[key] = value, f"{file}: {key}"
+            found[key] = Given(value, f"{file}: {key}")
     for variable, text in environment.items():
         if variable.startswith(ENVIRONMENT) and variable not in OTHER_VARIABLES:
             key = variable.removeprefix(ENVIRONMENT).lower()
             _known(key, "the environment", ENVIRONMENT)
-            values[key], origin[key] = text, variable
-    for key, value in given.items():
-        values[key], origin[key] = value, f"--{key.replace('_', '-')}"
+            found[key] = Given(text, variable)
+    return found | {key: Given(value, f"--{key.replace('_', '-')}") for key, value in flags.items()}
+
+
+def settle(given: Mapping[str, Given]) -> Settings:
+    """Settings from those that were given, and the defaults that go with them.
+
+    Raises:
+        UsageError: a value that does not fit (names where it came from), or a setting of another kind of fit.
+    """
     try:
-        settings = Settings(**values)
+        settings = Settings(**{key: one.value for key, one in given.items()})
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
@@ -239,12 +261,12 @@ def resolve(given: Mapping[str, Any], file: Path | None, environment: Mapping[st
             raise UsageError(message) from None
         key = str(first["loc"][0])
         message = message[0].lower() + message[1:]
-        raise UsageError(f"{origin[key]}: {message}, not {first['input']!r}") from None
-    for key in origin:
+        raise UsageError(f"{given[key].origin}: {message}, not {first['input']!r}") from None
+    for key, one in given.items():
         extra = Settings.model_fields[key].json_schema_extra
         if isinstance(extra, dict) and extra["only"] not in (None, *settings.kinds()):
             ways = {"bayes": "--method bayes", "em": "--priors em", "adam": "--method map --solver adam", "map": "--method map"}
-            raise UsageError(f"{origin[key]}: it is for {ways[str(extra['only'])]}; this run is not, leave it out")
+            raise UsageError(f"{one.origin}: it is for {ways[str(extra['only'])]}; this run is not, leave it out")
     return settings
 
 

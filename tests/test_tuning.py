@@ -60,6 +60,18 @@ def test_the_best_is_what_its_file_gives(answer: Run, small: Path) -> None:
     assert found.epochs == 20
 
 
+def test_the_file_has_all_that_was_given_however_and_to_the_digit(answer: Run, small: Path) -> None:
+    (small / "start.toml").write_text('hierarchical = "none"\nlatent = 5\nlr = 0.0123456789\n')
+    flags = ("--epochs", "5", "--seed", "12345678", "--config", "start.toml", "--trials", "2", "--json")
+    done = answer("tune", "--data", "small.csv", *flags, PMF_SIGMA="0.3")
+    assert done.returncode == 0, done.stderr
+    found = resolve({}, small / "tuned.toml", {})
+    assert (found.hierarchical, found.latent, found.lr, found.sigma) == ("none", 5, 0.0123456789, 0.3)
+    assert (found.epochs, found.seed) == (5, 12345678)
+    rows = json.loads(done.stdout)["rows"]
+    assert not any(f"{name}=" in row["settings"] for row in rows for name in ("latent", "lr", "sigma"))
+
+
 def test_what_cannot_be_searched_is_refused(answer: Run, small: Path) -> None:
     few = small / "few.csv"
     few.write_text("user,movie,rating\na,x,1\na,y,2\nb,x,3\nb,z,4\n")

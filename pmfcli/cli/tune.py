@@ -1,7 +1,7 @@
 """pmf tune: search for settings that do better on held-out ratings, and write them to a file."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +9,7 @@ import typer
 
 from pmfcli.cli.common import check_folder, check_is_not_data, read_data
 from pmfcli.cli.options import AsJson, Config, OutputFormat, Source, with_data_and_settings
-from pmfcli.config import resolve
+from pmfcli.config import gather, settle
 from pmfcli.console import Row, Shape, emit, note, pick_format, progress
 from pmfcli.errors import UsageError
 
@@ -39,7 +39,8 @@ def tune(
 ) -> None:
     """Search for settings that do better on held-out ratings. Settings that are given stay as they are."""
     chosen = pick_format(output_format, as_json)
-    start = resolve(given, config, os.environ)
+    fixed = gather(given, config, os.environ)
+    start = settle(fixed)
     if str(output) == "-":
         raise UsageError("--output -: the trials take standard output; give a file")
     check_is_not_data("--output", output, source.data, source.data_dir)
@@ -52,7 +53,7 @@ def tune(
     from pmfcli.artifact import write_atomically
     from pmfcli.tuning import tune as search
 
-    searching = search(ratings, start, given, trials, journal)
+    searching = search(ratings, start, fixed, trials, journal)
     ended: list[Found] = []
 
     def rows() -> Iterator[Row]:
@@ -74,12 +75,12 @@ def tune(
 
     emit(rows(), Shape("tune", ("trial", "rmse", "settings"), decimals=4), chosen)
     found = ended[0]
-    write_atomically(output, _toml(found, start, given).encode())
+    write_atomically(output, _toml(found, start, fixed).encode())
     _say(found, output)
 
 
-def _toml(found: "Found", start: "Settings", given: dict[str, Any]) -> str:
-    kept = {name: getattr(start, name) for name in given} | found.changed
+def _toml(found: "Found", start: "Settings", fixed: Iterable[str]) -> str:
+    kept = {name: getattr(start, name) for name in fixed} | found.changed
     lines = [f"# pmf tune: held-out RMSE {found.rmse:.4f}, before {found.start:.4f}"]
     lines += [
         f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {_literal(value)}" for name, value in kept.items()
@@ -88,7 +89,7 @@ def _toml(found: "Found", start: "Settings", given: dict[str, Any]) -> str:
 
 
 def _literal(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:.6g}"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _say(found: "Found", output: Path) -> None:
