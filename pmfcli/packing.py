@@ -13,12 +13,12 @@ from pmfcli.core.neighbourhood import NEAREST, Neighbourhood
 from pmfcli.core.pairs import Seen
 from pmfcli.core.parallel import take
 from pmfcli.core.posterior import Factors, Parameters
-from pmfcli.data.fields import LATEST
+from pmfcli.data.fields import LARGEST, LATEST
 from pmfcli.data.ratings import STEPS
 
 Shape = tuple[tuple[int, ...], torch.dtype]
 
-LARGE = 1e12  # of any number in a file, so that no answer overflows
+LARGE = LARGEST  # of any number in a file, so that no answer overflows
 _LARGEST = dict.fromkeys(("precision_u", "precision_v", "Lambda_u", "Lambda_v", "alpha"), 1e24)
 _ADD_UP = 1e-2  # shares and weights to 1, but for half precision
 _DRIFT = (*Stretches._fields, *Drift._fields[1:])

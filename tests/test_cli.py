@@ -19,7 +19,7 @@ import torch
 from conftest import Run, in_a_terminal, ratings_of
 
 from pmfcli import cli
-from pmfcli.artifact import dumps
+from pmfcli.artifact import dumps, load
 from pmfcli.config import Settings
 from pmfcli.processes import _deaf_to_interrupts
 from pmfcli.text import clean, file_size
@@ -264,6 +264,12 @@ def test_train_writes_a_model_a_log_and_json(answer: Run, tmp_path: Path) -> Non
     info = json.loads(answer("info", "--json").stdout)
     assert (info["settings"]["latent"], info["settings"]["epochs"], info["settings"]["seed"]) == (3, 120, 0)
     assert info["parameters"]["Y"] == [8, 3]
+    lines = [json.loads(line) for line in answer("info", "--format", "jsonl").stdout.splitlines()]
+    assert {"what": "metrics.loss", "value": info["metrics"]["loss"]} in lines
+    assert {"what": "data.ratings", "value": 64} in lines
+    assert {"what": "metrics.loss", "value": str(info["metrics"]["loss"])} in csv.DictReader(
+        io.StringIO(answer("info", "--format", "csv").stdout)
+    )
 
     again = answer(*common, "-o", "again.pt", PMF_LATENT="3")
     assert again.stdout == ""
@@ -359,7 +365,31 @@ def test_no_file_is_called_by_a_hyphen(answer: Run, tmp_path: Path, sample_file:
         assert (done.returncode, "take standard output; give a file" in done.stderr) == (2, True)
     done = answer("blend", sample_file, "--holdout", "x.csv", "-o", sample_file)
     assert (done.returncode, "is one of the models" in done.stderr) == (2, True)
+    done = answer("train", "--data", "sample", "--checkpoint", "-")
+    assert (done.returncode, "--checkpoint -: a run goes on from a file" in done.stderr) == (2, True)
+    done = answer("train", "--data", "sample", "--method", "bayes", "--movie-features", "-")
+    assert (done.returncode, "--movie-features -: standard input is for ratings" in done.stderr) == (2, True)
+    done = answer("train", "--data", "-", "--config", "-", stdin="latent = 3\n")
+    assert (done.returncode, "--data and --config cannot both come from standard input" in done.stderr) == (2, True)
     assert not tree(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_model_to_standard_output_is_whole_or_an_error(sample_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pmfcli", "forget", "--user", "4", "-m", str(sample_file), "-o", "-"]
+    for unbuffered in ("", "1"):
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        whole = subprocess.run(command, capture_output=True, env=environment, check=True).stdout
+        (tmp_path / "whole.pt").write_bytes(whole)
+        assert len(load(tmp_path / "whole.pt").users) == 1999
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+            assert process.stdout is not None
+            process.stdout.read(10)
+            process.stdout.close()
+            process.wait()
+        assert process.returncode == 141
+        with open("/dev/full", "wb") as full:
+            assert subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment).returncode == 1
 
 
 def test_a_full_log_is_said_and_the_model_kept(answer: Run, tmp_path: Path) -> None:

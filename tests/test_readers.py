@@ -153,6 +153,7 @@ def test_of_duplicates_the_latest_counts(tmp_path: Path) -> None:
         ("user,movie,rating\n1,2,\n", r"a\.csv:2: rating ''"),
         ("user,movie,rating\n1,2,1_0\n", r"a\.csv:2: rating '1_0'"),
         ("user,movie,rating\n1,2,1e300\n", r"a\.csv:2: rating '1e300'"),
+        ("user,movie,rating\n1,2,3\n1,3,2e12\n", r"a\.csv:3: rating '2e12'"),  # no model file has such numbers
         ("user,movie,rating\n1,2,3\n,2,3\n", r"a\.csv:3: no user id"),
         ("user,movie,rating\n1,,3\n", r"a\.csv:2: no movie id"),
         ("user,movie,rating\n1,2,3\n1,2\n", r"a\.csv:3: 2 fields where 3 are expected"),

@@ -466,7 +466,10 @@ def test_on_the_command_line(answer: Run, tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert (found["forgotten_users"], found["forgotten_ratings"], found["forgotten_movies"]) == (2, 10, 1)
     assert "forgot 2 user(s) with 10 rating(s), and 1 movie(s) that nobody else rated" in done.stderr
-    assert "left as learned with them, until the model is trained again: what all share" in done.stderr
+    assert (
+        "left as learned with them, until the model is trained again: the rows of other people and movies, and what all share"
+        in done.stderr
+    )
     assert answer("predict", "-m", "new.pt", "--user", "3").returncode == 5
     (tmp_path / "bad.csv").write_text("user,movie,rating\n1,1,9\n")
     (tmp_path / "odd.csv").write_text("who,what,stars\n1,1,3\n")

@@ -196,7 +196,10 @@ def write_model(output: Path, model: "Model") -> int:
 
     content = dumps(model)
     if str(output) == "-":
-        sys.stdout.buffer.write(content)
+        rest = memoryview(content)
+        while rest:  # unbuffered, as by PYTHONUNBUFFERED, a write may be of a part
+            rest = rest[sys.stdout.buffer.write(rest) :]
+        sys.stdout.buffer.flush()
     else:
         write_atomically(output, content)
     return len(content)

@@ -44,7 +44,7 @@ def _say(found: "Forgotten") -> None:
     note(f"forgot {f.forgotten_users:,} user(s) with {f.forgotten_ratings:,} rating(s), and {movies}")
     if f.recomputed_movies:
         note(f"computed again without them: {f.recomputed_movies:,} movie(s) that they rated")
-    kept = "what all share"
+    kept = "the rows of other people and movies, and what all share"
     if f.rated_movies_left:  # by draws or a neighbourhood
         kept = f"what is known of {f.rated_movies_left:,} movie(s) that they rated, and {kept}"
     note(f"left as learned with them, until the model is trained again: {kept}")

@@ -28,15 +28,15 @@ def info(model: ModelFile = Path("pmf.pt"), output: OutputFormat = None, as_json
     if chosen == "json":
         document(content, "info")
         return
-    emit(_lines(content), Shape("info", ("what", "value")), chosen)
+    emit(_lines(content, rounded=chosen == "table"), Shape("info", ("what", "value")), chosen)
 
 
-def _lines(content: Row, prefix: str = "") -> list[Row]:
+def _lines(content: Row, rounded: bool, prefix: str = "") -> list[Row]:
     lines: list[Row] = []
     for key, value in content.items():
         if isinstance(value, dict):
-            lines += _lines(value, f"{prefix}{key}.")
+            lines += _lines(value, rounded, f"{prefix}{key}.")
         else:
             shown = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-            lines.append({"what": prefix + key, "value": shown})
+            lines.append({"what": prefix + key, "value": shown if rounded else value})
     return lines

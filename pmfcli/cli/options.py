@@ -10,6 +10,7 @@ import typer
 
 from pmfcli.config import flags
 from pmfcli.console import Format
+from pmfcli.errors import UsageError
 
 _DATA = "The data"
 
@@ -122,9 +123,18 @@ def with_data_and_settings(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(**values: Any) -> None:
         source = Source(**{name: values.pop(name) for name in Source._fields})
         given = {name: value for name in made if (value := values.pop(name)) is not None}
+        _check_standard_input(source, values.get("config"))
         command(**values, source=source, given=given)
 
     return _with_parameters(wrapped, [*_own(command), *_of_source(Source._fields), *made.values()])
+
+
+def _check_standard_input(source: Source, config: Path | None) -> None:
+    for flag, path in (("--movie-features", source.movie_features), ("--user-features", source.user_features)):
+        if str(path) == "-":
+            raise UsageError(f"{flag} -: standard input is for ratings; give a file")
+    if source.data == str(config) == "-":
+        raise UsageError("--data and --config cannot both come from standard input")
 
 
 def _own(command: Callable[..., None]) -> list[inspect.Parameter]:

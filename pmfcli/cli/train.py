@@ -153,6 +153,8 @@ def _check_checkpoint(checkpoint: Path | None, resume: bool) -> None:
         if resume:
             raise UsageError("--resume: from where? Give the file by --checkpoint")
         return
+    if str(checkpoint) == "-":
+        raise UsageError("--checkpoint -: a run goes on from a file; give one")
     check_folder("--checkpoint", checkpoint)
     if checkpoint.exists() and not resume:
         raise UsageError(f"--checkpoint {checkpoint}: it is there; --resume goes on from it, or remove it")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from pmfcli.data.fields import LARGEST, SEPARATORS, UNQUOTED, Columns, by_role, split
+from pmfcli.data.fields import SEPARATORS, UNQUOTED, Columns, by_role, split
 from pmfcli.data.ratings import Array, Block, Ratings, Vocabulary
 from pmfcli.data.titles import read_dat
 from pmfcli.errors import DataError, UsageError
@@ -25,6 +25,7 @@ Side = Literal["user", "movie"]
 SIDES = ("genres", "year", "tags", "user")
 _KNOTS = 8  # quantiles that hats stand on, at most
 _NUMBERS = 10  # different numbers that are a quantity, not names, at least
+_LARGEST = 1e30  # of a number that says how much of something there is
 _QUANTITY = 0.95  # of the entries of a quantity are numbers, at least; the rest are taken as missing
 _SHARED = 2  # rows that have a thing, at least: of one row's own thing nothing is to be learned
 _MOST = 100_000  # things of a column
@@ -142,7 +143,7 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
     except pd.errors.ParserWarning:
         raise DataError(f"{path}: rows have more fields than the header has names") from None
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
+        raise DataError(f"{path}: {error.strerror or error}; give a table of features") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; convert it, for instance by iconv -f latin1 -t utf8") from None
     except (ValueError, csv.Error) as error:
@@ -211,7 +212,7 @@ def encode(name: str, values: pd.Series, vocabulary: Vocabulary) -> Block:
     texts = values.astype(str).to_numpy()
     said = known & (texts != "")
     numbers = pd.to_numeric(pd.Series(texts[said]), errors="coerce").to_numpy(dtype=np.float64)
-    right = np.abs(numbers) <= LARGEST  # not where it is NaN
+    right = np.abs(numbers) <= _LARGEST  # not where it is NaN
     if right.sum() >= _QUANTITY * max(1, len(right)) and len(np.unique(numbers[right])) >= _NUMBERS:
         return _hats(name, row[said][right], numbers[right])
     things = [list(dict.fromkeys(part.strip() for part in text.split("|") if part.strip())) for text in texts[said]]

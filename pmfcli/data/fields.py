@@ -18,7 +18,7 @@ SEPARATORS = ("\t", "::", ",", ";", "|")
 UNQUOTED = ("::", "\t")  # a quotation mark is a letter like any other there
 LONGEST_LINE = 1 << 22
 LATEST = 253_402_300_799  # seconds: the end of the year 9999; beyond are milliseconds
-LARGEST = 1e30  # numbers beyond this are none that a model can use
+LARGEST = 1e12  # numbers beyond this are none that a model can use
 _NEEDED = ("user", "movie", "rating")
 csv.field_size_limit(LONGEST_LINE)
 
