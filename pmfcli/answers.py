@@ -37,7 +37,7 @@ class Asked(NamedTuple):
 
     user: str
     movie: str
-    time: int | None = None  # seconds since 1970; of all pairs or none
+    time: int | None = None  # seconds since 1970, where it is known
 
 
 class Detail(NamedTuple):
@@ -127,15 +127,22 @@ def predict(model: Model, wanted: Iterable[Asked], detail: Detail, visitor: Visi
     return _answers(model, wanted, detail, visitor, None if visitor is None else _folded_in(model, visitor))
 
 
+def _chunks(wanted: Iterable[Asked], size: int) -> Iterator[list[Asked]]:
+    """At most so many at a time, with times or without."""
+    for _, run in itertools.groupby(wanted, lambda pair: pair.time is None):
+        while chunk := list(itertools.islice(run, size)):
+            yield chunk
+
+
 def _answers(
     model: Model, wanted: Iterable[Asked], detail: Detail, visitor: Visitor | None, person: People | None
 ) -> Iterator[Row]:
-    posterior, iterator, size = model.posterior, iter(wanted), blend.chunk_of(model.posterior)
+    posterior = model.posterior
     looked_at = 0  # ratings of the movies of chunks, from which their covariances are computed
     user_counts, movie_counts = model.seen.start.diff(), model.movie_counts
     has_features = bool(model.data.get("features"))
     own = {} if visitor is None else dict(zip(visitor.movies, visitor.stars, strict=True))
-    while chunk := list(itertools.islice(iterator, size)):
+    for chunk in _chunks(wanted, blend.chunk_of(posterior)):
         user, user_known = model.users.rows([pair.user for pair in chunk])
         movie, movie_known = model.movies.rows([pair.movie for pair in chunk])
         if looked_at >= len(model.seen.movie):  # once for all will be less than for each chunk again

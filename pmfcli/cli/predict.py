@@ -69,9 +69,10 @@ def _read_pairs(source: str, timed: bool) -> "Iterator[Asked]":
     from pmfcli.answers import Asked
 
     for place, fields in read_records(source, ("user", "movie"), also=("time",) if timed else ()):
-        time = seconds(fields["time"]) if "time" in fields else None
-        if time is None and "time" in fields:
-            raise DataError(f"{place}: time '{short(fields['time'])}' is neither seconds since 1970 nor a date")
+        given = fields.get("time", "")
+        time = seconds(given) if given else None
+        if time is None and given:
+            raise DataError(f"{place}: time '{short(given)}' is neither seconds since 1970 nor a date")
         yield Asked(fields["user"], fields["movie"], time)
 
 
