@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pmfcli.core.approximation import Draws, Head, Laplace
 from pmfcli.core.blend import Blend, Posterior
-from pmfcli.core.distinct import distinct, places
+from pmfcli.core.distinct import index_kind, indexed
 from pmfcli.core.drift import LARGEST_KEY, MOST_KINDS, Drift, Stretches
 from pmfcli.core.neighbourhood import NEAREST, Neighbourhood
 from pmfcli.core.pairs import Seen
@@ -77,18 +77,13 @@ def unpack(about: dict[str, Any], tensors: dict[str, Tensor], n_users: int, n_mo
     return _mode(tensors, head, bool(about["mean_field"]))
 
 
-def index_kind(count: int) -> torch.dtype:
-    """The narrowest type that tells so many rows or values apart."""
-    return torch.uint8 if count <= 1 << 8 else torch.int16 if count <= 1 << 16 else torch.int32
-
-
 def pack_seen(seen: Seen, n_movies: int) -> dict[str, Tensor]:
     """The ratings that a model has seen: those of all, and which of them each is; in a few bytes, for there may be billions."""
-    stars = distinct(seen.stars)
+    stars, rating = indexed(seen.stars)
     return {
         "seen_start": seen.start,
-        "seen_movie": seen.movie.to(index_kind(n_movies)),  # of 16 bits the sign has one
-        "seen_rating": places(seen.stars, stars, index_kind(len(stars))),
+        "seen_movie": seen.movie.to(index_kind(n_movies)),
+        "seen_rating": rating,
         "seen_stars": stars,
     }
 

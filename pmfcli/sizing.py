@@ -24,13 +24,12 @@ import torch
 from pmfcli.config import Settings
 from pmfcli.core import drift
 from pmfcli.core.chains import BUFFER, BURN_IN, FITTED, MOST, WARM_UP
-from pmfcli.core.distinct import distinct
+from pmfcli.core.distinct import distinct, index_kind
 from pmfcli.core.map import number_of_blocks
 from pmfcli.core.noise import most_asked
 from pmfcli.core.parallel import NUMBERS
 from pmfcli.data.ratings import STEPS, Ratings, Vocabulary
 from pmfcli.fitting import SURE
-from pmfcli.packing import index_kind
 from pmfcli.training import LEAST_HELD, MORE, train
 
 _WRAPPED = 8000  # bytes of a file: settings, and what holds it together

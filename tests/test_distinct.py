@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pmfcli.core.distinct import distinct, places
+from pmfcli.core.distinct import distinct, indexed
 
 
 @pytest.mark.parametrize("n", [0, 1, 1000, 700_000])
@@ -12,7 +12,9 @@ def test_as_unique_finds_them(n: int, different: int) -> None:
     values = torch.randint(different, (n,), generator=torch.Generator().manual_seed(0)).float()
     found, place = values.unique(return_inverse=True)
     assert torch.equal(distinct(values), found)
-    assert torch.equal(places(values, found, torch.int64), place)
+    among, index = indexed(values)
+    assert torch.equal(among, found)
+    assert torch.equal(index.long() % (1 << 8 * index.itemsize), place)
 
 
 def test_values_that_come_late_are_found() -> None:

@@ -40,7 +40,7 @@ ALLOWED = {  # room -> rooms it may import
         "sharing",
         "text",
     },
-    "sizing": {"config", "core", "data.ratings", "fitting", "packing", "training"},
+    "sizing": {"config", "core", "data.ratings", "fitting", "training"},
     "evaluation": {"artifact", "config", "core", "data.ratings", "errors", "processes", "text", "training"},
     "plots": {"errors"},
     "processes": {"errors"},

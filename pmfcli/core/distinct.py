@@ -1,5 +1,7 @@
 """The different values among many numbers, where these are few: each is looked up, which takes a fraction of sorting them."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -8,30 +10,34 @@ from pmfcli.core.parallel import by_parts
 _FIRST, _PIECE = 1 << 16, 1 << 18
 
 
+def index_kind(count: int) -> torch.dtype:
+    """The narrowest type that tells so many apart; of 16 bits the sign is one more."""
+    return torch.uint8 if count <= 1 << 8 else torch.int16 if count <= 1 << 16 else torch.int32
+
+
 def distinct(values: Tensor, most: int | None = None) -> Tensor:
-    """What ``unique`` finds, (m,) ascending, of values (n,): those that are not among the first are sorted, no others.
+    """What ``unique`` finds, (m,) ascending, of values (n,).
 
     Args:
         most: where there are more than so many, not all need to be found.
     """
+    first: Tensor = values[:_FIRST].unique()
+    return first if most is not None and len(first) > most else indexed(values)[0]
+
+
+def indexed(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and the place there of each value, (n,) of ``index_kind``: those not among the first are sorted, no others."""
     found: Tensor = values[:_FIRST].unique()
-    if most is not None and len(found) > most:
-        return found
-
-    def others(some: slice) -> Tensor:
-        part = values[some]
-        return part[found[torch.searchsorted(found, part).clamp(max=len(found) - 1)] != part]
-
-    more = torch.cat(by_parts(others, len(values), values.device, _PIECE))
-    if len(more):
-        found = torch.cat([found, more]).unique()
-    return found
+    while True:
+        parts = by_parts(functools.partial(_looked_up, values, found), len(values), values.device, _PIECE)
+        place, others = map(torch.cat, zip(*parts, strict=True))
+        if not len(others):
+            return found, place
+        found = torch.cat([found, others]).unique()
 
 
-def places(values: Tensor, among: Tensor, kind: torch.dtype) -> Tensor:
-    """Where values (n,) are among distinct ones (m,), ascending, as numbers of a kind, (n,)."""
-
-    def place(some: slice) -> Tensor:
-        return torch.searchsorted(among, values[some]).to(kind)
-
-    return torch.cat(by_parts(place, len(values), values.device, _PIECE))
+def _looked_up(values: Tensor, among: Tensor, some: slice) -> tuple[Tensor, Tensor]:
+    """The places of some values, and which of them are not there."""
+    part = values[some]
+    place = torch.searchsorted(among, part).clamp(max=len(among) - 1)
+    return place.to(index_kind(len(among))), part[among[place] != part]
