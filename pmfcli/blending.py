@@ -135,7 +135,8 @@ def _mass(model: Model, held_out: Ratings) -> Tensor:
     for part, truth in zip(pairs.split(size), t.split(size), strict=True):
         said = core.predict_pairs(posterior, model.seen, part)
         if grid is None:
-            found.append(said.below(truth + _NARROW) - said.below(truth - _NARROW))
+            high, low = truth + _NARROW, truth - _NARROW  # what lies beyond the scale is at its end
+            found.append(torch.where(high < 1, said.below(high), 1.0) - torch.where(low > 0, said.below(low), 0.0))
         else:
             level = torch.searchsorted(0.5 * (grid[1:] + grid[:-1]), truth)
             found.append(said.masses(grid).gather(1, level[:, None])[:, 0])

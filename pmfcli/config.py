@@ -21,7 +21,7 @@ _SCALE: dict[str, Any] = {"ge": 1e-6, "le": 1e6}
 _MODEL, _FIT, _BAYES, _RUN = "The model", "The fit", "The sampler", "The machine"
 _BY_METHOD: dict[str, dict[str, Any]] = {  # defaults that depend on the method
     "map": {"latent": 30, "epochs": 1000, "holdout": 0.1, "likelihood": "gaussian", "noise": "fixed"},
-    "bayes": {"latent": 12, "epochs": None, "holdout": 0.0, "likelihood": None, "noise": "both"},
+    "bayes": {"latent": 24, "epochs": None, "holdout": 0.0, "likelihood": None, "noise": "both"},
 }
 
 
@@ -85,7 +85,7 @@ class Settings(BaseModel):
     method: Literal["map", "bayes"] = _field(
         "map", "One best model (maximum a posteriori), or draws from all that fit (Gibbs sampling).", _MODEL
     )
-    latent: int = _field(30, "Latent features of a user or movie.", _MODEL, "-k", shown="30; bayes: 12", ge=1, le=10_000)
+    latent: int = _field(30, "Latent features of a user or movie.", _MODEL, "-k", shown="30; bayes: 24", ge=1, le=10_000)
     hierarchical: Literal["none", "users", "both"] = _field(
         "both", "Which side's prior means come from who rated what.", _MODEL
     )

@@ -16,7 +16,7 @@ from test_map import seeded
 
 from pmfcli.answers import Asked, Choice, Detail, Visitor, predict, recommend, similar
 from pmfcli.artifact import Model, dumps, loads
-from pmfcli.blending import NEIGHBOURHOOD, blend, blend_like
+from pmfcli.blending import _NARROW, NEIGHBOURHOOD, _mass, blend, blend_like
 from pmfcli.config import Settings
 from pmfcli.core import neighbourhood
 from pmfcli.core.blend import chunk_of, predict_pairs, weights
@@ -25,7 +25,7 @@ from pmfcli.core.predictive import Masses, Mixture, pooled
 from pmfcli.data.ratings import Block, Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import DataError, ModelError, UsageError
-from pmfcli.evaluation import score_model
+from pmfcli.evaluation import matched, score_model
 from pmfcli.training import run, train
 
 DETAIL = Detail(0.9, stars=True)
@@ -51,6 +51,20 @@ def parts(split: tuple[Ratings, Ratings]) -> list[Model]:
 @pytest.fixture(scope="module")
 def blended(parts: list[Model], split: tuple[Ratings, Ratings]) -> Model:
     return blend(parts, ["a", "b", "c"], split[1], True).model
+
+
+def test_without_steps_what_lies_beyond_an_end_of_the_scale_counts_there(
+    parts: list[Model], split: tuple[Ratings, Ratings]
+) -> None:
+    model = replace(parts[0])
+    vars(model)["steps"] = ()  # which is cached
+    top = split[1].select(split[1].stars == 5.0)
+    said = predict_pairs(model.posterior, model.seen, matched(model, top))
+    beyond = 1 - said.below(1.0)
+    assert float(beyond.mean()) > 0.1
+    found = _mass(model, top)
+    assert (found > beyond).all()
+    torch.testing.assert_close(found, 1 - said.below(1 - _NARROW))
 
 
 def test_the_neighbourhood_is_its_formula(split: tuple[Ratings, Ratings], parts: list[Model]) -> None:

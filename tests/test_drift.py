@@ -10,13 +10,14 @@ import pytest
 import torch
 from conftest import Run, random_pattern, ratings_of
 from test_artifact import saved
+from test_fold_in import copies
 from test_map import seeded
 
 from pmfcli.answers import Asked, Detail, Visitor, predict
 from pmfcli.artifact import dumps, loads
 from pmfcli.config import Settings
 from pmfcli.core import drift
-from pmfcli.core.fold_in import draw_mood, fold_in, with_mood
+from pmfcli.core.fold_in import draw_mood, fold_in, fold_in_draws, with_mood
 from pmfcli.data.ratings import Ratings, Scale
 from pmfcli.errors import ModelError, TrainingError, UsageError
 from pmfcli.evaluation import report, score_model
@@ -172,6 +173,36 @@ def test_the_mood_of_a_visitor_is_apart_from_their_own_row() -> None:
     variance = v - v**2 * torch.linalg.inv(total)[-1, -1]
     assert float(draws[:, 2].mean()) == pytest.approx(float(mean), abs=4 * float(variance / 200_000) ** 0.5)
     assert float(draws[:, 2].var()) == pytest.approx(float(variance), rel=0.02)
+
+
+def test_a_visitors_noise_is_without_the_movies_effects_of_time() -> None:
+    """Against a grid: y = e + n, e ~ N(0, 1) of a movie's time, n ~ N(0, 1 / (4 gamma)), gamma ~ Gamma(2, 2)."""
+    count, n, g = 4000, 30, seeded(1)
+    one, eye = torch.ones(count), torch.eye(2).expand(count, 2, 2)
+    table = drift.Stretches(*(torch.tensor([value]) for value in (1, True, 2**62, 0, 0, 0)))
+    effects = drift.Drift(table, 0 * one[:, None].half(), one[:, None], None, torch.zeros(count, n).half())
+    p = copies(count, 4.0)._replace(
+        V=torch.zeros(count, n, 2).half(),
+        W=None,
+        var_w=None,
+        gamma_v=torch.ones(count, n).half(),
+        mu_u=torch.zeros(count, 2),
+        Lambda_u=1e6 * eye,
+        prior_dof=None,
+        drift=effects,
+    )
+    y = 1.25**0.5 * torch.randn(n, generator=g)
+    row = fold_in_draws(p, torch.arange(n), 0.5 + y / 4, 1.0, g)
+    gamma = torch.linspace(1e-3, 6, 6000).double()
+    log_p = (
+        gamma.log()
+        - 2 * gamma
+        - 0.5 * n * (1 / (4 * gamma) + 1).log()
+        - 0.5 * y.double().square().sum() / (1 / (4 * gamma) + 1)
+    )
+    p_gamma = torch.softmax(log_p, 0)
+    assert float(row.gamma.mean()) == pytest.approx(float((p_gamma * gamma).sum()), abs=0.06)
+    assert float((1 / row.gamma).mean()) == pytest.approx(float((p_gamma / gamma).sum()), rel=0.15)
 
 
 def test_a_visitor_with_many_movies_and_few_users_is_folded_in() -> None:

@@ -156,7 +156,7 @@ def test_in_a_pipe(answer: Run, draws: Model, tmp_path) -> None:
         prediction, sd, lo, hi = map(float, row.split("\t")[3:7])
         assert lo < prediction < hi
         assert sd > 0
-    fan = answer("predict", "--ratings", "-", "--movie", "750", "--stars", "--json", stdin="movie,rating\n1,5\n260,4.5\n")
+    fan = answer("predict", "--ratings", "-", "--movie", "750", "--stars", "--json", stdin="movie,rating\n1,5\n260,5\n")
     (row,) = json.loads(fan.stdout)["rows"]  # an interval of one step may leave out the mean
     assert row["lo"] == row["hi"] == 5 > row["prediction"]
     one_step, two_steps = ((1 - row["p_5"]) ** 0.5, (1 - row["p_5"] - row["p_4.5"]) ** 0.5)
@@ -170,6 +170,7 @@ def test_in_a_pipe(answer: Run, draws: Model, tmp_path) -> None:
     assert row["p_ge_4"] == pytest.approx(sum(masses[7:]), abs=1e-5)
     for text, code, said in (
         ("movie,rating\n1,nine\n", 3, "'nine' is not a rating"),
+        ("movie,rating\n1,0_4\n", 3, "'0_4' is not a rating"),
         ("1,9\n", 3, "outside the model's scale"),
         ("nofilm,4\n", 5, "knows none"),
         ("4\t1\t5\t881250949\n", 3, "4 fields and no header"),

@@ -41,9 +41,9 @@ def test_a_sweep_over_steps_does_not_depend_on_the_cores(monkeypatch: pytest.Mon
     for threads in (1, 3):
         torch.set_num_threads(threads)
         g = seeded(2)
-        habits = ordinal.init(data, 2, 100, g)
+        habits = ordinal.init(data, 2, row, 100, x, g)
         for _ in range(5):
-            habits, z, loss = ordinal.step(habits, data, row, x, torch.ones(n), 2, g, g, g)
+            habits, z, loss = ordinal.step(habits, data, row, x, torch.ones(n), g, g, g)
         found.append((*habits, z, loss))
     torch.set_num_threads(before)
     assert all(map(torch.equal, *found))

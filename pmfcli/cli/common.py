@@ -261,6 +261,7 @@ def read_visitor(source: str, model: "Model") -> "Visitor":
         UnknownIdError: the model knows none of the movies.
     """
     from pmfcli.answers import Visitor
+    from pmfcli.data.fields import rating as rating_of
     from pmfcli.data.lines import read_records
 
     lo, hi = model.scale
@@ -270,10 +271,9 @@ def read_visitor(source: str, model: "Model") -> "Visitor":
     users: set[str] = set()
     for place, fields in read_records(source, ("movie", "rating"), also=("user",)):
         movie, text = fields["movie"], fields["rating"]
-        try:
-            rating = float(text)
-        except ValueError:
-            raise DataError(f"{place}: '{short(text)}' is not a rating") from None
+        rating = rating_of(text)
+        if rating is None:
+            raise DataError(f"{place}: '{short(text)}' is not a rating")
         if not lo <= rating <= hi:
             raise DataError(f"{place}: rating {short(text)} is outside the model's scale, {lo:g} to {hi:g}")
         users.add(fields.get("user", ""))

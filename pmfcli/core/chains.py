@@ -21,12 +21,10 @@ from pmfcli.core.tree import Tree, like, plain
 from pmfcli.errors import TrainingError
 
 BURN_IN = 0.3  # of the sweeps
-WARM_UP = 60  # first sweeps, with Gaussian priors: a t prior takes a scale that still grows for outliers, and lets go slowly;
-# and without moves of the features' scales: with them features learn at once what is for habits to say, and let go slowly
-_ROUNDS = 3  # of steps for the cut points, in these: habits that are alike at first move apart
+WARM_UP = 60  # first sweeps, with Gaussian priors: a t prior takes a scale that still grows for outliers, and lets go slowly
 CHECK_EVERY, LEAST, MOST = 25, 150, 1000  # sweeps, where their number is not given
 AGREE = 1.15  # split R-hat of nine predictions in ten
-ENOUGH = 36  # effective draws of half the predictions, for each chain
+ENOUGH = 50  # effective draws of half the predictions, for each chain
 GROWN = 1.3  # split R-hat of how much the factors have to say: biases predict alike while these still grow
 FITTED = 1 << 20  # training ratings, at most, whose fit is looked at in the end
 _WATCHED = 200  # pairs whose prediction is watched
@@ -133,7 +131,7 @@ class _Run:
         warm = self.done < self._warm_up
         how = self._settings
         if warm:
-            how = how._replace(prior_scales=False, cut_rounds=_ROUNDS, feature_scales=False)
+            how = how._replace(prior_scales=False)
 
         def move(chain: int) -> tuple[State, gibbs.Info]:
             return gibbs.step(self._states[chain], self._problem, how, self._generators[chain], self._sources[chain])

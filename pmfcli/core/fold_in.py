@@ -206,6 +206,10 @@ def fold_in_draws(
         tau = draw_scale(A, tau, P)
         if p.noise_dof is not None:
             error = z - (f * A[row]).sum(1)
+            if p.drift is not None:  # less the movies' effects of time, drawn given that
+                part = drifting * precision
+                effect = (drifting * (1 - part)).sqrt() * torch.randn(error.shape, generator=generator)
+                error = (1 - part) * error - effect
             gamma = draw_scales(noise * error.square(), pattern, p.noise_dof[:, 0], generator)
     return Rows(
         found.mean[:, None], gamma[:, None], found.covariance()[:, None], share=None if share is None else share[:, None]

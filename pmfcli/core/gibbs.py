@@ -55,8 +55,6 @@ class GibbsSettings(NamedTuple):
     movie_noise: bool  # gamma of movies
     prior_scales: bool  # tau; else a Gaussian prior
     habits: int  # sets of cut points; 0 takes ratings as numbers
-    cut_rounds: int = 1  # of steps for the cut points, in a sweep
-    feature_scales: bool = True  # moved in each sweep
 
 
 class Side(NamedTuple):
@@ -173,7 +171,10 @@ def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator, 
     n_users, n_movies = problem.users.pattern.shape
     users = side(n_users, problem.user_means, s.user_noise, of_users)
     movies = side(n_movies, problem.movie_means, s.movie_noise, generator)
-    habits = ordinal.init(problem.levels, s.habits, n_users, of_users) if s.habits else None
+    habits = None
+    if s.habits:
+        row, team = problem.users.pattern.row, problem.users.users.team
+        habits = ordinal.init(problem.levels, s.habits, row, n_users, problem.z, of_users, team)
     return State(users, movies, like.new_ones(()), habits, tuple(drift.init(group, like) for group in problem.groups))
 
 
@@ -200,14 +201,13 @@ def step(
     if habits is not None:
         x = products(users, movies, p.users, s.latent)
         x = x if f is None else x.add_(f)
-        habits, z, loss = ordinal.step(habits, p.levels, row, x, weight, s.cut_rounds, g, of_users, of_ratings, team)
+        habits, z, loss = ordinal.step(habits, p.levels, row, x, weight, g, of_users, of_ratings, team)
     z = z if f is None else z - f
     users = draw_side(users, movies, p.users.pattern, weight, z, p.user_means, s, Sides(g, of_users, g, team))
     by_movie = take(weight, perm), take(z, perm)
     of_movies = Sides(g, g, of_users, of_columns=team)
     movies = draw_side(movies, users, p.movies.pattern, *by_movie, p.movie_means, s, of_movies)
-    if s.feature_scales:
-        users, movies = rescale(users, movies, p.users, weight, z, s.latent, g)
+    users, movies = rescale(users, movies, p.users, weight, z, s.latent, g)
     error = z - products(users, movies, p.users, s.latent)
     drawn = []
     for one, group in zip(effects, p.groups, strict=True):

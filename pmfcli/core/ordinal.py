@@ -23,6 +23,9 @@ from pmfcli.core.team import ALONE, Team, everywhere
 
 _NUMBERS = 1 << 17  # draws x ratings at a time, which a cache holds
 _LEAST = 1e-37  # of a probability
+_STEPS = 20  # of EM, at the start
+_NEVER = 1e-4  # the part of ratings that a habit has at a step, at least, at the start
+_LEAST_WITHIN = 0.01  # of the variance of ratings: that of a row's own, there
 _IMPOSSIBLE = -1e30  # logarithm of one that is 0
 _LEAST_PRIOR = 1e-3  # of a, and one over its largest
 _REACH_OF_PRIOR, _REACH_OF_CUTS = (-1.5, 0.5), (-1.0, 1.0)  # powers of ten that proposals are scaled by
@@ -62,10 +65,38 @@ def levels(t: Tensor, z: Tensor, team: Team = ALONE) -> tuple[Levels, Tensor]:
     return Levels(level, 0.5 * (steps[1:] + steps[:-1]), (squares / n - (total / n).square()).sqrt().to(z)), grid
 
 
-def init(data: Levels, habits: int, rows: int, source: Source) -> Habits:
-    """Equal cut points, and shares drawn from their prior, for else all habits would stay the same."""
-    prior = data.middle.new_full((habits,), 1 / habits)
-    return Habits(data.middle.repeat(habits, 1), dirichlet(prior.expand(rows, -1), source), prior)
+def init(data: Levels, habits: int, row: Tensor, rows: int, z: Tensor, source: Source, team: Team = ALONE) -> Habits:
+    """Habits of groups of rows that use the scale alike, whatever their mean: a mixture by EM, of rows as a whole.
+
+    Cut points that start as equals take up to a hundred sweeps to part. (Those of a group are where a normal z, with the
+    group's mean and variance, has its ratings.)
+
+    Args:
+        row: (n,) who gave each rating. z: (n,) ratings on the scale of x. source: of the rows.
+    """
+    prior = z.new_full((habits,), 1 / habits)
+    share = dirichlet(prior.expand(rows, -1), source)
+    if habits == 1:
+        return Habits(data.middle.repeat(1, 1), share, prior)
+    bins = len(data.middle) + 1
+    given = torch.bincount(row * bins + data.level, minlength=rows * bins).view(rows, bins).to(z)
+    n = given.sum(1, keepdim=True)
+    x = z.new_zeros(rows, 1).index_add(0, row, z[:, None]) / n.clamp(min=1)
+    within = team.sum(torch.stack([n.sum(), z.square().sum() - (n * x.square()).sum()]).double())
+    within = (within[1] / within[0]).clamp(min=_LEAST_WITHIN * data.spread.double() ** 2)
+    for _ in range(_STEPS):
+        have, one, two = team.sum(torch.cat([share.mT @ part for part in (given, n * x, n * x.square())], 1).double()).split(
+            [bins, 1, 1], 1
+        )
+        count = have.sum(1, keepdim=True) + _LEAST_PRIOR
+        centre = one / count
+        below = ((have / count + _NEVER).cumsum(1) / (1 + bins * _NEVER))[:, :-1]
+        deviation = (within + (two / count - centre.square()).clamp(min=0)).sqrt()
+        cuts = (centre + deviation * torch.special.ndtri(below.cpu()).to(centre)).to(z)
+        edges = _below((_padded(cuts)[:, None] - x) / within.sqrt().to(z))  # (S, rows, K + 1)
+        fit = (edges.diff(dim=2).clamp(min=_NEVER).log() * given).sum(2).mT
+        share = (fit + count[:, 0].to(z).log()).softmax(1)
+    return Habits(cuts, dirichlet(prior + n * share, source), prior)
 
 
 def step(
@@ -74,7 +105,6 @@ def step(
     row: Tensor,
     x: Tensor,
     weight: Tensor,
-    rounds: int,
     generator: torch.Generator,
     of_rows: Source,
     of_ratings: Source,
@@ -84,7 +114,6 @@ def step(
 
     Args:
         row: (n,) who gave each rating. x: (n,) what z has as its mean. weight: (n,) its precision.
-        rounds: of steps for the cut points.
         of_rows, of_ratings: random numbers of these, of which processes have some each. team: those processes.
     """
     cuts, share, prior = habits
@@ -94,9 +123,7 @@ def step(
         counts = count_kinds(kind, row, share.shape)
         prior = draw_prior(prior, counts, g, team)
         share = draw_share(prior, counts, of_rows)
-    log_mass = mass.clamp_(min=_LEAST).log_()
-    for _ in range(rounds):
-        cuts, log_mass = draw_cuts(cuts, data, kind, log_mass, x, root, g, team)
+    cuts, _ = draw_cuts(cuts, data, kind, mass.clamp_(min=_LEAST).log_(), x, root, g, team)
     return Habits(cuts, share, prior), draw_latent(cuts, data.level, kind, x, root, of_ratings), team.sum(loss)
 
 

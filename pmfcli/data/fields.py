@@ -34,18 +34,14 @@ class Columns(NamedTuple):
 
 def rating(text: str) -> float | None:
     """A rating from a text; None if it is no number that a model can use."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if abs(value) <= LARGEST and "_" not in text else None
+    value = _number(text)
+    return value if value is not None and abs(value) <= LARGEST else None
 
 
 def seconds(text: str) -> int | None:
     """Seconds since 1970, from these, milliseconds or an ISO 8601 date (in UTC, if it does not say); None if it is none."""
-    try:
-        number = float(text)
-    except ValueError:
+    number = _number(text)
+    if number is None:
         try:
             date = datetime.fromisoformat(text)
         except ValueError:
@@ -54,6 +50,14 @@ def seconds(text: str) -> int | None:
     if LATEST < abs(number) <= 1000 * LATEST:
         number //= 1000
     return int(number) if abs(number) <= LATEST else None
+
+
+def _number(text: str) -> float | None:
+    """Python alone reads 1_000 as a number."""
+    try:
+        return float(text) if "_" not in text else None
+    except ValueError:
+        return None
 
 
 def split(line: str, separator: str) -> list[str]:
