@@ -18,7 +18,7 @@ import pandas as pd
 
 BAYES, CHAINS, TIME = ["--method", "bayes"], ["--chains", "4"], ["--time", "both"]
 SIDES = {"movies.csv": "genres,year", "u.item": "genres,year,user"}  # u.user goes with u.item
-WIDE = ["--latent", "24"]
+NARROW = ["--latent", "12"]
 
 
 def pmf(*arguments: str | Path) -> dict:
@@ -67,7 +67,7 @@ def main() -> None:
         held.to_csv(folder / "held.csv", index=False)
         rows = [BAYES, BAYES + CHAINS, *([BAYES + side, BAYES + side + CHAINS] if side else []), BAYES + TIME]
         rows += [BAYES + TIME + side, BAYES + TIME + side + CHAINS] if side else [BAYES + TIME + CHAINS]
-        parts = [[], BAYES, BAYES + TIME + side, BAYES + TIME + side + WIDE, BAYES + TIME + side + CHAINS]
+        parts = [[], BAYES, BAYES + TIME + side, BAYES + TIME + side + NARROW, BAYES + TIME + side + CHAINS]
         models = {" ".join(flags): train(full, flags) for flags in rows}
         learned = folder / "weights.pt"
         found = pmf("blend", *(train(most, flags) for flags in parts), "--holdout", folder / "held.csv", "-o", learned)

@@ -12,7 +12,7 @@ from test_map import seeded
 
 from pmfcli.core import ordinal
 from pmfcli.core.fold_in import fold_in
-from pmfcli.core.posterior import observe
+from pmfcli.core.posterior import inverse, observe
 from pmfcli.core.predictive import Masses
 
 CUTS = torch.tensor([[[0.2, 0.5, 0.7], [0.3, 0.301, 0.9]]])
@@ -72,6 +72,19 @@ def test_planted_cut_points_and_factors_are_found() -> None:
     score = (U[..., :2] @ V[..., :2].mT + U[..., 2:] + V[..., 2:].mT) * found.alpha.sqrt()[:, None, None]
     away = score.mean(0) - x
     assert float((away - away.mean()).square().mean().sqrt()) < 0.3 * float(x.std())
+
+
+def test_planted_habits_are_apart_at_the_start() -> None:
+    """Whoever never gives levels 1 and 3 is in one group, and its cut points beside these all but coincide."""
+    o, _, _ = planted()
+    z = inverse(o.t, "linear")
+    data, _ = ordinal.levels(o.t, z)
+    found = ordinal.init(data, 2, o.pattern.row.long(), 150, z, seeded(5))
+    rare = int(found.share[1::2].mean(0).argmax())
+    assert float(found.share[1::2, rare].mean()) > 0.9 > 0.1 > float(found.share[0::2, rare].mean())
+    never, always = (found.cuts[habit].diff()[[0, 2]] for habit in (rare, 1 - rare))
+    assert (never < 0.5 * always).all()
+    assert (found.cuts.diff() > 0).all()
 
 
 def test_planted_habits_are_found() -> None:

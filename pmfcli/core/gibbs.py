@@ -147,7 +147,10 @@ def prepare(
 
 
 def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator, own: Own | None = None) -> State:
-    """First state: factors 0.1 randn, weights and biases 0, precisions 1. ``generator`` is on the device of the ratings."""
+    """First state: factors 0.1 randn, weights and biases 0, precisions 1, habits of people who use the scale alike.
+
+    ``generator`` is on the device of the ratings.
+    """
     of_users = generator if own is None else own.rows
     s, like = settings, problem.z
     d = s.latent + s.biases

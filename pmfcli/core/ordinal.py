@@ -23,9 +23,9 @@ from pmfcli.core.team import ALONE, Team, everywhere
 
 _NUMBERS = 1 << 17  # draws x ratings at a time, which a cache holds
 _LEAST = 1e-37  # of a probability
-_STEPS = 20  # of EM, at the start
-_NEVER = 1e-4  # the part of ratings that a habit has at a step, at least, at the start
-_LEAST_WITHIN = 0.01  # of the variance of ratings: that of a row's own, there
+_STEPS_OF_EM = 20
+_RARE = 1e-4  # part of a habit's ratings that every step has, at least, in EM
+_LEAST_WITHIN = 0.01  # part of the variance of ratings that a row's own have, at least, there
 _IMPOSSIBLE = -1e30  # logarithm of one that is 0
 _LEAST_PRIOR = 1e-3  # of a, and one over its largest
 _REACH_OF_PRIOR, _REACH_OF_CUTS = (-1.5, 0.5), (-1.0, 1.0)  # powers of ten that proposals are scaled by
@@ -66,35 +66,40 @@ def levels(t: Tensor, z: Tensor, team: Team = ALONE) -> tuple[Levels, Tensor]:
 
 
 def init(data: Levels, habits: int, row: Tensor, rows: int, z: Tensor, source: Source, team: Team = ALONE) -> Habits:
-    """Habits of groups of rows that use the scale alike, whatever their mean: a mixture by EM, of rows as a whole.
+    """Habits of groups of rows that use the scale alike, whatever their mean: an ordered probit mixture, by EM.
 
-    Cut points that start as equals take up to a hundred sweeps to part. (Those of a group are where a normal z, with the
-    group's mean and variance, has its ratings.)
+    Rows belong to a group as a whole here, and x is a row's mean of z. (Dempster, Laird & Rubin, JRSS B 1977; but cut points
+    of a group are where a normal z, with the group's mean and variance, has its ratings.) Cut points that start as equals take
+    up to a hundred sweeps to part.
 
     Args:
-        row: (n,) who gave each rating. z: (n,) ratings on the scale of x. source: of the rows.
+        row: (n,) who gave each rating, of so many rows. z: (n,) ratings on the scale of x.
+        source: random numbers of the rows. team: processes that have some of the rows each.
     """
     prior = z.new_full((habits,), 1 / habits)
     share = dirichlet(prior.expand(rows, -1), source)
     if habits == 1:
-        return Habits(data.middle.repeat(1, 1), share, prior)
+        return Habits(data.middle[None], share, prior)
     bins = len(data.middle) + 1
     given = torch.bincount(row * bins + data.level, minlength=rows * bins).view(rows, bins).to(z)
     n = given.sum(1, keepdim=True)
     x = z.new_zeros(rows, 1).index_add(0, row, z[:, None]) / n.clamp(min=1)
-    within = team.sum(torch.stack([n.sum(), z.square().sum() - (n * x.square()).sum()]).double())
-    within = (within[1] / within[0]).clamp(min=_LEAST_WITHIN * data.spread.double() ** 2)
-    for _ in range(_STEPS):
-        have, one, two = team.sum(torch.cat([share.mT @ part for part in (given, n * x, n * x.square())], 1).double()).split(
-            [bins, 1, 1], 1
-        )
+    total, squares = team.sum(torch.stack([n.sum(), z.square().sum() - (n * x.square()).sum()]).double())
+    within = (squares / total).clamp(min=_LEAST_WITHIN * data.spread.double().square())
+    moments = torch.cat([given, n * x, n * x.square()], 1)
+
+    def fits(cuts: Tensor, own: slice) -> Tensor:  # log likelihood of rows, (rows, S)
+        edges = [_below((_padded(cuts)[s] - x[own]) / within.sqrt().to(z)) for s in range(habits)]
+        return torch.stack([(each.diff(dim=1).clamp(min=_RARE).log() * given[own]).sum(1) for each in edges], 1)
+
+    for _ in range(_STEPS_OF_EM):
+        have, first, second = team.sum((share.mT @ moments).double()).split([bins, 1, 1], 1)
         count = have.sum(1, keepdim=True) + _LEAST_PRIOR
-        centre = one / count
-        below = ((have / count + _NEVER).cumsum(1) / (1 + bins * _NEVER))[:, :-1]
-        deviation = (within + (two / count - centre.square()).clamp(min=0)).sqrt()
-        cuts = (centre + deviation * torch.special.ndtri(below.cpu()).to(centre)).to(z)
-        edges = _below((_padded(cuts)[:, None] - x) / within.sqrt().to(z))  # (S, rows, K + 1)
-        fit = (edges.diff(dim=2).clamp(min=_NEVER).log() * given).sum(2).mT
+        below = ((have / count + _RARE).cumsum(1) / (1 + bins * _RARE))[:, :-1]
+        centre = first / count
+        deviation = (within + (second / count - centre.square()).clamp(min=0)).sqrt()
+        cuts = (centre + deviation * torch.special.ndtri(below)).to(z)
+        fit = torch.cat(by_parts(partial(fits, cuts), rows, z.device))
         share = (fit + count[:, 0].to(z).log()).softmax(1)
     return Habits(cuts, dirichlet(prior + n * share, source), prior)
 
@@ -123,7 +128,7 @@ def step(
         counts = count_kinds(kind, row, share.shape)
         prior = draw_prior(prior, counts, g, team)
         share = draw_share(prior, counts, of_rows)
-    cuts, _ = draw_cuts(cuts, data, kind, mass.clamp_(min=_LEAST).log_(), x, root, g, team)
+    cuts = draw_cuts(cuts, data, kind, mass.clamp_(min=_LEAST).log_(), x, root, g, team)
     return Habits(cuts, share, prior), draw_latent(cuts, data.level, kind, x, root, of_ratings), team.sum(loss)
 
 
@@ -191,8 +196,8 @@ def draw_cuts(
     root: Tensor,
     generator: torch.Generator,
     team: Team = ALONE,
-) -> tuple[Tensor, Tensor]:
-    """The cut points given everything but z, (S, K - 1), by Metropolis steps; and the new ``log_mass``.
+) -> Tensor:
+    """The cut points given everything but z, (S, K - 1), by Metropolis steps.
 
     The cut points of a habit fall into random blocks of neighbours, which move as they are: first every other block, then the
     rest. (Where a habit never gives a rating, the cut points beside it all but coincide, and only move together.)
@@ -236,8 +241,10 @@ def draw_cuts(
         gain = gain.scatter_add(1, block, far.double())
         accepted = uniform(gain.shape, gain, g).log() < gain
         cuts = torch.where(accepted.gather(1, block) & moving, proposal, cuts)
-        log_mass = torch.where(take((accepted.gather(1, owner) & (left | right)).flatten(), place), torch.cat(then), log_mass)
-    return cuts, log_mass
+        if parity == 0:
+            moved = (accepted.gather(1, owner) & (left | right)).flatten()
+            log_mass = torch.where(take(moved, place), torch.cat(then), log_mass)
+    return cuts
 
 
 def draw_latent(cuts: Tensor, level: Tensor, kind: Tensor, x: Tensor, root: Tensor, source: Source) -> Tensor:
