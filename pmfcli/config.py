@@ -23,6 +23,7 @@ _BY_METHOD: dict[str, dict[str, Any]] = {  # defaults that depend on the method
     "map": {"latent": 30, "epochs": 1000, "holdout": 0.1, "likelihood": "gaussian", "noise": "fixed"},
     "bayes": {"latent": 24, "epochs": None, "holdout": 0.0, "likelihood": None, "noise": "both"},
 }
+_ALONE = {"sigma_u": 0.3, "sigma_v": 0.32}  # with --hierarchical none, whose factors have all to say that else the means say
 
 
 def _field(
@@ -51,6 +52,7 @@ class Settings(BaseModel):
         by_em = "em" in (values.get("priors"), values.get("noise"))
         derived = {
             **_BY_METHOD.get(method, {}),
+            **(_ALONE if values.get("hierarchical") == "none" else {}),
             "link": "linear" if method == "bayes" or by_em or values.get("solver") == "als" else "sigmoid",
             "solver": "als" if by_em else "adam",
         }
@@ -124,10 +126,14 @@ class Settings(BaseModel):
     prior_shape: Literal["spherical", "diagonal", "full"] = _field(
         "full", "Priors by EM: one scale, one for each feature, or a covariance of them.", _MODEL, only="em"
     )
-    sigma_u: float = _field(0.3, "Prior scale of the users' own factors.", _MODEL, only="map", **_SCALE)
-    sigma_v: float = _field(0.32, "Prior scale of the movies' own factors.", _MODEL, only="map", **_SCALE)
+    sigma_u: float = _field(
+        0.25, "Prior scale of the users' own factors.", _MODEL, only="map", shown="0.25; hierarchical none: 0.3", **_SCALE
+    )
+    sigma_v: float = _field(
+        0.27, "Prior scale of the movies' own factors.", _MODEL, only="map", shown="0.27; hierarchical none: 0.32", **_SCALE
+    )
     sigma_w: float = _field(0.15, "Prior scale of what rating a movie says of its rater.", _MODEL, only="map", **_SCALE)
-    sigma_x: float = _field(0.3, "Prior scale of what being rated by a user says of a movie.", _MODEL, only="map", **_SCALE)
+    sigma_x: float = _field(0.4, "Prior scale of what being rated by a user says of a movie.", _MODEL, only="map", **_SCALE)
     sigma_b: float = _field(0.5, "Prior scale of the biases.", _MODEL, only="map", **_SCALE)
     user_power: float = _field(0.5, "A user's mean divides the sum over n movies by n to this power.", _MODEL, ge=0, le=2)
     movie_power: float = _field(0.25, "The same for a movie with m ratings.", _MODEL, ge=0, le=2)

@@ -94,7 +94,7 @@ def sample() -> Ratings:
 
 @pytest.fixture(scope="session")
 def sample_model(sample: Ratings) -> Model:
-    return run(train(sample, Settings(epochs=60, holdout=0.0)))
+    return run(train(sample, Settings(epochs=100, holdout=0.0)))
 
 
 @pytest.fixture(scope="session")
