@@ -26,17 +26,24 @@ _BY_METHOD: dict[str, dict[str, Any]] = {  # defaults that depend on the method
 _ALONE = {"sigma_u": 0.3, "sigma_v": 0.32}  # with --hierarchical none, whose factors have all to say that else the means say
 
 
+_WAYS = {  # what makes a run one of a kind
+    "map": "--method map",
+    "adam": "--method map --solver adam",
+    "em": "--priors em",
+    "bayes": "--method bayes",
+    "ordinal": "--likelihood ordinal",
+    "user means": "--hierarchical users or both",
+    "movie means": "--hierarchical both",
+    "biases": "--biases",
+}
+
+
 def _field(
-    default: Any,
-    text: str,
-    panel: str,
-    short: str | None = None,
-    only: str | None = None,
-    shown: str | None = None,
-    **bounds: Any,
+    default: Any, text: str, panel: str, short: str | None = None, only: str = "", shown: str | None = None, **bounds: Any
 ) -> Any:
-    """A setting: what it is, where ``--help`` shows it, which kind of fit it is for (None for all)."""
-    extra: dict[str, Any] = {"panel": panel, "short": short, "only": only, "shown": shown}
+    """A setting: what it is, where ``--help`` shows it, which kinds of fit a run must be for it to matter, by commas."""
+    needs = only.split(",") if only else []
+    extra: dict[str, Any] = {"panel": panel, "short": short, "only": needs, "shown": shown}
     return Field(default, description=text, json_schema_extra=extra, **bounds)
 
 
@@ -69,15 +76,13 @@ class Settings(BaseModel):
     def _goes_together(self) -> Self:
         if self.method == "bayes" and self.link != "linear":
             raise ValueError("--method bayes samples the linear link; leave --link out")
-        if self.solver == "adam" and "em" in (self.priors, self.noise):
+        if self.solver == "adam" and self.by_em:
             raise ValueError("--priors em and --noise em need the covariances of --solver als; leave --solver out")
         if self.method == "map" and self.solver == "als" and self.noise == "learned":
             raise ValueError("--noise learned is Adam's; with --solver als it is --noise em")
         if self.noise in (("fixed", "em") if self.method == "bayes" else ("user", "movie", "both")):
             ways = "learned, user, movie or both" if self.method == "bayes" else "fixed, learned or em"
             raise ValueError(f"--noise {self.noise} is not for --method {self.method}, whose noise is {ways}")
-        if self.likelihood == "gaussian" and "habits" in self.model_fields_set and self.method == "bayes":
-            raise ValueError("--habits are of --likelihood ordinal; leave one of them out")
         if self.time != "none" and not self.biases:
             raise ValueError("--time moves the biases; leave --no-biases out")
         if self.method == "map" and self.likelihood == "ordinal":
@@ -121,7 +126,9 @@ class Settings(BaseModel):
         _MODEL,
         shown="gaussian; bayes: ordinal, up to 25 different ratings",
     )
-    habits: int = _field(2, "Ways to use the scale, that people mix: sets of cut points.", _BAYES, only="bayes", ge=1, le=10)
+    habits: int = _field(
+        2, "Ways to use the scale, that people mix: sets of cut points.", _BAYES, only="bayes,ordinal", ge=1, le=10
+    )
     priors: Literal["fixed", "em"] = _field("fixed", "Prior scales: fixed, or learned by EM from there.", _MODEL, only="map")
     prior_shape: Literal["spherical", "diagonal", "full"] = _field(
         "full", "Priors by EM: one scale, one for each feature, or a covariance of them.", _MODEL, only="em"
@@ -132,12 +139,20 @@ class Settings(BaseModel):
     sigma_v: float = _field(
         0.27, "Prior scale of the movies' own factors.", _MODEL, only="map", shown="0.27; hierarchical none: 0.32", **_SCALE
     )
-    sigma_w: float = _field(0.15, "Prior scale of what rating a movie says of its rater.", _MODEL, only="map", **_SCALE)
-    sigma_x: float = _field(0.4, "Prior scale of what being rated by a user says of a movie.", _MODEL, only="map", **_SCALE)
-    sigma_b: float = _field(0.5, "Prior scale of the biases.", _MODEL, only="map", **_SCALE)
-    user_power: float = _field(0.5, "A user's mean divides the sum over n movies by n to this power.", _MODEL, ge=0, le=2)
-    movie_power: float = _field(0.25, "The same for a movie with m ratings.", _MODEL, ge=0, le=2)
-    rater_power: float = _field(0.25, "How far a user with n ratings counts less for each of their movies.", _MODEL, ge=0, le=2)
+    sigma_w: float = _field(
+        0.15, "Prior scale of what rating a movie says of its rater.", _MODEL, only="map,user means", **_SCALE
+    )
+    sigma_x: float = _field(
+        0.4, "Prior scale of what being rated by a user says of a movie.", _MODEL, only="map,movie means", **_SCALE
+    )
+    sigma_b: float = _field(0.5, "Prior scale of the biases.", _MODEL, only="map,biases", **_SCALE)
+    user_power: float = _field(
+        0.5, "A user's mean divides the sum over n movies by n to this power.", _MODEL, only="user means", ge=0, le=2
+    )
+    movie_power: float = _field(0.25, "The same for a movie with m ratings.", _MODEL, only="movie means", ge=0, le=2)
+    rater_power: float = _field(
+        0.25, "How far a user with n ratings counts less for each of their movies.", _MODEL, only="movie means", ge=0, le=2
+    )
 
     epochs: int | None = _field(
         None,
@@ -179,11 +194,39 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = _field("auto", "Where to compute.", _RUN)
     threads: int | None = _field(None, "Processor threads; all cores if not given.", _RUN, "-j", shown="all", ge=1, le=512)
 
+    @property
+    def user_means(self) -> bool:
+        """Whether the prior means of users come from what they rated."""
+        return self.hierarchical != "none"
+
+    @property
+    def movie_means(self) -> bool:
+        """Whether the prior means of movies come from who rated them."""
+        return self.hierarchical == "both"
+
+    @property
+    def by_em(self) -> bool:
+        """Whether EM learns something of a mode."""
+        return "em" in (self.priors, self.noise)
+
     def kinds(self) -> set[str]:
         """The kinds of fit that these settings are, as ``only`` of a setting names them."""
-        if self.method == "bayes":
-            return {"bayes"}
-        return {"map", self.solver} | ({"em"} if self.priors == "em" else set())
+        found = {"bayes"} if self.method == "bayes" else {"map", self.solver}
+        has = {
+            "em": self.priors == "em",
+            "ordinal": self.likelihood != "gaussian",
+            "user means": self.user_means,
+            "movie means": self.movie_means,
+            "biases": self.biases,
+        }
+        return found | {kind for kind, so in has.items() if so}
+
+    def lacks(self, name: str) -> str | None:
+        """How a run would have to be for this setting to matter, in flags; None if it is so."""
+        extra = type(self).model_fields[name].json_schema_extra
+        assert isinstance(extra, dict)
+        needs = [str(kind) for kind in extra["only"]]  # type: ignore[union-attr]
+        return next((_WAYS[kind] for kind in needs if kind not in self.kinds()), None)
 
 
 class Flag(NamedTuple):
@@ -269,10 +312,8 @@ def settle(given: Mapping[str, Given]) -> Settings:
         message = message[0].lower() + message[1:]
         raise UsageError(f"{given[key].origin}: {message}, not {first['input']!r}") from None
     for key, one in given.items():
-        extra = Settings.model_fields[key].json_schema_extra
-        if isinstance(extra, dict) and extra["only"] not in (None, *settings.kinds()):
-            ways = {"bayes": "--method bayes", "em": "--priors em", "adam": "--method map --solver adam", "map": "--method map"}
-            raise UsageError(f"{one.origin}: it is for {ways[str(extra['only'])]}; this run is not, leave it out")
+        if way := settings.lacks(key):
+            raise UsageError(f"{one.origin}: it is for {way}; this run is not, leave it out")
     return settings
 
 

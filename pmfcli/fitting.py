@@ -117,8 +117,8 @@ def observed(ratings: Ratings, settings: Settings, users: Share = WHOLE) -> Obse
         user_power=settings.user_power,
         movie_power=settings.movie_power,
         rater_power=settings.rater_power,
-        user_means=settings.hierarchical != "none",
-        movie_means=settings.hierarchical == "both",
+        user_means=settings.user_means,
+        movie_means=settings.movie_means,
         with_offset=settings.offset,
         link=settings.link,
         users=users,
@@ -134,7 +134,7 @@ def climb(task: Task) -> Generator[Report, None, Found]:
     team = observations.users.team
     fit = yield from _fit(task)
     mode, known = fit.mode, seen(ratings)
-    by_em = settings.solver == "als" and "em" in (settings.priors, settings.noise)
+    by_em = settings.by_em
     if not all(bool(torch.isfinite(part).all()) for part in sides(mode.factors)):
         raise TrainingError(f"training diverged at its last step; {_remedy(settings)}")
     sigma = mode.parameters.sigma
@@ -191,8 +191,8 @@ def sample(task: Task) -> Generator[Report, None, Found]:
     how = gibbs.GibbsSettings(
         latent=s.latent,
         biases=s.biases,
-        user_means=s.hierarchical in ("users", "both"),
-        movie_means=s.hierarchical == "both",
+        user_means=s.user_means,
+        movie_means=s.movie_means,
         user_noise=s.noise in ("user", "both"),
         movie_noise=s.noise in ("movie", "both"),
         prior_scales=s.prior_scales,
@@ -312,8 +312,8 @@ def _adam(observations: Observations, s: Settings, blocks: int, epochs: int, res
         sigma=s.sigma,
         learn_sigma=s.noise == "learned",
         biases=s.biases,
-        user_means=s.hierarchical in ("users", "both"),
-        movie_means=s.hierarchical == "both",
+        user_means=s.user_means,
+        movie_means=s.movie_means,
         lr=s.lr,
         blocks=blocks,
     )
@@ -335,8 +335,8 @@ def _als(observations: Observations, s: Settings, epochs: int, resume: Tree, sta
         scales=_scales(s),
         sigma=s.sigma,
         biases=s.biases,
-        user_means=s.hierarchical in ("users", "both"),
-        movie_means=s.hierarchical == "both",
+        user_means=s.user_means,
+        movie_means=s.movie_means,
         learn_priors=s.priors == "em",
         learn_noise=s.noise == "em",
         shape=s.prior_shape,

@@ -84,11 +84,10 @@ def length(ratings: Ratings, settings: Settings) -> Length:
         burn_in = max(min(WARM_UP, int(BURN_IN * (s.epochs or MOST))), int(BURN_IN * sweeps))
         why = "as given" if s.epochs else "after about which chains agree"
         return Length(sweeps, sweeps * again, held, min(s.keep, s.chains * (sweeps - burn_in)), f"{sweeps} sweeps, {why}")
-    by_em = "em" in (s.priors, s.noise)
     by_size = "sure" if held >= SURE else "few" if ratings.n < _FEW else "als"
     blocks = number_of_blocks(ratings.n, s.block_ratings)
     by_adam = "adam" if blocks == 1 else "sure blocks" if held >= SURE else "blocks"
-    usual, best = _USUAL["em" if by_em else by_size if s.solver == "als" else by_adam]
+    usual, best = _USUAL["em" if s.by_em else by_size if s.solver == "als" else by_adam]
     if s.solver == "adam":
         usual, best = (max(_LEAST_EPOCHS, -(-steps // blocks)) for steps in (usual if held else _UNTESTED, best))
     assert s.epochs is not None
@@ -107,10 +106,9 @@ def size(ratings: Ratings, settings: Settings) -> Size:
     """
     s, n, expected = settings, ratings.n, length(ratings, settings)
     users, movies, d, threads = len(ratings.users), len(ratings.movies), s.latent + s.biases, torch.get_num_threads()
-    bayes, by_em = s.method == "bayes", "em" in (s.priors, s.noise)
-    of_users, of_movies = s.hierarchical != "none", s.hierarchical == "both"
+    bayes = s.method == "bayes"
     wide = d if bayes else s.latent
-    parameters = (users + movies) * d + movies * wide * of_users + users * wide * of_movies
+    parameters = (users + movies) * d + movies * wide * s.user_means + users * wide * s.movie_means
     kept = n - expected.held if expected.held and not s.refit else n
     names = json.dumps((ratings.users.ids, ratings.movies.ids, ratings.titles), ensure_ascii=False)
     different = len(distinct(torch.from_numpy(ratings.stars)))
@@ -118,17 +116,19 @@ def size(ratings: Ratings, settings: Settings) -> Size:
     if bayes:
         ordinal, stretches = s.likelihood == "ordinal", _stretches(ratings, s.time)
         moving = stretches + users * (s.time in ("user", "both")) + movies * (s.time in ("movie", "both"))
-        rows = (users + movies) * (d + 1) + movies * d * of_users + users * s.habits * ordinal + moving
+        rows = (users + movies) * (d + 1) + movies * d * s.user_means + users * s.habits * ordinal + moving
         a_draw = 2 * rows + 4 * (2 * d * d + 3 * d + s.habits * STEPS * ordinal)
-        file += expected.draws * a_draw + 24 * stretches + 4 * movies * of_users
+        file += expected.draws * a_draw + 24 * stretches + 4 * movies * s.user_means
         fixed, each = _OF_DRAWS["ordinal" if ordinal else "gaussian"]
         a_rating = fixed + each * min(s.chains, threads)
         held = min(BUFFER * s.keep, expected.epochs * s.chains)
         of_the_kind = (held + 3 * expected.draws) * a_draw + _OF_A_STRETCH * stretches
     else:
-        sums = users * s.latent * of_users + movies * s.latent * of_movies  # with what is hierarchical, beside the rows' own
+        sums = (
+            users * s.latent * s.user_means + movies * s.latent * s.movie_means
+        )  # with what is hierarchical, beside the rows' own
         file += 4 * (parameters + sums + 2 * d * d)
-        a_rating, of_the_kind = _OF_A_MODE, 4 * _SPREAD * (users + movies) * d * d * by_em
+        a_rating, of_the_kind = _OF_A_MODE, 4 * _SPREAD * (users + movies) * d * d * s.by_em
     training = _RUNTIME + (a_rating + _OF_A_TEST * bool(expected.held)) * n + of_the_kind
     training += 4 * _COPIES * parameters * s.chains + 4 * _IN_BLOCK * min(threads * NUMBERS, max(users, movies) * d * d)
     if not bayes:

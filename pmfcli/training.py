@@ -122,7 +122,7 @@ def fitted_to(ratings: Ratings, settings: Settings) -> tuple[Settings, torch.dev
 
 def _check_kind(ratings: Ratings, settings: Settings) -> None:
     """Refuse what several processes cannot do."""
-    ways = ["--priors em and --noise em"] if "em" in (settings.priors, settings.noise) else []
+    ways = ["--priors em and --noise em"] if settings.by_em else []
     ways += ["--time"] if settings.time != "none" else []
     ways += ["--side and features"] if ratings.user_features or ratings.movie_features else []
     if ways:

@@ -78,8 +78,8 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
     except ImportError:
         raise UsageError("pmf tune needs optuna; pip install optuna") from None
     ratings.check_trainable()
-    space = {name: bounds for name, bounds in SPACE[start.method].items() if name not in set(fixed)}
-    space = {name: bounds for name, bounds in space.items() if start.hierarchical != "none" or name not in _UNUSED}
+    searched = SPACE[start.method].items()
+    space = {name: bounds for name, bounds in searched if name not in set(fixed) and not start.lacks(name)}
     if not space:
         raise UsageError("every setting that is searched was given; leave some out")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -149,9 +149,6 @@ def _check_journal(path: Path) -> None:
             elif not isinstance(record, dict) or "op_code" not in record:
                 raise ValueError("not a journal")
             whole += len(line)
-
-
-_UNUSED = ("sigma_w", "sigma_x", *_POWERS)  # without the hierarchy
 
 
 def _suggest(trial: Any, space: dict[str, _Range]) -> dict[str, Any]:

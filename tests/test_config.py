@@ -41,6 +41,16 @@ def test_flag_over_environment_over_file_over_default(tmp_path: Path, monkeypatc
         ({}, "latent = ", {}, r"c\.toml: not TOML: "),
         ({}, "", {"PMF_EPOCS": "3"}, r"'PMF_EPOCS' is no setting; did you mean PMF_EPOCHS\?"),
         ({}, "", {"PMF_EPOCHS": "few"}, r"^PMF_EPOCHS: "),
+        (
+            {"method": "bayes", "lr": 0.1},
+            "",
+            {},
+            r"^--lr: it is for --method map --solver adam; this run is not, leave it out$",
+        ),
+        ({"hierarchical": "none", "sigma_w": 0.1}, "", {}, r"^--sigma-w: it is for --hierarchical users or both; "),
+        ({"hierarchical": "users"}, "movie_power = 0.5", {}, r"c\.toml: movie_power: it is for --hierarchical both; "),
+        ({"biases": False, "sigma_b": 0.1}, "", {}, r"^--sigma-b: it is for --biases; "),
+        ({"method": "bayes", "likelihood": "gaussian", "habits": 2}, "", {}, r"^--habits: it is for --likelihood ordinal; "),
     ],
 )
 def test_what_is_wrong_and_where_it_came_from(tmp_path: Path, given: dict, file: str, environment: dict, message: str) -> None:
