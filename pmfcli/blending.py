@@ -13,6 +13,7 @@ from pmfcli.core import blend as core
 from pmfcli.core import neighbourhood
 from pmfcli.core.approximation import Draws
 from pmfcli.core.blend import Blend
+from pmfcli.core.distinct import nearest
 from pmfcli.core.neighbourhood import Neighbourhood
 from pmfcli.data.ratings import Ratings
 from pmfcli.errors import DataError, UsageError
@@ -138,7 +139,7 @@ def _mass(model: Model, held_out: Ratings) -> Tensor:
             high, low = truth + _NARROW, truth - _NARROW  # what lies beyond the scale is at its end
             found.append(torch.where(high < 1, said.below(high), 1.0) - torch.where(low > 0, said.below(low), 0.0))
         else:
-            level = torch.searchsorted(0.5 * (grid[1:] + grid[:-1]), truth)
+            level = nearest(grid, truth)
             found.append(said.masses(grid).gather(1, level[:, None])[:, 0])
     return torch.cat(found)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
 from pmfcli.core import blend, metrics
+from pmfcli.core.distinct import nearest
 from pmfcli.core.pairs import Pairs
 from pmfcli.core.predictive import Predictive
 from pmfcli.core.recommend import rank
@@ -20,7 +21,8 @@ from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import LIKED, Array, Ratings, Scale
 from pmfcli.errors import DataError
 from pmfcli.processes import side_by_side
-from pmfcli.training import choose_device, held_out, run, train
+from pmfcli.steps import run
+from pmfcli.training import choose_device, held_out, train
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
 BINS = 10  # of the PIT histogram, of the ratings by sd, and of the reliability diagram
@@ -181,7 +183,7 @@ def _score(model: Model, pairs: Pairs, stars: Tensor, people: Tensor) -> Scored:
     for part, truth in zip(pairs.split(size), stars.split(size), strict=True):
         for name, column in _predicted(blend.predict_pairs(posterior, seen, part), scale, grid, truth).items():
             found[name].append(column)
-    often = torch.bincount(_steps(grid, seen.stars), minlength=len(grid)) / len(seen.stars) if grid is not None else None
+    often = torch.bincount(nearest(grid, seen.stars), minlength=len(grid)) / len(seen.stars) if grid is not None else None
     return Scored(
         user=people,
         stars=stars,
@@ -267,7 +269,7 @@ def _predicted(said: Predictive, scale: Scale, grid: Tensor | None, stars: Tenso
         found |= {"below": torch.where(t <= 0, 0.0, at), "up_to": torch.where(t >= 1, 1.0, at)}
         return found | {"nll": torch.full_like(stars, math.nan), "crps": crps}
     mass = said.masses(torch.tensor([scale.to_unit(star) for star in grid.tolist()]))
-    level = _steps(grid, stars)
+    level = nearest(grid, stars)
     up_to = mass.cumsum(1).gather(1, level[:, None])[:, 0]
     if scale.lo < LIKED <= scale.hi:
         found["liked"] = (mass * (grid >= LIKED)).sum(1)
@@ -278,14 +280,9 @@ def _predicted(said: Predictive, scale: Scale, grid: Tensor | None, stars: Tenso
 def _of_steps(prefix: str, grid: Tensor | None, mass: Tensor | None, stars: Tensor) -> dict[str, Tensor]:
     if grid is None or mass is None:
         return {f"{prefix}{name}": torch.full_like(stars, math.nan) for name in ("nll", "crps")}
-    level = _steps(grid, stars)
+    level = nearest(grid, stars)
     crps = metrics.ranked_probability_score(mass, grid, level)
     return {f"{prefix}nll": metrics.log_score(mass, level), f"{prefix}crps": crps}
-
-
-def _steps(grid: Tensor, stars: Tensor) -> Tensor:
-    """The step of the scale of each rating, (n,); of a rating that training never had, the nearest."""
-    return torch.searchsorted(0.5 * (grid[1:] + grid[:-1]), stars)
 
 
 _NAMES = [f"{level:g}" for level in LEVELS]

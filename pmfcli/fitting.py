@@ -26,6 +26,7 @@ from pmfcli.core.team import ALONE, WHOLE, Share, Team
 from pmfcli.core.tree import Tree, plain
 from pmfcli.data.ratings import Block, Ratings, Scale
 from pmfcli.errors import TrainingError
+from pmfcli.steps import Steps
 
 _CLEARLY = 1e-3  # better by this part
 
@@ -203,14 +204,11 @@ def sample(task: Task) -> Generator[Report, None, Found]:
         _features(ratings.movie_features, len(ratings.movies), device),
     )
     groups = _groups(ratings, s.time)
-    sampling = chains.fit(observations.to(device), how, task.epochs, s.chains, s.keep, s.seed, features, groups, task.resume)
-    while True:
-        try:
-            p = next(sampling)
-        except StopIteration as end:
-            sampled: chains.Sampled = end.value
-            break
+    data = observations.to(device)
+    sampling = Steps(chains.fit(data, how, task.epochs, s.chains, s.keep, s.seed, features, groups, task.resume))
+    for p in sampling:
         yield Report(task.phase, p.step, task.epochs or chains.MOST, p.loss, p.sigma, None, p.r_hat, p.ess, p.snapshot)
+    sampled = sampling.result
     found: dict[str, Any] = {key: getattr(sampled, key) for key in ("burn_in", "loss", "sigma", "r_hat", "ess")}
     found |= {"epochs": sampled.sweeps, "draws": len(sampled.draws.alpha)}
     found |= {"train_rmse": _rmse(sampled.fitted.cpu(), sampled.rated.cpu(), ratings.scale, team), "holdout_rmse": None}

@@ -30,6 +30,7 @@ from pmfcli.core.noise import most_asked
 from pmfcli.core.parallel import NUMBERS
 from pmfcli.data.ratings import STEPS, Ratings, Vocabulary
 from pmfcli.fitting import SURE
+from pmfcli.steps import Steps
 from pmfcli.training import LEAST_HELD, MORE, train
 
 _WRAPPED = 8000  # bytes of a file: settings, and what holds it together
@@ -165,16 +166,12 @@ def seconds(ratings: Ratings, settings: Settings) -> float:
 
 def _spent(ratings: Ratings, settings: Settings) -> tuple[dict[str, float], float, float, float, int]:
     """Seconds of a step of each phase, before the first, between phases, and after the last; how many draws were kept."""
-    training = train(ratings, settings)
+    training = Steps(train(ratings, settings))
     times: dict[str, list[float]] = {}
     start = time.perf_counter()
-    while True:
-        try:
-            phase = next(training).phase
-        except StopIteration as end:
-            whole, draws = time.perf_counter() - start, end.value.metrics.get("draws", 1)
-            break
-        times.setdefault(phase, []).append(time.perf_counter() - start)
+    for report in training:
+        times.setdefault(report.phase, []).append(time.perf_counter() - start)
+    whole, draws = time.perf_counter() - start, training.result.metrics.get("draws", 1)
     steps = {phase: float(np.mean(np.diff(of))) for phase, of in times.items() if len(of) > 1}
     steps = {"fit": times["fit"][0]} | steps
     before = max(0.0, times["fit"][0] - steps["fit"])

@@ -26,6 +26,7 @@ from pmfcli.data.split import random_mask
 from pmfcli.errors import UsageError
 from pmfcli.fitting import SURE, Found, Report, Task, Test, climb, observed, sample, seen
 from pmfcli.sharing import Part, collected, mask
+from pmfcli.steps import Steps
 
 MORE = 2  # sweeps of least squares over all ratings, from where those over most of many ended
 _USUAL_LATENT = 100  # features that are asked for of any data
@@ -132,14 +133,10 @@ def _check_kind(ratings: Ratings, settings: Settings) -> None:
 def _fitted(task: Task, before: Tree, resume: Tree) -> Generator[Report, None, Found]:
     """A fit, whose snapshots say what came before it."""
     task = task._replace(resume=None if resume is None else resume["now"])
-    fitting = (sample if task.settings.method == "bayes" else climb)(task)
-    while True:
-        try:
-            report = next(fitting)
-        except StopIteration as end:
-            found: Found = end.value
-            return found
+    fitting = Steps((sample if task.settings.method == "bayes" else climb)(task))
+    for report in fitting:
         yield report._replace(snapshot=_with(before, report.snapshot))
+    return fitting.result
 
 
 def _with(before: Tree, now: Callable[[], Tree] | None) -> Callable[[], Tree] | None:
@@ -157,16 +154,6 @@ def identity(ratings: Ratings, settings: Settings) -> str:
     for part in parts:
         digest.update(b"none" if part is None else np.ascontiguousarray(part).data)
     return digest.hexdigest()
-
-
-def run(training: Generator[Report, None, Model]) -> Model:
-    """Train to the end without looking at the reports."""
-    while True:
-        try:
-            next(training)
-        except StopIteration as end:
-            model: Model = end.value
-            return model
 
 
 def choose_device(name: str) -> torch.device:

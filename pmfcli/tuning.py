@@ -12,6 +12,7 @@ from pmfcli.data.ratings import Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import TrainingError, UsageError
 from pmfcli.evaluation import compare, cross_score
+from pmfcli.steps import Steps
 from pmfcli.training import train
 
 _LONGEST_RECORD = 1 << 20  # characters
@@ -163,16 +164,13 @@ def _suggest(trial: Any, space: dict[str, _Range]) -> dict[str, Any]:
 
 def _held_out_error(ratings: Ratings, settings: Settings, trial: Any) -> float | None:
     """The held-out RMSE of a fit; None if it fell behind the others."""
-    fit = train(ratings, settings)
-    try:
-        while True:
-            report = next(fit)
-            if report.holdout_rmse is not None:
-                trial.report(report.holdout_rmse, report.step)
-                if trial.should_prune():
-                    return None
-    except StopIteration as end:
-        rmse: float | None = end.value.metrics.get("holdout_rmse")
-        if rmse is None:
-            raise UsageError(f"{ratings.name}: {ratings.n:,} ratings are too few to hold out a part of them") from None
-        return rmse
+    fit = Steps(train(ratings, settings))
+    for report in fit:
+        if report.holdout_rmse is not None:
+            trial.report(report.holdout_rmse, report.step)
+            if trial.should_prune():
+                return None
+    rmse: float | None = fit.result.metrics.get("holdout_rmse")
+    if rmse is None:
+        raise UsageError(f"{ratings.name}: {ratings.n:,} ratings are too few to hold out a part of them")
+    return rmse

@@ -26,7 +26,8 @@ from pmfcli.config import Settings
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import Ratings, Scale, Vocabulary
 from pmfcli.data.sample import read_sample
-from pmfcli.training import run, train
+from pmfcli.steps import run
+from pmfcli.training import train
 
 torch.set_num_threads(1)  # small problems: threads would wait for each other
 

@@ -15,7 +15,8 @@ from pmfcli.config import Settings
 from pmfcli.core.pairs import Seen
 from pmfcli.errors import ModelError, OutputError
 from pmfcli.packing import pack_seen, unpack_seen
-from pmfcli.training import run, train
+from pmfcli.steps import run
+from pmfcli.training import train
 
 
 def plain(value: object) -> object:

@@ -26,7 +26,8 @@ from pmfcli.data.ratings import Block, Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import DataError, ModelError, UsageError
 from pmfcli.evaluation import matched, score_model
-from pmfcli.training import run, train
+from pmfcli.steps import run
+from pmfcli.training import train
 
 DETAIL = Detail(0.9, stars=True)
 

@@ -22,7 +22,8 @@ from pmfcli.cli.keeper import Keeper
 from pmfcli.config import Settings
 from pmfcli.data.ratings import Ratings
 from pmfcli.errors import ModelError, OutputError
-from pmfcli.training import identity, run, train
+from pmfcli.steps import Steps, run
+from pmfcli.training import identity, train
 
 KILLS = int(os.environ.get("KILLS", "3"))  # KILLS=20 takes two minutes
 KINDS = {
@@ -45,15 +46,11 @@ def few(sample: Ratings) -> Ratings:
 def test_from_any_step_to_the_same_bytes(few: Ratings, tmp_path: Path, kind: str) -> None:
     settings = Settings(**KINDS[kind])
     path, name = tmp_path / "c", identity(few, settings)
-    training, steps, expected = train(few, settings), [], None
-    while True:
-        try:
-            report = next(training)
-        except StopIteration as end:
-            expected = dumps(end.value)
-            break
+    training, steps = Steps(train(few, settings)), []
+    for report in training:
         checkpoint.save(tmp_path / f"{len(steps)}", name, report.snapshot())
         steps.append(report)
+    expected = dumps(training.result)
     phases = {report.phase for report in steps}
     assert phases == ({"fit"} if kind in ("no refit", "bayes") else {"fit", "refit"})
     last = max(number for number, report in enumerate(steps) if report.phase == "fit")
@@ -71,18 +68,13 @@ def test_a_search_that_ends_by_itself_ends_there_again() -> None:
     """Chains that agree, and a fit that stands still, are not carried on."""
     training, _, _ = moody()
     for settings in (Settings(method="bayes", latent=1), Settings(latent=1, epochs=400)):
-        snapshots, fitting = [], train(training, settings)
-        while True:
-            try:
-                report = next(fitting)
-            except StopIteration as end:
-                expected = dumps(end.value)
-                break
+        snapshots, fitting = [], Steps(train(training, settings))
+        for report in fitting:
             if report.phase == "fit":
                 snapshots = [report.snapshot()]
                 last = report
         assert last.step + 1 < last.epochs
-        assert dumps(run(train(training, settings, checkpoint_of(snapshots[0])))) == expected
+        assert dumps(run(train(training, settings, checkpoint_of(snapshots[0])))) == dumps(fitting.result)
 
 
 def checkpoint_of(snapshot: object) -> object:

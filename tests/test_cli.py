@@ -22,8 +22,9 @@ from pmfcli import cli
 from pmfcli.artifact import dumps, load
 from pmfcli.config import Settings
 from pmfcli.processes import _deaf_to_interrupts
+from pmfcli.steps import run
 from pmfcli.text import clean, file_size
-from pmfcli.training import run, train
+from pmfcli.training import train
 
 GOOD = "user,movie,rating\n" + "".join(f"{u},{m},{1 + (u * m) % 5}\n" for u in range(1, 9) for m in range(1, 9))
 SIMULATED = "A model of the embedded sample: real films, simulated viewers.\n"

@@ -21,7 +21,8 @@ from pmfcli.core.fold_in import draw_mood, fold_in, fold_in_draws, with_mood
 from pmfcli.data.ratings import Ratings, Scale
 from pmfcli.errors import ModelError, TrainingError, UsageError
 from pmfcli.evaluation import report, score_model
-from pmfcli.training import run, train
+from pmfcli.steps import run
+from pmfcli.training import train
 
 DAY = 86_400
 MOOD = 0.7  # stars

@@ -17,7 +17,8 @@ from pmfcli.core.means import Means
 from pmfcli.data.features import attach, encode, read_side, read_table
 from pmfcli.data.ratings import Block, Vocabulary
 from pmfcli.errors import DataError, UsageError
-from pmfcli.training import run, train
+from pmfcli.steps import run
+from pmfcli.training import train
 
 DETAIL = Detail(0.9, stars=False)
 FILMS = (

@@ -13,7 +13,8 @@ from pmfcli.core.approximation import Draws, Head
 from pmfcli.core.fold_in import fold_in
 from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.predict import predict_pairs
-from pmfcli.training import run, train
+from pmfcli.steps import run
+from pmfcli.training import train
 
 DETAIL = Detail(0.9, stars=False)
 

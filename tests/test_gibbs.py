@@ -13,6 +13,7 @@ from pmfcli.core.gibbs import GibbsSettings, Problem, Side, State
 from pmfcli.core.means import Means
 from pmfcli.core.ordinal import Habits, Levels
 from pmfcli.core.posterior import observe
+from pmfcli.steps import run
 
 PLAIN = GibbsSettings(2, True, False, False, False, False, False, 0)
 FULL = GibbsSettings(2, True, True, True, True, True, True, 0)
@@ -218,12 +219,7 @@ def test_it_fails_when_a_step_of_the_ordinal_model_is_broken(broken: str, monkey
 
 
 def sample(how: GibbsSettings, o, **more) -> chains.Sampled:
-    running = chains.fit(o, how, **({"sweeps": 200, "chains": 2, "keep": 40, "seed": 1} | more))
-    while True:
-        try:
-            next(running)
-        except StopIteration as end:
-            return end.value
+    return run(chains.fit(o, how, **({"sweeps": 200, "chains": 2, "keep": 40, "seed": 1} | more)))
 
 
 def planted(n_users: int = 150, n_movies: int = 100, noise: float = 0.08):

@@ -17,15 +17,16 @@ ALLOWED = {  # room -> rooms it may import
     "text": set(),
     "memory": set(),
     "files": set(),
-    "config": {"errors", "text"},
-    "core": {"core", "errors", "text"},
+    "steps": set(),
+    "config": {"errors"},
+    "core": {"core", "errors"},
     "data": {"data", "errors", "files", "text"},
     "packing": {"core", "data.fields", "data.ratings"},
     "artifact": {"core", "data.fields", "data.ratings", "errors", "files", "packing", "text"},
-    "console": {"core", "data.ratings", "errors", "text"},
+    "console": {"errors", "text"},
     "answers": {"artifact", "core", "data.ratings", "errors", "text"},
     "tables": {"answers", "console", "errors", "files"},
-    "fitting": {"config", "core", "data.ratings", "errors"},
+    "fitting": {"config", "core", "data.ratings", "errors", "steps"},
     "sharing": {"core", "data.ratings", "errors"},
     "training": {
         "",
@@ -38,16 +39,16 @@ ALLOWED = {  # room -> rooms it may import
         "fitting",
         "memory",
         "sharing",
-        "text",
+        "steps",
     },
-    "sizing": {"config", "core", "data.ratings", "fitting", "training"},
-    "evaluation": {"artifact", "config", "core", "data.ratings", "errors", "processes", "text", "training"},
+    "sizing": {"config", "core", "data.ratings", "fitting", "steps", "training"},
+    "evaluation": {"artifact", "config", "core", "data.ratings", "errors", "processes", "steps", "training"},
     "plots": {"errors"},
     "processes": {"errors"},
     "checkpoint": {"artifact", "core", "errors", "files"},
     "blending": {"", "artifact", "core", "data.ratings", "errors", "evaluation"},
     "updating": {"artifact", "core", "data.ratings", "errors", "fitting", "text"},
-    "tuning": {"config", "data.ratings", "data.split", "errors", "evaluation", "training"},
+    "tuning": {"config", "data.ratings", "data.split", "errors", "evaluation", "steps", "training"},
     "cli": {
         "",
         "answers",
@@ -63,12 +64,12 @@ ALLOWED = {  # room -> rooms it may import
         "memory",
         "text",
         "evaluation",
-        "files",
         "fitting",
         "packing",
         "plots",
         "sharing",
         "sizing",
+        "steps",
         "tables",
         "training",
         "tuning",
@@ -137,6 +138,18 @@ def test_no_new_arrow(path: Path) -> None:
         for library, rooms in ONLY_IN.items():
             if target.split(".")[0] == library:
                 assert within(name, rooms), f"{name} imports {library}"
+
+
+def test_no_arrow_is_allowed_that_nothing_needs() -> None:
+    of_rooms: dict[str, set[str]] = {}
+    for path in MODULES:
+        targets = {target for target in imports(path) if target.startswith("pmfcli")}
+        of_rooms.setdefault(name_of(path).split(".")[0], set()).update(t.removeprefix("pmfcli").lstrip(".") for t in targets)
+    for room, allowed in ALLOWED.items():
+        assert {a for a in allowed if not any(within(target, {a}) for target in of_rooms[room])} == set(), room
+    for library, rooms in ONLY_IN.items():
+        users = {name_of(path) for path in MODULES if library in {target.split(".")[0] for target in imports(path)}}
+        assert {room for room in rooms if not any(within(name, {room}) for name in users)} == set(), library
 
 
 def loads(*arguments: str) -> set[str]:

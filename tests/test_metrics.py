@@ -16,7 +16,8 @@ from pmfcli.core.predictive import Masses, Mixture
 from pmfcli.data.ratings import Ratings, Scale
 from pmfcli.data.split import random_mask
 from pmfcli.evaluation import LEVELS, _predicted, cross_score, large_error, rank_model, report_ranking
-from pmfcli.training import run, train
+from pmfcli.steps import run
+from pmfcli.training import train
 
 GRID = torch.tensor([1.0, 2.0, 3.0, 5.0])
 

@@ -18,7 +18,8 @@ from pmfcli.core.predict import predict_pairs
 from pmfcli.core.rows import each_of, rows_of
 from pmfcli.core.team import ALONE, Share
 from pmfcli.data.ratings import Ratings
-from pmfcli.training import run, train
+from pmfcli.steps import run
+from pmfcli.training import train
 
 
 def seeded(seed: int = 0) -> torch.Generator:

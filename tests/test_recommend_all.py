@@ -37,7 +37,8 @@ from pmfcli.core.rows import movies_of, users_of
 from pmfcli.data.ratings import Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import OutputError
-from pmfcli.training import run, train
+from pmfcli.steps import run
+from pmfcli.training import train
 
 DETAIL = Detail(0.9, stars=False)
 KINDS = {

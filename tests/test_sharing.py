@@ -27,7 +27,8 @@ from pmfcli.data.ratings import Ratings
 from pmfcli.data.readers import read_ratings
 from pmfcli.errors import DataError, ModelError, UsageError
 from pmfcli.sharing import agreed, exchange, mask, share_out
-from pmfcli.training import run, train
+from pmfcli.steps import run
+from pmfcli.training import train
 
 
 class Thread(Team):

@@ -13,7 +13,8 @@ from pmfcli import sizing
 from pmfcli.artifact import Model, dumps
 from pmfcli.config import Settings
 from pmfcli.data.ratings import Ratings
-from pmfcli.training import fitted_to, run, train
+from pmfcli.steps import run
+from pmfcli.training import fitted_to, train
 
 KEYS = ["schema", "version", "ratings", "users", "movies", "parameters", "model_bytes", "peak_bytes", "seconds", "assumes"]
 MEASURED = """

@@ -19,16 +19,13 @@ from pmfcli.data.split import random_mask
 from pmfcli.errors import UsageError
 from pmfcli.evaluation import cross_score, report, score_model
 from pmfcli.fitting import PACES, Report
-from pmfcli.training import choose_device, held_out, run, train
+from pmfcli.steps import Steps, run
+from pmfcli.training import choose_device, held_out, train
 
 
 def reports(ratings: Ratings, settings: Settings):
-    training, seen = train(ratings, settings), []
-    while True:
-        try:
-            seen.append(next(training))
-        except StopIteration as end:
-            return seen, end.value
+    steps = Steps(train(ratings, settings))
+    return list(steps), steps.result
 
 
 def test_a_holdout_finds_the_best_epoch_and_refits_on_everything(sample: Ratings) -> None:
@@ -188,14 +185,8 @@ def test_at_size_least_squares_go_on_from_where_they_were(sample, monkeypatch: p
     settings = Settings(solver="als", latent=4)
     anew = run(train(sample, settings))
     monkeypatch.setattr("pmfcli.training.SURE", 1000)
-    training, steps = train(sample, settings), []
-    while True:
-        try:
-            steps.append(next(training))
-        except StopIteration as end:
-            again = end.value
-            break
-    assert [report.step for report in steps if report.phase == "refit"] == [0, 1]
+    seen, again = reports(sample, settings)
+    assert [report.step for report in seen if report.phase == "refit"] == [0, 1]
     assert again.metrics["epochs"] == anew.metrics["epochs"] + 2
     assert again.metrics["loss"] <= anew.metrics["loss"] + 1e-3 * abs(anew.metrics["loss"])
     assert again.metrics["holdout_rmse"] == anew.metrics["holdout_rmse"]

@@ -30,7 +30,8 @@ from pmfcli.data.ratings import Block, Ratings, Scale, Vocabulary
 from pmfcli.data.readers import read_ratings
 from pmfcli.errors import DataError, OutputError, UsageError
 from pmfcli.evaluation import score_model
-from pmfcli.training import run, train
+from pmfcli.steps import run
+from pmfcli.training import train
 from pmfcli.updating import forget, update
 
 DETAIL = Detail(0.9, stars=False)

@@ -17,6 +17,7 @@ from pmfcli.cli.trained import say, summary
 from pmfcli.config import resolve
 from pmfcli.console import Progress, document, hush, progress
 from pmfcli.errors import UsageError
+from pmfcli.steps import Steps
 
 if TYPE_CHECKING:
     from pmfcli.artifact import Model
@@ -121,15 +122,12 @@ def _read(source: Source, team: "Team | None", leave_cache: bool) -> "tuple[Rati
 
 def _follow(training: "Generator[Report, None, Model]", lines: Log, bar: Progress, keeper: Keeper) -> "Model":
     """Train to the end, and show each step to those who follow it."""
-    while True:
-        try:
-            report = next(training)
-        except StopIteration as end:
-            model: Model = end.value
-            return model
+    steps = Steps(training)
+    for report in steps:
         lines.look(report)
         bar.show(report.step + 1, report.epochs, f"loss {report.loss:,.1f}", report.phase)
         keeper.look(report)
+    return steps.result
 
 
 def _check_outputs(outputs: dict[str, Path | None], config: Path | None, source: Source, as_json: bool) -> None:

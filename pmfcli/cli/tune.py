@@ -12,6 +12,7 @@ from pmfcli.cli.options import AsJson, Config, OutputFormat, Source, with_data_a
 from pmfcli.config import gather, settle
 from pmfcli.console import Row, Shape, emit, note, pick_format, progress
 from pmfcli.errors import UsageError
+from pmfcli.steps import Steps
 
 if TYPE_CHECKING:
     from pmfcli.config import Settings
@@ -53,18 +54,12 @@ def tune(
     from pmfcli.artifact import write_atomically
     from pmfcli.tuning import tune as search
 
-    searching = search(ratings, start, fixed, trials, journal)
-    ended: list[Found] = []
+    searching = Steps(search(ratings, start, fixed, trials, journal))
 
     def rows() -> Iterator[Row]:
         with progress("trial") as bar:
             best = float("inf")
-            while True:
-                try:
-                    tried = next(searching)
-                except StopIteration as end:
-                    ended.append(end.value)
-                    return
+            for tried in searching:
                 best = min(best, tried.rmse or best)
                 bar.show(tried.number + 1, trials, f"best RMSE {best:.4f}")
                 yield {
@@ -74,7 +69,7 @@ def tune(
                 }
 
     emit(rows(), Shape("tune", ("trial", "rmse", "settings"), decimals=4), chosen)
-    found = ended[0]
+    found = searching.result
     write_atomically(output, _toml(found, start, fixed).encode())
     _say(found, output)
 

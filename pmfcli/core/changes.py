@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pmfcli.core.approximation import Draws, Laplace
 from pmfcli.core.conditional import Prior, conditional, features
+from pmfcli.core.distinct import nearest
 from pmfcli.core.drift import Drift
 from pmfcli.core.fold_in import MINI_SWEEPS, fold_in_draws, spread_of
 from pmfcli.core.gibbs import draw_scales, draw_tau
@@ -193,7 +194,7 @@ def _draw_movies(p: Draws, seen: Seen, t: Tensor, movies: Tensor, g: torch.Gener
     A, share = centre, None
     if p.cuts is not None and p.share is not None and p.grid is not None:
         cuts, share = inverse(p.cuts.flatten(0, 1), link) - offset, p.share[:, user].float().flatten(0, 1)
-        level = torch.searchsorted(0.5 * (p.grid[1:] + p.grid[:-1]), t[mine]).repeat(draws)
+        level = nearest(p.grid, t[mine]).repeat(draws)
         first = draw * share.shape[1]
     exact = p.prior_dof is None and p.noise_dof is None and share is None
     for _ in range(1 if exact else MINI_SWEEPS):

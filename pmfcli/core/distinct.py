@@ -25,6 +25,11 @@ def distinct(values: Tensor, most: int | None = None) -> Tensor:
     return first if most is not None and len(first) > most else indexed(values)[0]
 
 
+def nearest(grid: Tensor, values: Tensor) -> Tensor:
+    """The place (n,) in a grid (m,) ascending of what is nearest to each value (n,)."""
+    return torch.searchsorted(0.5 * (grid[1:] + grid[:-1]), values)
+
+
 def indexed(values: Tensor) -> tuple[Tensor, Tensor]:
     """The same, and the place there of each value, (n,) of ``index_kind``: those not among the first are sorted, no others."""
     found: Tensor = values[:_FIRST].unique()

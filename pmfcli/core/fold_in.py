@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pmfcli.core.approximation import Draws, Laplace, Posterior
 from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pack
+from pmfcli.core.distinct import nearest
 from pmfcli.core.drift import at_no_time
 from pmfcli.core.gibbs import draw_scales, draw_tau
 from pmfcli.core.half_step import settle
@@ -172,7 +173,7 @@ def fold_in_draws(
     A, share, sweeps = centre, None, MINI_SWEEPS
     if p.cuts is not None and p.habits is not None and p.grid is not None:
         cuts, share = inverse(p.cuts.flatten(0, 1), link) - offset, p.habits / p.habits.sum(1, keepdim=True)
-        level = torch.searchsorted(0.5 * (p.grid[1:] + p.grid[:-1]), t).repeat(draws)
+        level = nearest(p.grid, t).repeat(draws)
         first = row * share.shape[1]
 
     def prior_precision(tau: Tensor) -> Tensor:

@@ -120,5 +120,6 @@ def predict(found: Neighbourhood, of: Rated, person: Tensor, movie: Tensor) -> M
 
 def predict_pairs(found: Neighbourhood, seen: Seen, pairs: Pairs) -> Mixture:
     """Ratings of pairs, known or not, given the ratings that it was fitted to."""
-    user, place = torch.where(pairs.user_known, pairs.user, -1).unique(return_inverse=True)
-    return predict(found, people(found, seen, user), place, torch.where(pairs.movie_known, pairs.movie, -1))
+    user, movie = pairs.rows()
+    person, place = user.unique(return_inverse=True)
+    return predict(found, people(found, seen, person), place, movie)

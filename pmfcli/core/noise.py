@@ -160,7 +160,7 @@ def _heard(rows: Rows, at: Tensor, directions: tuple[Tensor, Tensor], times: Ten
 
 def _each_among(p: Laplace, seen: Seen, pairs: Pairs, team: Team) -> tuple[tuple[Rows, Tensor], tuple[Rows, Tensor]]:
     """As ``each_of``, of pairs whose users are this process's; the ratings of their movies are everybody's."""
-    user, user_at = torch.where(pairs.user_known, pairs.user, -1).unique(return_inverse=True)
+    user, user_at = pairs.rows()[0].unique(return_inverse=True)
     V = stacked(p.factors.V, p.factors.c)
     wanted = torch.zeros(len(V), dtype=torch.int64)
     wanted[pairs.movie[pairs.movie_known]] = 1

@@ -30,6 +30,10 @@ class Pairs(NamedTuple):
         """The pairs of an index (k,)."""
         return self._each(lambda part: part[index])
 
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """The rows of users and of movies, (n,) each; -1 where it is unknown."""
+        return torch.where(self.user_known, self.user, -1), torch.where(self.movie_known, self.movie, -1)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Pairs":
         time = None if self.time is None else change(self.time)
         return Pairs(*map(change, (self.user, self.movie, self.user_known, self.movie_known)))._replace(time=time)

@@ -49,8 +49,7 @@ def predict_pairs(posterior: Posterior, seen: Seen, pairs: Pairs) -> Predictive:
     """The predictive distributions of pairs, known or not, given which ratings the posterior saw."""
     users, movies = rows_of(posterior, seen, pairs)
     if isinstance(posterior, Draws) and posterior.drift is not None and pairs.time is not None:
-        user, movie = torch.where(pairs.user_known, pairs.user, -1), torch.where(pairs.movie_known, pairs.movie, -1)
-        users = users._replace(drift=at_times(posterior.drift, user, movie, pairs.time))
+        users = users._replace(drift=at_times(posterior.drift, *pairs.rows(), pairs.time))
         movies = movies._replace(drift=None)
     return predictive(posterior, users, movies)
 

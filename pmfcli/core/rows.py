@@ -72,8 +72,7 @@ def rows_of(posterior: Posterior, seen: Seen, pairs: Pairs) -> tuple[Rows, Rows]
 
 def each_of(posterior: Posterior, seen: Seen, pairs: Pairs) -> tuple[tuple[Rows, Tensor], tuple[Rows, Tensor]]:
     """The users and the movies of pairs, each of them once, and where among these those of each pair are, (n,)."""
-    user, user_at = torch.where(pairs.user_known, pairs.user, -1).unique(return_inverse=True)
-    movie, movie_at = torch.where(pairs.movie_known, pairs.movie, -1).unique(return_inverse=True)
+    (user, user_at), (movie, movie_at) = (rows.unique(return_inverse=True) for rows in pairs.rows())
     return (users_of(posterior, seen, user), user_at), (movies_of(posterior, seen, movie), movie_at)
 
 
