@@ -1,6 +1,7 @@
 """What is kept of a file that was read: it is the same, it is given up when the file changes, and it cannot do harm."""
 
 import json
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -106,6 +107,9 @@ def test_a_cache_that_is_no_good_is_none(file: Path) -> None:
         {"format": 99},
         {"size": 1},
         {"movies": 3},
+        {"users": ["u1"] * 5},
+        {"time": lambda part: part + (1 << 62)},
+        {"duplicates": math.inf},
     ):
         rewritten(**change)
         same(cache.read(file, COLUMNS, False)[0], plain)
@@ -116,6 +120,35 @@ def test_a_cache_that_is_no_good_is_none(file: Path) -> None:
         for name, member in members.items():
             box.writestr(name, member)
     same(cache.read(file, COLUMNS, False)[0], plain)
+    for shape in ("(10000000000000,)", "(100000000000000000000,)"):
+        members["stars.npy"] = npy_header(shape)
+        with zipfile.ZipFile(left, "w") as box:
+            for name, member in members.items():
+                box.writestr(name, member)
+        same(cache.read(file, COLUMNS, False)[0], plain)
+
+
+def npy_header(shape: str) -> bytes:
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def test_a_link_in_the_place_of_a_cache_is_not_followed(
+    file: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precious = tmp_path_factory.mktemp("home") / "keys"
+    precious.write_text("precious")
+    place = file.with_name(".ratings.csv.pmf-cache")
+    place.symlink_to(precious)
+    _, left = cache.read(file, COLUMNS, False)
+    assert (left, precious.read_text()) == (None, "precious")
+    place.unlink()
+    cache.read(file, COLUMNS, False)[1].rename(precious)
+    place.symlink_to(precious)
+    monkeypatch.setattr(readers, "read_ratings", None)
+    with pytest.raises(TypeError):  # it would have been read anew
+        cache.read(file, COLUMNS, False)
+    assert list(cache.caches(file.parent)) == []
 
 
 def test_small_files_pipes_and_folders_that_cannot_be_written_leave_none(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +172,11 @@ def test_cache_on_the_command_line(answer: Run, file: Path) -> None:
     assert "left a cache" not in answer(*train).stderr
     (row,) = json.loads(answer("cache", str(file.parent), "--json").stdout)["rows"]
     assert row["source"] == str(file)
+    (file.parent / ".ratings.csv.pmf-cache.ab12cd34").write_bytes(b"of a run that was killed")
+    (file.parent / ".other.csv.pmf-cache").write_bytes(b"damaged")
+    rows = json.loads(answer("cache", str(file.parent), "--json").stdout)["rows"]
+    assert [row["ratings"] is None for row in rows] == [True, False, True]
     done = answer("cache", "--clear")
-    assert (done.returncode, "removed 1" in done.stderr) == (0, True)
+    assert (done.returncode, "removed 3" in done.stderr) == (0, True)
     assert not list(file.parent.glob(".*"))
     assert answer("cache", "nowhere").returncode == 2

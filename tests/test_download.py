@@ -144,11 +144,27 @@ def link_archive() -> bytes:
         (archive({"ml-test/ratings.csv": b"0" * 200_000_000}), "zip bomb"),
         (archive({f"{i}": b"" for i in range(1001)}), "1001 files"),
         (archive({}), "empty"),
+        (archive({"a": b"x", "a/b": b"x"}), "damaged or not a zip"),
+        (archive({"n" * 300: b"x"}), "damaged or not a zip"),
         (GOOD[:-30], "damaged or not a zip"),
         (GOOD[:40] + b"\0" * 20 + GOOD[60:], "damaged or not a zip"),
         (b"not a zip", "damaged or not a zip"),
     ],
-    ids=["parent", "absolute", "backslash", "drive", "link", "bomb", "many", "empty", "cut", "damaged", "text"],
+    ids=[
+        "parent",
+        "absolute",
+        "backslash",
+        "drive",
+        "link",
+        "bomb",
+        "many",
+        "empty",
+        "clash",
+        "long",
+        "cut",
+        "damaged",
+        "text",
+    ],
 )
 def test_unsafe_archives_are_refused_and_leave_nothing(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "mine.zip"
@@ -168,8 +184,26 @@ def test_force_replaces_and_a_failure_does_not(tmp_path: Path) -> None:
         fetch(data_set(), tmp_path, str(path), True)
     assert (tmp_path / "ml-test" / "mark").exists()
     path.write_bytes(GOOD)
+    (tmp_path / "ml-test" / "ratings.csv").write_bytes(b"old")
     fetch(data_set(), tmp_path, str(path), True)
-    assert left(tmp_path) == ["mine.zip", "ml-test", "ml-test/README.txt", "ml-test/ratings.csv"]
+    assert left(tmp_path) == ["mine.zip", "ml-test", "ml-test/README.txt", "ml-test/mark", "ml-test/ratings.csv"]
+    assert (tmp_path / "ml-test" / "ratings.csv").read_bytes() == RATINGS
+
+
+def test_what_is_hidden_in_an_archive_stays_there(tmp_path: Path) -> None:
+    """A cache beside the ratings would be read in their place."""
+    hidden = {"ml-test/.ratings.csv.pmf-cache": b"x", "__MACOSX/._a": b"x", "ml-test/.git/config": b"x"}
+    content = archive({"ml-test/ratings.csv": RATINGS} | hidden)
+    (tmp_path / "mine.zip").write_bytes(content)
+    fetch(data_set(content), tmp_path, str(tmp_path / "mine.zip"), False)
+    assert left(tmp_path) == ["mine.zip", "ml-test", "ml-test/ratings.csv"]
+
+
+def test_an_archive_without_a_sum_is_at_least_ratings(tmp_path: Path) -> None:
+    (tmp_path / "mine.zip").write_bytes(archive({"foo/readme.txt": b"x"}))
+    with pytest.raises(DataError, match=r"^not ml-test: none of ratings\.csv, .* in this folder$"):
+        fetch(data_set(md5=None), tmp_path, str(tmp_path / "mine.zip"), False)
+    assert left(tmp_path) == ["mine.zip"]
 
 
 def test_a_replacement_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +247,9 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
     with pytest.raises(OutputError, match="--data-dir"):
         fetch(data_set(), tmp_path / "data", None, False)
+    (tmp_path / "ml-test").write_text("a file")
+    with pytest.raises(OutputError, match="--data-dir"):
+        fetch(data_set(), tmp_path, None, False)
 
 
 def test_the_catalogue_is_https_and_complete() -> None:

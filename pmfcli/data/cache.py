@@ -1,11 +1,12 @@
 """Ratings that were read before, as arrays in a file beside theirs.
 
 A cache holds for the size and time of the file; if only the time has changed, for its content. One that is damaged, or is not
-what it should be, is as good as none.
+what it should be, is as good as none. A link in its place leads to what nobody named: it is neither read nor written.
 """
 
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pmfcli.data.fields import Columns
+from pmfcli.data.fields import LATEST, Columns
 from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary, pieces
 from pmfcli.data.reading import Reading, ratings_file
 from pmfcli.data.titles import read_titles
@@ -31,7 +32,7 @@ class Cached(NamedTuple):
 
     file: Path
     source: Path  # whose ratings it has
-    ratings: int
+    ratings: int | None  # None: it is damaged, of another version, or was left by a run that was killed
     size: int  # bytes
 
 
@@ -51,7 +52,7 @@ def read(path: Path, columns: Columns, skip_bad: bool, leave: bool = True) -> tu
 
     before = source.stat()
     reading = read_ratings(path, columns, skip_bad)
-    if not source.is_file() or not leave or reading.ratings.n < LEAST:
+    if not source.is_file() or not leave or reading.ratings.n < LEAST or file.is_symlink():
         return reading, None
     try:
         _store(file, source, asked, reading)
@@ -65,11 +66,12 @@ def read(path: Path, columns: Columns, skip_bad: bool, leave: bool = True) -> tu
 
 
 def caches(folder: Path) -> Iterator[Cached]:
-    """The caches in a folder and below."""
-    for file in sorted(folder.rglob(f".*{_SUFFIX}")):
-        about = _about(file)
-        if about is not None:
-            yield Cached(file, file.with_name(file.name[1 : -len(_SUFFIX)]), int(about["ratings"]), file.stat().st_size)
+    """The caches in a folder and below, whole or not."""
+    for file in sorted(folder.rglob(f".*{_SUFFIX}*")):
+        source, _, more = file.name[1:].rpartition(_SUFFIX)
+        if source and file.is_file() and not file.is_symlink():
+            about = None if more else _about(file)
+            yield Cached(file, file.with_name(source), None if about is None else int(about["ratings"]), file.stat().st_size)
 
 
 def _beside(source: Path) -> Path:
@@ -108,6 +110,8 @@ def _about(file: Path) -> dict[str, Any] | None:
                 return None
             if sum(one.file_size for one in members) > file.stat().st_size:
                 return None
+            if any(_claimed(box, one) > one.file_size for one in members):
+                return None
         with np.load(file, allow_pickle=False) as box:
             about = json.loads(box["about"].tobytes())
             return (
@@ -117,8 +121,16 @@ def _about(file: Path) -> dict[str, Any] | None:
         return None
 
 
+def _claimed(box: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """The bytes of an array, as its header says."""
+    with box.open(member) as stream:
+        np.lib.format.read_magic(stream)
+        shape, _, kind = np.lib.format.read_array_header_1_0(stream)
+    return math.prod(shape) * kind.itemsize
+
+
 def _load(file: Path, source: Path, asked: dict[str, Any]) -> Reading | None:
-    about = _about(file) if file.is_file() else None
+    about = _about(file) if file.is_file() and not file.is_symlink() else None
     if about is None:
         return None
     try:
@@ -129,11 +141,13 @@ def _load(file: Path, source: Path, asked: dict[str, Any]) -> Reading | None:
             return None
         with np.load(file, allow_pickle=False) as box:
             found = {name: box[name] for name in _TYPES if name in box}
-        users, movies = (Vocabulary(tuple(map(str, about[name]))) for name in ("users", "movies"))
+        users, movies = (Vocabulary(tuple(clean(str(label)) for label in about[name])) for name in ("users", "movies"))
         titles = about["titles"]
         if titles is None:
             titles = read_titles(source, movies)
         if not _fits(found, len(users), len(movies)) or len(titles) != len(movies):
+            return None
+        if any(len(set(side.ids)) < len(side) for side in (users, movies)):
             return None
         titles = tuple(None if title is None else clean(str(title)) for title in titles)
         stars = found["stars"]
@@ -141,7 +155,7 @@ def _load(file: Path, source: Path, asked: dict[str, Any]) -> Reading | None:
         arrays = found["user"], found["movie"], stars, found.get("time")
         ratings = Ratings(*arrays, users, movies, titles, scale, str(source))
         return Reading(ratings, int(about["duplicates"]), int(about["skipped"]))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, zipfile.BadZipFile, EOFError):
         return None
 
 
@@ -151,6 +165,8 @@ def _fits(found: dict[str, Array], n_users: int, n_movies: int) -> bool:
         return False
     user, movie = found["user"], found["movie"]
     inside = n > 0 and 0 <= user.min() <= user.max() < n_users and 0 <= movie.min() <= movie.max() < n_movies
+    if "time" in found and n and not -LATEST <= found["time"].min() <= found["time"].max() <= LATEST:
+        return False
     keys = (user[some] * np.int64(n_movies) + movie[some] for some in pieces(n, beyond=1))
     return bool(inside and np.isfinite(found["stars"]).all() and all((key[1:] > key[:-1]).all() for key in keys))
 

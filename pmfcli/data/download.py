@@ -17,12 +17,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from pmfcli.data.catalog import DataSet
+from pmfcli.data.reading import ratings_file
 from pmfcli.errors import DataError, NetworkError, OutputError
 
 _MAX_MEMBERS = 1000
 _MAX_RATIO = 50  # unpacked size over archive size; MovieLens archives have about 5
 _SMALL = 1 << 20  # an archive this small may unpack to _MAX_RATIO times this
 _INSTEAD = "give an archive by --from, or use the sample: pmf train --data sample"
+_OF_ARCHIVES = (  # errors from the decompressor, which have no number, or due to the names inside, not to the disk
+    None,
+    errno.EINVAL,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+)
 _TIMEOUT = 30  # seconds without an answer
 
 
@@ -46,14 +55,16 @@ def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progre
         NetworkError: no connection, a refusal, a connection that died, or bytes that are not the published ones.
         DataError: a local archive that is damaged, unsafe or not the published data.
         OutputError: the folder cannot be written.
+
+    What else lies in a folder that is replaced stays there.
     """
     folder = data_dir / data.name
     remote = source is None or bool(re.match(r"https?://", source))
     if not remote and source != "-" and not _path(source or "").exists():
         raise DataError(f"{source or '--from'}: no such file; give an archive that you have")
-    if folder.exists() and any(folder.iterdir()) and not force:
-        return Fetched(folder, True, "")
     try:
+        if folder.exists() and any(folder.iterdir()) and not force:
+            return Fetched(folder, True, "")
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".pmf-download-", dir=data_dir) as temporary:
             work = Path(temporary)
@@ -140,11 +151,14 @@ def _unpack(archive: Path, target: Path) -> Path:
             members = box.infolist()
             _check_members(archive, members)
             for member in members:
-                box.extract(member, target)
+                if not any(
+                    part.startswith(".") for part in PurePosixPath(member.filename).parts
+                ):  # no caches, no odds and ends
+                    box.extract(member, target)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise DataError(f"{archive}: damaged or not a zip archive ({error})") from None
     except OSError as error:
-        if error.errno in (None, errno.EINVAL):  # from the decompressor, not from the disk
+        if error.errno in _OF_ARCHIVES:
             raise DataError(f"{archive}: damaged or not a zip archive ({error})") from None
         raise
     inside = list(target.iterdir()) if target.exists() else []
@@ -178,11 +192,15 @@ def _verify(data: DataSet, md5_expected: str | None, md5_found: str, unpacked: P
     if md5_expected is not None or data.ratings_sha256 is not None:
         wanted = f"MD5 {md5_expected}" if md5_expected is not None else f"a ratings.csv with SHA-256 {data.ratings_sha256}"
         raise DataError(f"not the published {data.name}: the archive's MD5 is {md5_found}; expected is {wanted}")
+    try:
+        ratings_file(unpacked)
+    except DataError as error:
+        raise DataError(f"not {data.name}: {str(error).partition(': ')[2].partition(';')[0]}") from None
     return f"not checked: no published checksum at hand (MD5 {md5_found})"
 
 
 def _move(unpacked: Path, folder: Path, work: Path) -> None:
-    """Put the new folder in its place; the old one goes with ``work``, but comes back if that fails."""
+    """Put the new folder in its place, with what the old one has beside; the old one comes back if that fails."""
     old = work / "replaced"
     if folder.exists():
         os.rename(folder, old)
@@ -192,3 +210,7 @@ def _move(unpacked: Path, folder: Path, work: Path) -> None:
         if old.exists():
             os.rename(old, folder)
         raise
+    if old.is_dir():
+        for left in old.iterdir():
+            if not (folder / left.name).exists():
+                os.rename(left, folder / left.name)
