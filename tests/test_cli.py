@@ -488,9 +488,12 @@ def test_pairs_from_a_pipe_and_where_their_answers_come_from(answer: Run, sample
         "item_id:token\tuser_id:token\n1\t4\n",
     ):
         assert answer("predict", "-", "-m", sample_file, "--format", "jsonl", stdin=given).stdout == alone, given
+    for brackets in ("[bob]\t[REC]\n", "user\tmovie\n[bob]\t[REC]\n"):
+        assert answer("predict", "-", "-m", sample_file, stdin=brackets).stdout.splitlines()[1].startswith("[bob]\t[REC]\t")
     for bad, message in (
         ("4\t1\n4\n", "standard input:2: '4' is not a user and a movie; give TSV or CSV"),
         ("rank\tmovie\ttitle\n1\t4\tx\n", "standard input:1: a header without user; needed are a user and a movie"),
+        ("[1, 2]\n", "standard input:1: '[1, 2]' is not a user and a movie"),
         ('{"user": "4", "movie": "1"}\n', """standard input:1: '{"user": "4", "movie": "1"}' is not a user and a movie"""),
     ):
         done = answer("predict", "-", "-m", sample_file, stdin=bad)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -158,6 +160,12 @@ def test_of_duplicates_the_latest_counts(tmp_path: Path) -> None:
         ("user,movie,rating\n1,,3\n", r"a\.csv:2: no movie id"),
         ("user,movie,rating\n1,2,3\n1,2\n", r"a\.csv:3: 2 fields where 3 are expected"),
         ("user,movie,rating\n1,2,3,4\n", r"a\.csv:2: 4 fields where 3 are expected"),
+        ("user,movie,rating\n1,2,3\n   \n", r"a\.csv:3: 1 fields where 3 are expected"),
+        ("1::2::3\n1::2\n", r"a\.csv:2: 2 fields where 3 are expected"),
+        ("user,movie,rating,rating\n1,2,3,4\n", r"a\.csv:1: two columns are called rating; rename one"),
+        ("user,movie,rating,time\n1,2,3,2001-02-30\n", r"a\.csv:2: time '2001-02-30' is neither"),
+        ("user,movie,rating,time\n1,2,3,0001-01-01\n1,3,3,10000-01-01\n", r"a\.csv:3: time '10000-01-01' is neither"),
+        (b"PK\x03\x04ratings", r"a\.csv: a binary file"),
         ("user,movie,rating,time\n1,2,3,4\n1,3,3,soon\n", r"a\.csv:3: time 'soon'"),
         ("user^movie^rating\n1^2^3\n", r"a\.csv:1: no columns in 'user\^movie\^rating'"),
         ("user,movie\n1,2\n", r"a\.csv:1: no column for rating among user, movie"),
@@ -221,6 +229,80 @@ def test_milliseconds_are_seconds(tmp_path: Path, more: str) -> None:
         read_ratings(path)
 
 
+def test_dates_and_numbers_may_stand_in_one_column(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = tmp_path / "a.csv"
+    times = {"2001-02-03": 981158400, "0": 0, "1600000002999": 1600000002, "9999-12-31": 253402214400}
+    times |= {"0001-01-01": -62135596800, "2001-W05-1": 980726400, "2001-02-03T01:00:00.5+01:00": 981158400, "1.5": 1}
+    path.write_text("user,movie,rating,time\n" + "".join(f"1,{i},3,{time}\n" for i, time in enumerate(times)))
+    assert read_ratings(path).ratings.time.tolist() == list(times.values())
+    path.write_text(path.read_text() + "1,99,3,soon\n1,98,3,inf\n")
+    reading = read_ratings(path, skip_bad=True)
+    assert (reading.skipped, reading.ratings.time.tolist()) == (2, list(times.values()))
+    assert not recwarn.list
+
+
+def test_times_of_parquet(tmp_path: Path) -> None:
+    table = {"user": ["a", "b"], "movie": ["x", "x"], "rating": [1.0, 2.0]}
+    days = pa.array([-719162, 11356], pa.int32())
+    for kind in (pa.date32(), pa.timestamp("us"), pa.timestamp("s", "Europe/Berlin")):
+        dates = days.cast(pa.date32()).cast(kind)
+        pq.write_table(pa.table(table | {"time": dates}), tmp_path / "a.parquet")
+        assert read_ratings(tmp_path / "a.parquet").ratings.time.tolist() == [-62135596800, 981158400]
+    lasting = pa.array([1, 2], pa.duration("s"))
+    pq.write_table(pa.table(table | {"time": lasting}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"times are of type duration\[s\]"):
+        read_ratings(tmp_path / "a.parquet")
+
+
+def test_an_id_is_surer_than_a_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user,userId,movie,movieId,rating\nAnn,1,Crash,10,5\nAnn,2,Crash,20,1\n")
+    found = read_ratings(tmp_path / "a.csv").ratings
+    assert (found.users.ids, found.movies.ids) == (("1", "2"), ("10", "20"))
+
+
+def test_ids_of_parquet_that_are_floats(tmp_path: Path) -> None:
+    frame = {"user": [12345678.0, float("nan"), 1e11], "movie": [1, 2, 3], "rating": [1.0, 2.0, 3.0]}
+    pq.write_table(pa.table(frame), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="row 2 is not a rating"):
+        read_ratings(tmp_path / "a.parquet")
+    assert read_ratings(tmp_path / "a.parquet", skip_bad=True).ratings.users.ids == ("12345678", "100000000000")
+    exact = pa.array([1, 2, 3]).cast(pa.decimal128(21, 2))
+    pq.write_table(pa.table(frame | {"user": exact}), tmp_path / "a.parquet")
+    assert read_ratings(tmp_path / "a.parquet").ratings.users.ids == ("1", "2", "3")
+
+
+def test_a_long_text_of_parquet_that_comes_often_is_kept_once(tmp_path: Path) -> None:
+    rows = 2000
+    often = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), ["x" * 1_000_000])
+    table = pa.table({"user": list(range(rows)), "movie": often, "rating": [1.0, 2.0] * (rows // 2)})
+    pq.write_table(table, tmp_path / "a.parquet", store_schema=False)
+    assert read_ratings(tmp_path / "a.parquet").ratings.n == rows
+    assert pa.default_memory_pool().max_memory() < 1 << 30
+
+
+def test_parts_of_parquet_may_have_other_widths_and_orders(tmp_path: Path) -> None:
+    for number, kind in enumerate((pa.int32(), pa.int64(), pa.int64())):
+        columns = {"user": pa.array([number], kind), "movie": pa.array(["m"]), "rating": [1.0 + number]}
+        order = list(columns) if number < 2 else sorted(columns)
+        pq.write_table(pa.table({name: columns[name] for name in order}), tmp_path / f"{number}.parquet")
+    assert triples(read_ratings(tmp_path).ratings) == [(f"{n}", "m", 1.0 + n, None) for n in range(3)]
+    pq.write_table(pa.table({"user": [9], "movie": ["m"]}), tmp_path / "3.parquet")
+    with pytest.raises(DataError, match=r"3\.parquet: without rating, which other parts have"):
+        read_ratings(tmp_path)
+
+
+def test_one_colon_separates_nothing_where_two_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [f"u{i:02d}::Mission: {i}::{1 + i % 5}::2001-02-03 10:00:{i:02d}\n" for i in range(60)]
+    (tmp_path / "a.dat").write_text("".join(rows))
+    monkeypatch.setattr(delimited, "LONGEST_LINE", 1 << 9)  # read in pieces, that end anywhere
+    found = read_ratings(tmp_path / "a.dat").ratings
+    assert (found.n, found.movies.ids[:2]) == (60, ("Mission: 0", "Mission: 1"))
+    assert found.time.tolist() == [981194400 + i for i in range(60)]
+    (tmp_path / "b.dat").write_text("1:x:9:y:4:z:7\n1::2::3::4\n")
+    with pytest.raises(DataError, match=r"b\.dat:1: "):
+        read_ratings(tmp_path / "b.dat")
+
+
 @pytest.mark.parametrize("time", ["1e300", "nan", "-1e18"])
 def test_a_time_that_cannot_be_kept_is_refused(tmp_path: Path, time: str, recwarn: pytest.WarningsRecorder) -> None:
     path = tmp_path / "a.csv"
@@ -245,8 +327,9 @@ def test_what_pyarrow_refuses_is_bad_data(tmp_path: Path) -> None:
 
 def test_a_movies_file_of_somebody_else_gives_no_titles(tmp_path: Path) -> None:
     (tmp_path / "ratings.csv").write_text("user,name,item,rating\n1,Bob,2,3\n")
-    (tmp_path / "movies.csv").write_text("id,label\n2,x\n")
-    assert read_ratings(tmp_path / "ratings.csv").ratings.titles == (None,)
+    for content in ("id,label\n2,x\n", "id;titre\n1;café\n"):
+        (tmp_path / "movies.csv").write_text(content, encoding="cp1252")
+        assert read_ratings(tmp_path / "ratings.csv").ratings.titles == (None,)
 
 
 def test_a_missing_title_is_none(tmp_path: Path) -> None:
@@ -270,6 +353,11 @@ def test_of_a_quote_that_is_left_open_one_row_is_passed_over(tmp_path: Path) -> 
     good = [f"{u},{m},{1 + (u + m) % 5}{reviews if u == m else ',one' + chr(10)}" for u in range(20) for m in range(10)]
     bad = '7,"The Thing,4,x\n'
     header = "user,movie,rating,review\n"
+    path.write_text('user,movie,rating\na 12" x,"open,3\n' + "".join(f"{i},1,3\n" for i in range(50)))
+    with pytest.raises(DataError, match=r"a\.csv:2: a quote is not closed"):
+        read_ratings(path)
+    reading = read_ratings(path, skip_bad=True)
+    assert (reading.skipped, reading.ratings.n) == (1, 50)
     path.write_text(header + "".join(good))
     everything = triples(read_ratings(path).ratings)
     for places in ((0,), (100,), (200,), (57, 130), (50, 51, 120), (3, 60, 61, 199)):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pmfcli.data.fields import LARGEST, LATEST, rating
+from pmfcli.data.fields import LARGEST, LATEST, rating, seconds
 from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary
 from pmfcli.data.reading import Reading
 from pmfcli.data.titles import read_titles
@@ -79,6 +80,8 @@ def _in_order(user: Array, movie: Array, n_movies: int, time: Array | None) -> t
 def _codes(column: pa.ChunkedArray) -> tuple[Array, list[str]]:
     """Positions in a list of distinct texts, -1 where there is none. A text that runs over lines is none: a stray quote."""
     if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
         with contextlib.suppress(pa.ArrowInvalid):
             column = column.cast(pa.int64())  # ids that became floats, as pandas does beside missing values
     if not pa.types.is_dictionary(column.type):
@@ -119,25 +122,37 @@ def _numbers(column: pa.ChunkedArray) -> Array:
 
 
 def _times(column: pa.ChunkedArray) -> Array:
-    """Seconds since 1970, from these, milliseconds or ISO 8601 dates; as float64, with NaN, where some are missing."""
-    found: Array
-    dated = pa.types.is_temporal(column.type)
-    if not dated:
-        with contextlib.suppress(pa.ArrowInvalid):
-            return _in_seconds(_array(column.cast(pa.int64()).combine_chunks()))
-    import pandas as pd  # takes a quarter of a second, which most files can do without
+    """Seconds since 1970, from these, milliseconds or dates (ISO 8601 in text); float64, with NaN, where some are missing."""
+    kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return _array(_since_1970(column, None).combine_chunks())
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return _in_seconds(_array(column.cast(pa.float64()).combine_chunks()))
+    if pa.types.is_temporal(kind):
+        raise pa.ArrowInvalid(f"times are of type {kind}, not dates or seconds since 1970")
+    with contextlib.suppress(pa.ArrowInvalid):
+        return _in_seconds(_array(column.cast(pa.int64()).combine_chunks()))
+    return np.concatenate([_of_text(chunk) for chunk in column.chunks])
 
-    if not dated:
-        found = pd.to_numeric(column.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
-        if not np.isnan(found).all():
-            return _in_seconds(found)
-    dates = pd.to_datetime(column.to_pandas(), errors="coerce", utc=True, format="ISO8601")
-    found = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy(dtype=np.float64)
-    return found
+
+def _of_text(times: pa.Array) -> Array:
+    """The same of texts: Arrow reads dates that are all of one form, ``seconds`` all others."""
+    for zone in (None, "UTC"):
+        with contextlib.suppress(pa.ArrowInvalid):
+            return _array(_since_1970(times, zone))
+    codes, labels = _codes(pa.chunked_array([times]))
+    parsed = [seconds(label) for label in labels]
+    return np.array([*(math.nan if value is None else value for value in parsed), math.nan])[codes]
+
+
+def _since_1970(dates: pa.Array, zone: str | None) -> pa.Array:
+    zone = dates.type.tz if pa.types.is_timestamp(dates.type) else zone
+    return dates.cast(pa.timestamp("us", zone), safe=False).cast(pa.timestamp("s", zone), safe=False).cast(pa.int64())
 
 
 def _in_seconds(times: Array) -> Array:
     if not len(times) or (np.fmax.reduce(times) <= LATEST and np.fmin.reduce(times) >= -LATEST):
         return times
     size = np.abs(times)
-    return np.where((size > LATEST) & (size <= 1000 * LATEST), times // 1000, times)
+    with np.errstate(invalid="ignore"):  # of infinity
+        return np.where((size > LATEST) & (size <= 1000 * LATEST), times // 1000, times)

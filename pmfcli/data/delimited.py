@@ -28,6 +28,7 @@ from pmfcli.text import short
 
 _HEAD, _BLOCK = 1 << 16, 1 << 24  # bytes looked at to recognise a layout; at a time
 _MOST_LINES = 1000  # in a row
+_INSTEAD = "\x1f"  # of a separator of two characters
 _GZIP = b"\x1f\x8b"  # how it begins
 _GZIP_RATIO, _GZIP_SMALL = 100, 1 << 30  # beyond both, a gzip file is refused as a bomb
 _PART = 4  # of the machine's memory what a pipe may fill
@@ -96,7 +97,7 @@ def _in_memory(file: Path | None) -> bytes:
 
 def _no_text(head: bytes) -> str | None:
     """What is wrong with what begins so, if it is no text, or has no lines."""
-    if b"\0" in head or head.startswith(b"PK"):
+    if b"\0" in head or head.startswith(b"PK\x03\x04"):
         return ": a binary file, not text; expected CSV, TSV, either as .gz, or .parquet"
     if len(head) == _HEAD and b"\n" not in head:
         return f":1: the line is longer than {_HEAD:,} bytes; expected user, movie, rating[, time]"
@@ -136,8 +137,6 @@ def recognise(text: Text, columns: Columns) -> Layout:
 def read_text(text: Text, layout: Layout) -> tuple[Table, int]:
     """The columns by role, and how many rows had another number of fields; those are left out."""
     names = [str(field) for field in range(layout.width)]
-    if layout.separator == "::":  # pyarrow separates by one character, so every second field is empty
-        names = [part for name in names for part in (name, f"after {name}")][:-1]
     roles = {str(field): role for role, field in layout.fields.items()}
     coded = pa.dictionary(pa.int32(), pa.string())
     broken = 0
@@ -150,7 +149,7 @@ def read_text(text: Text, layout: Layout) -> tuple[Table, int]:
     options = {
         "read_options": pacsv.ReadOptions(column_names=names, skip_rows=int(layout.header), block_size=LONGEST_LINE),
         "parse_options": pacsv.ParseOptions(
-            delimiter=layout.separator[0],
+            delimiter=layout.separator if len(layout.separator) == 1 else _INSTEAD,
             quote_char=False if layout.separator in UNQUOTED else '"',
             newlines_in_values=layout.separator not in UNQUOTED,
             invalid_row_handler=pass_over,
@@ -159,7 +158,10 @@ def read_text(text: Text, layout: Layout) -> tuple[Table, int]:
     try:
         for time in (pa.int64(), pa.string()):  # most are numbers, which take less
             broken = 0
-            source = io.BytesIO(text.source) if isinstance(text.source, bytes) else text.source
+            source: Path | BinaryIO | io.RawIOBase
+            source = text.source if isinstance(text.source, Path) else text.open()
+            if len(layout.separator) > 1:
+                source = _Replaced(text.open(), layout.separator.encode())
             convert = pacsv.ConvertOptions(
                 column_types={name: time if role == "time" else coded for name, role in roles.items()},
                 include_columns=list(roles),
@@ -186,6 +188,27 @@ def read_text(text: Text, layout: Layout) -> tuple[Table, int]:
             ) from None
         raise DataError(f"{text.name}: {short(message)}") from None
     return {roles[name]: table.column(name) for name in table.column_names}, broken
+
+
+class _Replaced(io.RawIOBase):
+    """A stream with one character for a separator of two, as pyarrow needs it."""
+
+    def __init__(self, stream: BinaryIO, separator: bytes) -> None:
+        self._stream, self._separator = stream, separator
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """At most so many bytes, more than one; a separator is not cut in two."""
+        piece = self._stream.read(size - 1 if size > 0 else size).replace(self._separator, _INSTEAD.encode())
+        while piece.endswith(self._separator[:1]) and (more := self._stream.read(1)):
+            piece = (piece + more).replace(self._separator, _INSTEAD.encode())
+        return piece
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def _first_line(text: Text, wanted: Callable[[bytes], bool]) -> int:
@@ -235,15 +258,16 @@ def _open_quotes(text: Text, layout: Layout) -> Iterator[int]:
             if at is None and not held:
                 return
             if at is not None:
-                odd = at[1].count(b'"') % 2 == 1
+                quoted = b'"' in at[1]
                 if not held:
-                    held = [at] if odd and _fields([at[1]], layout)[1] else []
+                    held = [at] if quoted and _fields([at[1]], layout)[1] else []
                     continue
                 held.append(at)
                 if len(held) < _MOST_LINES and not _is_rating([at[1]], layout):
-                    if not odd:
+                    parts, still_open = _fields([line for _, line in held], layout) if quoted else ([], True)
+                    if still_open:
                         continue
-                    if _is_rating([line for _, line in held], layout):
+                    if _complaint(parts, layout) is None:
                         held = []
                         continue
             yield held[0][0]
@@ -279,13 +303,14 @@ def _rows(text: Text, layout: Layout) -> Iterator[tuple[int, list[str]]]:
     """The rows below the header, with the number of their first line."""
     with io.TextIOWrapper(text.open(), encoding="utf-8", errors="replace", newline="") as stream:
         if layout.separator in UNQUOTED:
-            numbered = ((number, split(line.strip("\r\n"), layout.separator)) for number, line in enumerate(stream, 1))
+            lines = ((number, line.strip("\r\n")) for number, line in enumerate(stream, 1))
+            numbered = ((number, split(line, layout.separator) if line else []) for number, line in lines)
         else:
             reader = csv.reader(stream, delimiter=layout.separator)
             begun = itertools.chain([1], (reader.line_num + 1 for _ in itertools.count()))
             numbered = ((number, [part.strip() for part in parts]) for number, parts in zip(begun, reader, strict=False))
         for index, (number, parts) in enumerate(numbered):
-            if parts not in ([], [""]) and (index > 0 or not layout.header):
+            if parts and (index > 0 or not layout.header):
                 yield number, parts
 
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from pmfcli.text import short
 
-NAMES = {
-    "user": ("user", "userid", "user_id"),
-    "movie": ("movie", "movieid", "movie_id", "item", "itemid", "item_id"),
+NAMES = {  # of columns, those that are surest first
+    "user": ("userid", "user_id", "user"),
+    "movie": ("movieid", "movie_id", "itemid", "item_id", "movie", "item"),  # beside an id, these last may be its title
     "rating": ("rating", "score", "stars"),
     "time": ("time", "timestamp"),
     "title": ("title", "movie_title"),
@@ -80,10 +80,11 @@ def by_role(parts: list[str], columns: Columns) -> dict[str, int]:
 
 
 def missing(parts: list[str], fields: dict[str, int], columns: Columns) -> str | None:
-    """Which roles have no column among the names of a header, and what to do; None if all that are needed have one."""
+    """Which roles have no column, or two, among the names of a header, and what to do; None if all needed ones have one."""
     needed = _NEEDED if columns.time is None else (*_NEEDED, "time")
     without = [role for role in needed if role not in fields]
     if not without:
-        return None
+        twice = next((parts[field] for field in fields.values() if parts.count(parts[field]) > 1), None)
+        return None if twice is None else f"two columns are called {short(twice)}; rename one"
     found = ", ".join(short(part) for part in parts[:12])
     return f"no column for {', '.join(without)} among {found}; name them by {', '.join(f'--{role}-col' for role in without)}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import re
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,6 +10,8 @@ from typing import NamedTuple
 from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, Columns, by_role, split
 from pmfcli.errors import DataError
 from pmfcli.text import short
+
+_JSON = re.compile(r"\s*[{[]\s*[\"{[\d]")  # how it begins
 
 
 class Record(NamedTuple):
@@ -49,8 +52,10 @@ def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...]) -> 
                     continue
                 if "user" in also and len(parts) > len(roles):  # one of them may be the first, as in the files of MovieLens
                     raise DataError(f"{name}:{number}: {len(parts)} fields and no header; name a {wanted}, or give just these")
+                if _JSON.match(line):
+                    raise DataError(f"{name}:{number}: '{short(line)}' is not a {wanted}; give TSV or CSV")
                 columns = {role: at for at, role in enumerate(roles)}
-            if len(parts) <= max(columns.values()) or line.lstrip()[0] in "{[":
+            if len(parts) <= max(columns.values()):
                 raise DataError(f"{name}:{number}: '{short(line)}' is not a {wanted}; give TSV or CSV")
             fields = {role: parts[at] for role, at in columns.items()}
             if not all(fields[role] for role in roles):

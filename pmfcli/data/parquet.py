@@ -17,30 +17,43 @@ _ROW = 32  # bytes of memory that one row takes at least
 def read_parquet(file: Path, columns: Columns, part: tuple[int, int]) -> Table:
     """The columns by role of a part of the rows of a Parquet file, or of those of a folder, in the order of their names."""
     try:
-        opened = [pq.ParquetFile(one) for one in (sorted(file.glob("*.parquet")) if file.is_dir() else [file])]
-        names = opened[0].schema_arrow.names
-        fields = by_role(names, columns)
-        complaint = missing(names, fields, columns)
+        files = sorted(file.glob("*.parquet")) if file.is_dir() else [file]
+        counts = [pq.read_metadata(one).num_rows for one in files]
+        schema = pq.read_schema(files[0])
+        fields = by_role(schema.names, columns)
+        complaint = missing(schema.names, fields, columns)
         if complaint is not None:
             raise DataError(f"{file}: {complaint}")
-        if len(set(names)) < len(names):
-            raise DataError(f"{file}: two columns have the same name")
-        rows = sum(one.metadata.num_rows for one in opened)
+        rows = sum(counts)
         first, last = (rows * (part[0] + end) // part[1] for end in (0, 1))
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if (last - first) * _ROW > memory:
             raise DataError(f"{file}: {last - first:,} rows do not fit into the memory of this machine")
-        wanted, found, place = [names[field] for field in fields.values()], [], 0
-        for one in opened:
-            for group in range(one.num_row_groups):
-                count = one.metadata.row_group(group).num_rows
-                low, high = max(first - place, 0), min(last - place, count)
-                if low < high:
-                    found.append(one.read_row_group(group, wanted).slice(low, high - low))
-                place += count
+        wanted, found, place = [schema.names[field] for field in fields.values()], [], 0
+        for one, count in zip(files, counts, strict=True):
+            if place < last and place + count > first:
+                found += _rows(one, wanted, max(first - place, 0), min(last - place, count))
+            place += count
         if not found:
             raise DataError(f"{file}: no rows" if not rows else f"{file}: {rows:,} rows are too few for {part[1]} processes")
-        table = pa.concat_tables(found)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
+        table = pa.concat_tables(found, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
         raise DataError(f"{file}: not a readable Parquet file ({short(str(error))})") from None
-    return {role: table.column(names[field]) for role, field in fields.items()}
+    return {role: table.column(schema.names[field]) for role, field in fields.items()}
+
+
+def _rows(file: Path, wanted: list[str], first: int, last: int) -> list[pa.Table]:
+    """Some rows of a file. Texts stay as they lie there, each different one once, however often it comes."""
+    kinds = pq.read_schema(file)
+    if not set(wanted) <= set(kinds.names):
+        raise DataError(f"{file}: without {', '.join(sorted(set(wanted) - set(kinds.names)))}, which other parts have")
+    texts = [name for name in wanted if pa.types.is_string(kinds.field(name).type)]
+    found, place = [], 0
+    with pq.ParquetFile(file, read_dictionary=texts) as opened:
+        for group in range(opened.num_row_groups):
+            count = opened.metadata.row_group(group).num_rows
+            low, high = max(first - place, 0), min(last - place, count)
+            if low < high:
+                found.append(opened.read_row_group(group, wanted).slice(low, high - low))
+            place += count
+    return found

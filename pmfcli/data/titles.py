@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+from pmfcli.data.fields import LONGEST_LINE
 from pmfcli.data.ratings import Vocabulary
 from pmfcli.errors import DataError
 from pmfcli.text import clean
@@ -26,17 +27,20 @@ def read_titles(ratings_file: Path, movies: Vocabulary) -> tuple[str | None, ...
     try:
         titles = {clean(movie): clean(title) for movie, title in read(path).items()}
     except (ValueError, OSError) as error:
-        raise DataError(f"{path}: not a file of titles ({clean(str(error))[:100]})") from None
+        raise DataError(f"{path}: not a file of titles ({clean(str(error))[:100]}); mend it, or move it away") from None
     return tuple(map(titles.get, movies.ids))
 
 
 def _from_csv(path: Path) -> dict[str, str]:
+    with path.open("rb") as raw:
+        if b"movieId" not in raw.readline(LONGEST_LINE):
+            return {}  # somebody else's movies.csv, of whatever encoding
     with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = csv.reader(stream, strict=True)
         try:
             header = next(rows, [])
             if not {"movieId", "title"} <= set(header):
-                return {}  # somebody else's movies.csv
+                return {}
             movie, title = header.index("movieId"), header.index("title")
             return {row[movie]: row[title] for row in rows if len(row) > max(movie, title)}
         except csv.Error as error:  # such as a quote that is not closed
