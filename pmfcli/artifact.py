@@ -1,14 +1,11 @@
 """The model file: tensors and JSON metadata, versioned. It answers alone, and loading it runs no code.
 
-A file is a dict of a few texts and a dict of tensors, written by ``torch.save`` and read with ``weights_only=True``. It is
+A file is a dict of a few texts and a dict of tensors, written by ``torch.save`` and read as ``archive`` does. It is
 written to a temporary name and renamed, and its bytes depend on the content alone.
 """
 
 import io
 import json
-import pickle
-import warnings
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pmfcli import packing
+from pmfcli import archive, packing
 from pmfcli.core.blend import Blend, Posterior
 from pmfcli.core.distinct import distinct
 from pmfcli.core.neighbourhood import Neighbourhood
@@ -99,15 +96,7 @@ def loads(content: bytes, name: str) -> Model:
     Raises:
         ModelError: not a model, damaged, unsafe, or of a newer version.
     """
-    check_archive(content, name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            raw = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ModelError(f"{name}: holds something other than tensors and text; refused, none of it was run") from None
-    except Exception as error:
-        raise ModelError(f"{name}: damaged model file ({type(error).__name__}); train it again") from None
+    raw = archive.load(content, name, "model file", "train it again")
     if not isinstance(raw, dict) or raw.get("format") != FORMAT or not isinstance(raw.get("version"), int):
         raise ModelError(f"{name}: a PyTorch file, but not a model of pmf; train one by: pmf train")
     if raw["version"] < VERSION:
@@ -115,7 +104,7 @@ def loads(content: bytes, name: str) -> Model:
     if raw["version"] > VERSION:
         raise ModelError(f"{name}: model format {raw['version']} is newer than this pmf knows ({VERSION}); upgrade pmf")
     try:
-        return _model(json.loads(raw["meta"]), raw["tensors"])
+        return _model(json.loads(raw["meta"], parse_constant=_no_number), raw["tensors"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
         raise ModelError(f"{name}: damaged model file ({type(error).__name__}: {error}); train it again") from None
 
@@ -148,22 +137,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
 
 
-def check_archive(content: bytes, name: str) -> None:
-    """A file of ``torch.save`` stores its records as they are, with checksums: refuse what unpacks to more or is damaged.
-
-    Raises:
-        ModelError: it does, or is.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as box:
-            stored = all(member.compress_type == zipfile.ZIP_STORED for member in box.infolist())
-            if not stored or sum(member.file_size for member in box.infolist()) > len(content):
-                raise ModelError(f"{name}: unpacks to more than it holds; refused")
-            damaged = box.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError):
-        raise ModelError(f"{name}: not a model file, or cut short, or damaged; train it again") from None
-    if damaged is not None:
-        raise ModelError(f"{name}: damaged model file (checksum of {damaged}); train it again")
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} in it")
 
 
 def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
@@ -184,7 +159,9 @@ def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
         raise ValueError("the seen pairs do not fit a part")
     if meta["settings"]["time"] not in ("none", "user", "movie", "both"):
         raise ValueError("the effects of time are none that pmf knows")
-    latest = meta["data"]["latest"]
+    about, latest = meta["data"], meta["data"]["latest"]
+    if not isinstance(about["name"], str) or not all(type(about[of]) is int for of in ("ratings", "users", "movies")):
+        raise ValueError("what it says of its data is not that")
     if latest is not None and not (type(latest) is int and abs(latest) <= LATEST):
         raise ValueError("the latest time is none")
     scale = Scale(float(meta["scale"][0]), float(meta["scale"][1]))

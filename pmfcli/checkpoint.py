@@ -1,12 +1,10 @@
 """Where a training run stands, in a file: to go on from when it was stopped, by whatever."""
 
-import io
-import pickle
 from pathlib import Path
 
 import torch
 
-from pmfcli.artifact import check_archive
+from pmfcli import archive
 from pmfcli.core.team import Team
 from pmfcli.core.tree import Tree
 from pmfcli.errors import ModelError, OutputError
@@ -43,20 +41,17 @@ def load(path: Path, identity: str) -> Tree:
     except OSError as error:
         raise ModelError(f"--checkpoint {path}: {error.strerror or error}") from None
     remedy = "remove it to start anew"
-    try:
-        check_archive(content, str(path))
-        raw = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ModelError(f"--checkpoint {path}: holds something other than tensors and numbers; none of it was run") from None
-    except Exception:
-        raise ModelError(f"--checkpoint {path}: damaged, or no checkpoint; {remedy}") from None
+    raw = archive.load(content, f"--checkpoint {path}", "checkpoint", remedy)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise ModelError(f"--checkpoint {path}: no checkpoint of pmf; give another file")
     if raw.get("version") != VERSION:
         raise ModelError(f"--checkpoint {path}: of another version of pmf; {remedy}")
     if raw.get("identity") != identity:
         raise ModelError(f"--checkpoint {path}: of a run with other settings or ratings; {remedy}, or give another file")
-    return raw["snapshot"]
+    snapshot = raw.get("snapshot")
+    if not isinstance(snapshot, str) and not (isinstance(snapshot, dict) and {"before", "now"} <= snapshot.keys()):
+        raise ModelError(f"--checkpoint {path}: damaged checkpoint (no snapshot of a run); {remedy}")
+    return snapshot
 
 
 def save_part(path: Path, identity: str, snapshot: Tree, mark: str, team: Team) -> None:

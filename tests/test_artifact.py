@@ -66,6 +66,13 @@ class Code:
         return os.mkdir, ("it-ran",)
 
 
+class Long:
+    """What a small file can hold that is not small when it is loaded."""
+
+    def __reduce__(self):
+        return bytearray, (50 * 10**12,)
+
+
 def saved(content: object) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -79,6 +86,8 @@ def test_a_file_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             loads(content, "evil.pt")
     with pytest.raises(ModelError, match="not a model file"):
         loads(pickle.dumps(Code()), "evil.pt")
+    with pytest.raises(ModelError, match="refused, none of it was run"):  # 50 TB, were it called
+        loads(saved(Long()), "evil.pt")
     assert not (tmp_path / "it-ran").exists()
 
 
@@ -129,7 +138,7 @@ def test_a_damaged_byte_is_noticed_or_harmless(sample_model: Model) -> None:
 def test_tensors_that_do_not_fit_are_refused(sample_model: Model, name: str, tensor: torch.Tensor) -> None:
     raw = torch.load(io.BytesIO(dumps(sample_model)), weights_only=True)
     raw["tensors"][name] = tensor
-    with pytest.raises(ModelError, match="damaged model file"):
+    with pytest.raises(ModelError, match="damaged model file|refused, none of it was run"):
         loads(saved(raw), "x")
 
 
@@ -169,6 +178,9 @@ def test_seen_ratings_are_narrow_and_come_back(n_movies: int, different: int) ->
         {"settings": {}},
         {"data": {"latest": "soon"}},
         {"data": {}},
+        {"data": {"latest": None}},
+        {"data": {"latest": None, "name": "x", "ratings": "many", "users": 1, "movies": 1}},
+        {"metrics": {"noise": float("nan")}},
         {"settings": {"user_power": -1e6}},
         {"posterior": {"offset": float("nan")}},
         {"posterior": {"link": "probit"}},

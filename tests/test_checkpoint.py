@@ -98,6 +98,11 @@ def test_what_is_no_checkpoint_of_this_run_is_refused(few: Ratings, tmp_path: Pa
     path.write_bytes(saved({"format": "pmf-checkpoint", "version": 1, "identity": name, "snapshot": Code()}))
     with pytest.raises(ModelError, match="none of it was run"):
         checkpoint.load(path, name)
+    whole = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "identity": name}
+    for snapshot in ({}, {"snapshot": None}, {"snapshot": [1]}, {"snapshot": {"now": 1}}):
+        path.write_bytes(saved(whole | snapshot))
+        with pytest.raises(ModelError, match="no snapshot of a run"):
+            checkpoint.load(path, name)
     path.write_bytes(saved({"format": "pmf-model"}))
     with pytest.raises(ModelError, match="no checkpoint of pmf"):
         checkpoint.load(path, name)
@@ -158,7 +163,7 @@ def test_checkpoints_on_the_command_line(answer: Run, tmp_path: Path) -> None:
     done = answer(*train, "--checkpoint", "c")
     assert (done.returncode, "--resume goes on from it, or remove it" in done.stderr) == (2, True)
     done = answer(*train, "--checkpoint", "c", "--resume")
-    assert (done.returncode, "damaged, or no checkpoint" in done.stderr) == (4, True)
+    assert (done.returncode, "not a checkpoint, or cut short" in done.stderr) == (4, True)
     (tmp_path / "c").unlink()
     assert answer(*train, "--checkpoint", "c", "--log", "log").returncode == 0
     assert not (tmp_path / "c").exists()

@@ -18,11 +18,12 @@ ALLOWED = {  # room -> rooms it may import
     "memory": set(),
     "files": set(),
     "steps": set(),
+    "archive": {"errors"},
     "config": {"errors"},
     "core": {"core", "errors"},
     "data": {"data", "errors", "files", "text"},
     "packing": {"core", "data.fields", "data.ratings"},
-    "artifact": {"core", "data.fields", "data.ratings", "errors", "files", "packing", "text"},
+    "artifact": {"archive", "core", "data.fields", "data.ratings", "errors", "files", "packing", "text"},
     "console": {"errors", "text"},
     "answers": {"artifact", "core", "data.ratings", "errors", "text"},
     "tables": {"answers", "console", "errors", "files"},
@@ -45,7 +46,7 @@ ALLOWED = {  # room -> rooms it may import
     "evaluation": {"artifact", "config", "core", "data.ratings", "errors", "processes", "steps", "training"},
     "plots": {"errors"},
     "processes": {"errors"},
-    "checkpoint": {"artifact", "core", "errors", "files"},
+    "checkpoint": {"archive", "core", "errors", "files"},
     "blending": {"", "artifact", "core", "data.ratings", "errors", "evaluation"},
     "updating": {"artifact", "core", "data.ratings", "errors", "fitting", "text"},
     "tuning": {"config", "data.ratings", "data.split", "errors", "evaluation", "steps", "training"},
@@ -78,6 +79,7 @@ ALLOWED = {  # room -> rooms it may import
 }
 ONLY_IN = {
     "torch": {
+        "archive",
         "core",
         "artifact",
         "packing",
@@ -101,7 +103,7 @@ ONLY_IN = {
     "pooch": {"data.download"},
     "requests": {"data.download"},
     "socket": set(),
-    "pickle": {"artifact", "checkpoint"},
+    "pickle": {"archive"},
     "subprocess": set(),
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py" and path != PACKAGE / "__init__.py")

@@ -203,13 +203,13 @@ def test_a_checkpoint_of_parts_is_that_of_one_moment(tmp_path: Path) -> None:
     def work(team: Team) -> list[Any]:
         said = [checkpoint.load_part(path, f"run {team.rank}", team)]
         for step in range(3):
-            checkpoint.save_part(path, f"run {team.rank}", {"step": step, "of": team.rank}, f"fit-{step}", team)
+            checkpoint.save_part(path, f"run {team.rank}", {"before": step, "now": team.rank}, f"fit-{step}", team)
             said.append(checkpoint.load_part(path, f"run {team.rank}", team))
         return said
 
     for rank, (first, *later) in enumerate(together(2, work)):
         assert first is None
-        assert later == [{"step": step, "of": rank} for step in range(3)]
+        assert later == [{"before": step, "now": rank} for step in range(3)]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["c", "c.fit-2.0", "c.fit-2.1"]
     (tmp_path / "c.fit-2.1").unlink()
     with pytest.raises(ModelError, match=r"part c\.fit-2\.1 is missing"):

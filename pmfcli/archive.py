@@ -1,0 +1,67 @@
+"""Files of ``torch.save`` from strangers: what they hold, if that is tensors and plain values alone."""
+
+import io
+import pickle
+import pickletools
+import warnings
+import zipfile
+from typing import Any
+
+import torch
+
+from pmfcli.errors import ModelError
+
+_NAMES = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"}  # that tensors are saved by, beside their storages
+
+
+def load(content: bytes, name: str, what: str, remedy: str) -> Any:
+    """What a file holds. Nothing of it is run, and it takes no more memory than it is long.
+
+    Args:
+        name: of the file. what: it should be. remedy: where it is damaged. All of them are for people.
+
+    Raises:
+        ModelError: it is damaged, or holds something else.
+    """
+    _check_records(content, name, what, remedy)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise _refused(name) from None
+    except Exception as error:
+        raise ModelError(f"{name}: damaged {what} ({type(error).__name__}); {remedy}") from None
+
+
+def _check_records(content: bytes, name: str, what: str, remedy: str) -> None:
+    """Records are stored as they are, with checksums, and one of them names all that is called, which is little."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as box:
+            stored = all(member.compress_type == zipfile.ZIP_STORED for member in box.infolist())
+            if not stored or sum(member.file_size for member in box.infolist()) > len(content):
+                raise ModelError(f"{name}: unpacks to more than it holds; refused")
+            damaged = box.testzip()
+            if damaged is not None:
+                raise ModelError(f"{name}: damaged {what} (checksum of {damaged}); {remedy}")
+            for member in box.namelist():
+                if member.endswith("data.pkl") and not _is_plain(box.read(member)):
+                    raise _refused(name)
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError):
+        raise ModelError(f"{name}: not a {what}, or cut short, or damaged; {remedy}") from None
+
+
+def _is_plain(pickled: bytes) -> bool:
+    """Whether it calls nothing but what makes tensors: of what ``weights_only`` allows, ``bytearray`` takes any memory."""
+    for code, argument, _ in pickletools.genops(pickled):
+        if code.name == "GLOBAL":
+            module, _, kind = str(argument).partition(" ")
+            if argument not in _NAMES and not (module == "torch" and kind.endswith("Storage")):
+                return False
+        elif code.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+            return False
+    return True
+
+
+def _refused(name: str) -> ModelError:
+    return ModelError(f"{name}: holds something other than tensors and text; refused, none of it was run")
