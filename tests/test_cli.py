@@ -326,20 +326,32 @@ def test_the_ratings_are_not_written_over(answer: Run, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "ratings.csv").write_text(GOOD)
     (folder / "part.parquet").write_bytes(b"a part")
+    (folder / "movies.csv").write_text("movieId,title\n")
+    others = ("plot.png", "m.svg", "m.csv")
+    for name in others:
+        (tmp_path / name).write_text("kept")
     for arguments in (
         ["train", "-o", "data/ml-latest-small/ratings.csv"],
         ["train", "--data", "data/ml-latest-small", "-o", "data/ml-latest-small/ratings.csv"],
         ["tune", "--data", "ml-latest-small", "-o", "data/ml-latest-small/ratings.csv"],
         ["tune", "--data", "good.csv", "-o", "good.csv"],
+        ["evaluate", "--test", "plot.png", "--plot", "plot.png"],
+        ["evaluate", "--data", "good.csv", "-m", "m.svg", "--plot", "m.svg"],
+        ["recommend", "--all-users", "-m", "m.csv", "-o", "m.csv"],
+        ["train", "--data", "data/ml-latest-small", "-o", "data/ml-latest-small/movies.csv"],
         ["blend", "a.pt", "b.pt", "--holdout", "good.csv", "-o", "good.csv"],
     ):
-        assert answer(*arguments).returncode == 2
+        done = answer(*arguments)
+        assert (done.returncode, one_line(done.stderr), "give another file" in done.stderr) == (2, True, True), arguments
     (folder / "ratings.csv").rename(folder / "kept")
     done = answer("train", "--data", folder, "-o", folder / "part.parquet")
     assert (done.returncode, "these are the ratings" in done.stderr) == (2, True)
     left = {
         "good.csv": GOOD.encode(),
-        **{f"data/ml-latest-small/{name}": text for name, text in (("kept", GOOD.encode()), ("part.parquet", b"a part"))},
+        **dict.fromkeys(others, b"kept"),
+        "data/ml-latest-small/kept": GOOD.encode(),
+        "data/ml-latest-small/part.parquet": b"a part",
+        "data/ml-latest-small/movies.csv": b"movieId,title\n",
     }
     assert tree(tmp_path) == left
 
@@ -365,7 +377,7 @@ def test_no_file_is_called_by_a_hyphen(answer: Run, tmp_path: Path, sample_file:
         done = answer(*arguments)
         assert (done.returncode, "take standard output; give a file" in done.stderr) == (2, True)
     done = answer("blend", sample_file, "--holdout", "x.csv", "-o", sample_file)
-    assert (done.returncode, "is one of the models" in done.stderr) == (2, True)
+    assert (done.returncode, f"is the file of the model {sample_file}, too" in done.stderr) == (2, True)
     done = answer("train", "--data", "sample", "--checkpoint", "-")
     assert (done.returncode, "--checkpoint -: a run goes on from a file" in done.stderr) == (2, True)
     done = answer("train", "--data", "sample", "--method", "bayes", "--movie-features", "-")

@@ -214,3 +214,9 @@ def test_on_the_command_line(answer: Run, tmp_path: Path) -> None:
     assert answer("evaluate", "--test", "r.csv", "--side", "genres").returncode == 2
     scored = answer("evaluate", *common[1:], "--method", "bayes", "--folds", "2", "--json")
     assert json.loads(scored.stdout)["n"] == ratings.n
+
+
+def test_what_lies_in_a_folder_of_parquet_is_beside_its_ratings(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").touch()
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n7,Heat (1995),Crime|Drama\n")
+    assert read_side(tmp_path, ["genres", "year"])["movie"].loc["7"].tolist() == ["Crime|Drama", "1995", "Heat (1995)"]

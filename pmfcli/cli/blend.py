@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmfcli.cli.common import by_hand, check_folder, check_is_not_data, load_model, read_data, say_if_dates_are_told
+from pmfcli.cli.common import (
+    by_hand,
+    check_apart,
+    check_folder,
+    check_is_not_data,
+    load_model,
+    read_data,
+    say_if_dates_are_told,
+)
 from pmfcli.cli.options import AsJson, OutputFormat, Source, with_columns
 from pmfcli.console import Row, Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
@@ -51,8 +59,7 @@ def blend(
     if str(output) == "-":
         raise UsageError("--output -: the weights take standard output; give a file")
     check_is_not_data("--output", output, holdout or "-")
-    if output.exists() and any(model.exists() and output.samefile(model) for model in models):
-        raise UsageError(f"--output {output}: is one of the models; give another file")
+    check_apart("--output", output, {"--weights": weights, **{f"the model {model}": model for model in models}})
     check_folder("--output", output)
     found = [load_model(model) for model in models]
     from pmfcli.artifact import dumps, write_atomically

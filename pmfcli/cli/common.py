@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,13 +85,14 @@ def _with_features(ratings: "Ratings", path: Path | None, source: Source) -> "Ra
     if source.side is None and source.movie_features is None and source.user_features is None:
         return ratings
     from pmfcli.data.features import attach, read_side, read_table
+    from pmfcli.data.reading import ratings_file
 
     tables: Any = {"movie": [], "user": []}
     if source.side is not None:
         if path is None:
             raise UsageError("--side: the ratings come from a pipe; give tables by --movie-features and --user-features")
         names = [name.strip() for name in source.side.split(",") if name.strip()]
-        for kind, table in read_side(Path(ratings.name), names).items():
+        for kind, table in read_side(ratings_file(path), names).items():
             tables[kind].append(table)
     if source.movie_features is not None:
         tables["movie"].append(read_table(source.movie_features, "movie"))
@@ -135,24 +136,41 @@ def load_model(path: Path) -> "Model":
 
 
 def check_is_not_data(flag: str, path: Path | None, data: str | None, data_dir: Path = Path("data")) -> None:
-    """Refuse to write over the ratings.
+    """Refuse to write over the ratings, or what MovieLens has beside them.
 
     Args:
         data, data_dir: as in ``Source``.
 
     Raises:
-        UsageError: the file to write is the one, or one of the folder, that they are read from.
+        UsageError: the file to write is one of those, or of the folder of Parquet, that they are read from.
     """
     from pmfcli.data.sample import NAME
 
     source = data_dir / (data or DEFAULT) if data is None or data in CATALOG else Path(data)
     if path is None or data in ("-", NAME) or not path.is_file() or not source.exists():
         return
-    from pmfcli.data.reading import ratings_file
+    from pmfcli.data.reading import BESIDE, ratings_file
 
     file = ratings_file(source)
+    folder = file if file.is_dir() else file.parent
     if path.samefile(file) or (file.is_dir() and path.suffix == ".parquet" and path.resolve().parent.samefile(file)):
         raise UsageError(f"{flag} {path}: these are the ratings; give another file")
+    if path.resolve().name in BESIDE and path.resolve().parent.samefile(folder):
+        raise UsageError(f"{flag} {path}: it goes with the ratings; give another file")
+
+
+def check_apart(flag: str, path: Path, read: Mapping[str, Path | None]) -> None:
+    """Refuse to write over what is read.
+
+    Args:
+        read: files, by what names them.
+
+    Raises:
+        UsageError: the file to write is one of them.
+    """
+    for name, other in read.items():
+        if other is not None and path.exists() and other.exists() and path.samefile(other):
+            raise UsageError(f"{flag} {path}: is the file of {name}, too; give another file")
 
 
 def check_folder(flag: str, path: Path) -> None:

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pmfcli.cli.common import by_hand, check_folder, load_model, read_data, say_if_dates_are_told, say_if_off_the_scale
+from pmfcli.cli.common import (
+    by_hand,
+    check_apart,
+    check_folder,
+    check_is_not_data,
+    load_model,
+    read_data,
+    say_if_dates_are_told,
+    say_if_off_the_scale,
+)
 from pmfcli.cli.options import AsJson, Config, ModelFile, OutputFormat, Source, with_data_and_settings
 from pmfcli.config import resolve
 from pmfcli.console import Row, Shape, document, emit, note, pick_format, progress
@@ -59,6 +68,8 @@ def evaluate(
         from pmfcli.plots import check_plot
 
         check_plot(plot)
+        check_is_not_data("--plot", plot, test or source.data, source.data_dir)
+        check_apart("--plot", plot, {"--model": model})
         check_folder("--plot", plot)
     _check_flags(context, test, folds, split, [f"--{name.replace('_', '-')}" for name in given])
     if test is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pmfcli import tables
-from pmfcli.cli.common import check_folder, load_model, read_visitor
+from pmfcli.cli.common import check_apart, check_folder, load_model, read_visitor
 from pmfcli.cli.options import AsJson, ByRow, Count, Interval, ModelFile, OutputFormat, VisitorRatings
 from pmfcli.console import Format, Progress, Shape, emit, note, pick_format, progress
 from pmfcli.errors import UsageError
@@ -55,6 +55,8 @@ def recommend(
         output = None  # where it goes without
     if output is not None and not all_users:
         raise UsageError("--output goes with --all-users; the answer for one goes to standard output")
+    if output is not None:
+        check_apart("--output", output, {"--model": model})
     chosen = _format_of_all(output, output_format, as_json) if all_users else pick_format(output_format, as_json)
     found = load_model(model)
     from pmfcli.answers import Choice, Detail, find_movie, find_user, recommend_all

@@ -51,6 +51,8 @@ def read_side(ratings_file: Path, names: Sequence[str]) -> dict[Side, pd.DataFra
     unknown = [name for name in names if name not in SIDES]
     if unknown:
         raise UsageError(f"--side: '{short(unknown[0])}' is none of {', '.join(SIDES)}")
+    if ratings_file.is_dir():  # of Parquet
+        ratings_file = ratings_file / "ratings.parquet"
     folder = ratings_file.parent
     found: dict[Side, pd.DataFrame] = {}
     try:

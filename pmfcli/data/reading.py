@@ -7,6 +7,7 @@ from pmfcli.data.ratings import Ratings
 from pmfcli.errors import DataError
 
 _LAYOUTS = ("ratings.csv", "ratings.dat", "u.data")  # the ratings file of a MovieLens folder
+BESIDE = ("movies.csv", "tags.csv", "links.csv", "movies.dat", "tags.dat", "users.dat", "u.item", "u.user")  # what lies there
 
 
 class Reading(NamedTuple):
