@@ -222,6 +222,20 @@ def sample(how: GibbsSettings, o, **more) -> chains.Sampled:
     return run(chains.fit(o, how, **({"sweeps": 200, "chains": 2, "keep": 40, "seed": 1} | more)))
 
 
+def test_chains_do_not_agree_while_the_factors_still_grow() -> None:
+    """Predictions that are mostly biases may agree long before."""
+    run_of = chains._Run.__new__(chains._Run)
+    run_of.verdict, run_of._burn_in, run_of._states = (1.0, 1e6), 0, [None, None]
+    noise = torch.randn(100, 2, 2, generator=seeded(1))
+    run_of._seen = list(noise)
+    assert run_of.agree()
+    noise[:, :, -1] += torch.linspace(0, 4, 100)[:, None]
+    assert not run_of.agree()
+    noise[:, :, -1] -= torch.linspace(0, 4, 100)[:, None]
+    run_of.verdict = (1.0, 2 * chains.ENOUGH - 1)
+    assert not run_of.agree()
+
+
 def planted(n_users: int = 150, n_movies: int = 100, noise: float = 0.08):
     g = seeded(2)
     pattern = random_pattern(n_users, n_movies, 0.3, seed=3)
