@@ -22,7 +22,7 @@ from pmfcli.files import replacing
 from pmfcli.text import clean
 
 LEAST = 1_000_000  # ratings worth a cache
-FORMAT = 1
+FORMAT = 2  # changes with what reading makes of a file, too
 _SUFFIX = ".pmf-cache"
 _TYPES = {"user": np.int32, "movie": np.int32, "stars": np.float32, "time": np.int64}
 
