@@ -44,9 +44,12 @@ def _check_records(content: bytes, name: str, what: str, remedy: str) -> None:
             damaged = box.testzip()
             if damaged is not None:
                 raise ModelError(f"{name}: damaged {what} (checksum of {damaged}); {remedy}")
-            for member in box.namelist():
-                if member.endswith("data.pkl") and not _is_plain(box.read(member)):
-                    raise _refused(name)
+            names = {member.lower(): member for member in box.namelist()}  # torch does not tell them apart by case
+            pickles = [member for member in names if member.endswith("data.pkl")]
+            if len(names) < len(box.namelist()) or len(pickles) != 1:
+                raise ModelError(f"{name}: not a {what}; {remedy}")
+            if not _is_plain(box.read(names[pickles[0]])):
+                raise _refused(name)
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError):
         raise ModelError(f"{name}: not a {what}, or cut short, or damaged; {remedy}") from None
 

@@ -23,7 +23,11 @@ _BY_METHOD: dict[str, dict[str, Any]] = {  # defaults that depend on the method
     "map": {"latent": 30, "epochs": 1000, "holdout": 0.1, "likelihood": "gaussian", "noise": "fixed"},
     "bayes": {"latent": 24, "epochs": None, "holdout": 0.0, "likelihood": None, "noise": "both"},
 }
-_WIDE = {"sigma_u": 0.3, "sigma_v": 0.32, "sigma_x": 0.3}  # where no means say a part of it, and where EM begins
+_WIDE = {
+    "sigma_u": 0.3,
+    "sigma_v": 0.32,
+    "sigma_x": 0.3,
+}  # where means do not say a part of it on both sides, and where EM begins
 
 
 _WAYS = {  # what makes a run one of a kind
@@ -56,10 +60,11 @@ class Settings(BaseModel):
     @classmethod
     def _defaults_of_the_method(cls, values: dict[str, Any]) -> dict[str, Any]:
         method = str(values.get("method", "map"))
+        wide = values.get("hierarchical") in ("none", "users") or values.get("priors") == "em"
         by_em = "em" in (values.get("priors"), values.get("noise"))
         derived = {
             **_BY_METHOD.get(method, {}),
-            **(_WIDE if values.get("hierarchical") == "none" or values.get("priors") == "em" else {}),
+            **(_WIDE if wide else {}),
             "link": "linear" if method == "bayes" or by_em or values.get("solver") == "als" else "sigmoid",
             "solver": "als" if by_em else "adam",
         }
@@ -134,10 +139,20 @@ class Settings(BaseModel):
         "full", "Priors by EM: one scale, one for each feature, or a covariance of them.", _MODEL, only="em"
     )
     sigma_u: float = _field(
-        0.25, "Prior scale of the users' own factors.", _MODEL, only="map", shown="0.25; hierarchical none, em: 0.3", **_SCALE
+        0.25,
+        "Prior scale of the users' own factors.",
+        _MODEL,
+        only="map",
+        shown="0.25; hierarchical none or users, priors em: 0.3",
+        **_SCALE,
     )
     sigma_v: float = _field(
-        0.27, "Prior scale of the movies' own factors.", _MODEL, only="map", shown="0.27; hierarchical none, em: 0.32", **_SCALE
+        0.27,
+        "Prior scale of the movies' own factors.",
+        _MODEL,
+        only="map",
+        shown="0.27; hierarchical none or users, priors em: 0.32",
+        **_SCALE,
     )
     sigma_w: float = _field(
         0.15, "Prior scale of what rating a movie says of its rater.", _MODEL, only="map,user means", **_SCALE
@@ -147,7 +162,7 @@ class Settings(BaseModel):
         "Prior scale of what being rated by a user says of a movie.",
         _MODEL,
         only="map,movie means",
-        shown="0.4; em: 0.3",
+        shown="0.4; priors em: 0.3",
         **_SCALE,
     )
     sigma_b: float = _field(0.5, "Prior scale of the biases.", _MODEL, only="map,biases", **_SCALE)

@@ -88,6 +88,13 @@ def test_a_file_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         loads(pickle.dumps(Code()), "evil.pt")
     with pytest.raises(ModelError, match="refused, none of it was run"):  # 50 TB, were it called
         loads(saved(Long()), "evil.pt")
+    capital = saved(Long()).replace(b"/data.pkl", b"/DATA.PKL")  # torch reads it by either name
+    with pytest.raises(ModelError, match="refused, none of it was run"):
+        loads(capital, "evil.pt")
+    with zipfile.ZipFile(buffer := io.BytesIO(capital), "a") as box:
+        box.writestr(f"{box.namelist()[0].partition('/')[0]}/data.pkl", pickle.dumps({}, 2))
+    with pytest.raises(ModelError, match="not a model file"):
+        loads(buffer.getvalue(), "evil.pt")
     assert not (tmp_path / "it-ran").exists()
 
 

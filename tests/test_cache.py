@@ -120,6 +120,11 @@ def test_a_cache_that_is_no_good_is_none(file: Path) -> None:
         for name, member in members.items():
             box.writestr(name, member)
     same(cache.read(file, COLUMNS, False)[0], plain)
+    secret = bytearray(content)
+    secret[6] |= 1  # says that a member is encrypted
+    secret[secret.find(b"PK\x01\x02") + 8] |= 1
+    left.write_bytes(secret)
+    same(cache.read(file, COLUMNS, False)[0], plain)
     for shape in ("(10000000000000,)", "(100000000000000000000,)"):
         members["stars.npy"] = npy_header(shape)
         with zipfile.ZipFile(left, "w") as box:
@@ -172,11 +177,15 @@ def test_cache_on_the_command_line(answer: Run, file: Path) -> None:
     assert "left a cache" not in answer(*train).stderr
     (row,) = json.loads(answer("cache", str(file.parent), "--json").stdout)["rows"]
     assert row["source"] == str(file)
-    (file.parent / ".ratings.csv.pmf-cache.ab12cd34").write_bytes(b"of a run that was killed")
+    (file.parent / "..ratings.csv.pmf-cache.qoj8bkgf").write_bytes(b"of a run that was killed")
     (file.parent / ".other.csv.pmf-cache").write_bytes(b"damaged")
+    notes = [file.parent / name for name in (".my.pmf-cached.conf", ".ratings.csv.pmf-cache-notes.md")]
+    for note in notes:
+        note.touch()
     rows = json.loads(answer("cache", str(file.parent), "--json").stdout)["rows"]
-    assert [row["ratings"] is None for row in rows] == [True, False, True]
+    assert [row["ratings"] is None for row in rows] == [True, True, False]
+    assert [Path(row["source"]).name for row in rows] == ["ratings.csv", "other.csv", "ratings.csv"]
     done = answer("cache", "--clear")
     assert (done.returncode, "removed 3" in done.stderr) == (0, True)
-    assert not list(file.parent.glob(".*"))
+    assert sorted(file.parent.glob(".*")) == notes
     assert answer("cache", "nowhere").returncode == 2

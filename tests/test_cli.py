@@ -327,9 +327,9 @@ def test_the_ratings_are_not_written_over(answer: Run, tmp_path: Path) -> None:
     (folder / "ratings.csv").write_text(GOOD)
     (folder / "part.parquet").write_bytes(b"a part")
     (folder / "movies.csv").write_text("movieId,title\n")
-    others = ("plot.png", "m.svg", "m.csv")
+    others = ("plot.png", "m.svg", "m.csv", "pmf.toml")
     for name in others:
-        (tmp_path / name).write_text("kept")
+        (tmp_path / name).write_text("# kept")
     for arguments in (
         ["train", "-o", "data/ml-latest-small/ratings.csv"],
         ["train", "--data", "data/ml-latest-small", "-o", "data/ml-latest-small/ratings.csv"],
@@ -339,16 +339,20 @@ def test_the_ratings_are_not_written_over(answer: Run, tmp_path: Path) -> None:
         ["evaluate", "--data", "good.csv", "-m", "m.svg", "--plot", "m.svg"],
         ["recommend", "--all-users", "-m", "m.csv", "-o", "m.csv"],
         ["train", "--data", "data/ml-latest-small", "-o", "data/ml-latest-small/movies.csv"],
+        ["evaluate", "--data", "good.csv", "--method", "bayes", "--user-features", "m.svg", "--plot", "m.svg"],
+        ["tune", "--data", "good.csv", "--method", "bayes", "--movie-features", "m.csv", "-o", "m.csv"],
+        ["tune", "--data", "good.csv", "--journal", "pmf.toml"],
+        ["train", "--data", "good.csv", "-o", "pmf.toml"],
         ["blend", "a.pt", "b.pt", "--holdout", "good.csv", "-o", "good.csv"],
     ):
         done = answer(*arguments)
-        assert (done.returncode, one_line(done.stderr), "give another file" in done.stderr) == (2, True, True), arguments
+        assert (done.returncode, one_line(done.stderr), "give another" in done.stderr) == (2, True, True), arguments
     (folder / "ratings.csv").rename(folder / "kept")
     done = answer("train", "--data", folder, "-o", folder / "part.parquet")
     assert (done.returncode, "these are the ratings" in done.stderr) == (2, True)
     left = {
         "good.csv": GOOD.encode(),
-        **dict.fromkeys(others, b"kept"),
+        **dict.fromkeys(others, b"# kept"),
         "data/ml-latest-small/kept": GOOD.encode(),
         "data/ml-latest-small/part.parquet": b"a part",
         "data/ml-latest-small/movies.csv": b"movieId,title\n",
@@ -500,12 +504,15 @@ def test_pairs_from_a_pipe_and_where_their_answers_come_from(answer: Run, sample
         "item_id:token\tuser_id:token\n1\t4\n",
     ):
         assert answer("predict", "-", "-m", sample_file, "--format", "jsonl", stdin=given).stdout == alone, given
-    for brackets in ("[bob]\t[REC]\n", "user\tmovie\n[bob]\t[REC]\n"):
-        assert answer("predict", "-", "-m", sample_file, stdin=brackets).stdout.splitlines()[1].startswith("[bob]\t[REC]\t")
+    for brackets in ("[bob]\t[REC]\n", "user\tmovie\n[bob]\t[REC]\n", "{3F2504E0-4F89}\t1\n"):
+        said = answer("predict", "-", "-m", sample_file, stdin=brackets).stdout.splitlines()[1]
+        assert said.startswith(brackets.splitlines()[-1])
     for bad, message in (
         ("4\t1\n4\n", "standard input:2: '4' is not a user and a movie; give TSV or CSV"),
         ("rank\tmovie\ttitle\n1\t4\tx\n", "standard input:1: a header without user; needed are a user and a movie"),
-        ("[1, 2]\n", "standard input:1: '[1, 2]' is not a user and a movie"),
+        ("[-1, 2]\n", "standard input:1: '[-1, 2]' is not a user and a movie"),
+        ("{'user': 4, 'movie': 1}\n", "standard input:1: '{'user': 4, 'movie': 1}' is not a user and a movie"),
+        ("{user: 4, movie: 1}\n", "standard input:1: '{user: 4, movie: 1}' is not a user and a movie"),
         ('{"user": "4", "movie": "1"}\n', """standard input:1: '{"user": "4", "movie": "1"}' is not a user and a movie"""),
     ):
         done = answer("predict", "-", "-m", sample_file, stdin=bad)

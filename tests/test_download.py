@@ -185,9 +185,19 @@ def test_force_replaces_and_a_failure_does_not(tmp_path: Path) -> None:
     assert (tmp_path / "ml-test" / "mark").exists()
     path.write_bytes(GOOD)
     (tmp_path / "ml-test" / "ratings.csv").write_bytes(b"old")
+    (tmp_path / "ml-test" / "u.data").write_bytes(b"other ratings")
     fetch(data_set(), tmp_path, str(path), True)
     assert left(tmp_path) == ["mine.zip", "ml-test", "ml-test/README.txt", "ml-test/mark", "ml-test/ratings.csv"]
     assert (tmp_path / "ml-test" / "ratings.csv").read_bytes() == RATINGS
+
+
+def test_force_leaves_what_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "mine.zip").write_bytes(GOOD)
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "notes.txt").touch()
+    (tmp_path / "ml-test").symlink_to(tmp_path / "big")
+    fetch(data_set(), tmp_path, str(tmp_path / "mine.zip"), True)
+    assert left(tmp_path) == ["big", "big/notes.txt", "mine.zip", "ml-test", "ml-test/README.txt", "ml-test/ratings.csv"]
 
 
 def test_what_is_hidden_in_an_archive_stays_there(tmp_path: Path) -> None:

@@ -232,12 +232,22 @@ def test_milliseconds_are_seconds(tmp_path: Path, more: str) -> None:
 def test_dates_and_numbers_may_stand_in_one_column(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     path = tmp_path / "a.csv"
     times = {"2001-02-03": 981158400, "0": 0, "1600000002999": 1600000002, "9999-12-31": 253402214400}
+    times |= {"2001-02": 980985600, "2001/02/03": 981158400, "9999-12-31T23:59:59-14:00": None}
     times |= {"0001-01-01": -62135596800, "2001-W05-1": 980726400, "2001-02-03T01:00:00.5+01:00": 981158400, "1.5": 1}
     path.write_text("user,movie,rating,time\n" + "".join(f"1,{i},3,{time}\n" for i, time in enumerate(times)))
-    assert read_ratings(path).ratings.time.tolist() == list(times.values())
+    with pytest.raises(DataError, match=r"a\.csv:8: time '9999-12-31T23:59:59-14:00'"):
+        read_ratings(path)
     path.write_text(path.read_text() + "1,99,3,soon\n1,98,3,inf\n")
     reading = read_ratings(path, skip_bad=True)
-    assert (reading.skipped, reading.ratings.time.tolist()) == (2, list(times.values()))
+    known = [time for time in times.values() if time is not None]
+    assert (reading.skipped, reading.ratings.time.tolist()) == (3, known)
+    for number, time in enumerate(times):  # alone, as Arrow may read it, or not
+        path.write_text(f"user,movie,rating,time\n1,1,3,{time}\n1,2,3,0\n")
+        reading = read_ratings(path, skip_bad=True)
+        assert reading.ratings.time[0] == (times[time] or 0), (number, time)
+        path.write_text(f"user,movie,rating,time\n1,1,3,{time}\n")
+        if times[time] is not None:
+            assert read_ratings(path).ratings.time.tolist() == [times[time]]
     assert not recwarn.list
 
 
@@ -248,6 +258,11 @@ def test_times_of_parquet(tmp_path: Path) -> None:
         dates = days.cast(pa.date32()).cast(kind)
         pq.write_table(pa.table(table | {"time": dates}), tmp_path / "a.parquet")
         assert read_ratings(tmp_path / "a.parquet").ratings.time.tolist() == [-62135596800, 981158400]
+    never = pa.array([(1 << 63) - 1, 981158400_999], pa.timestamp("ms"))
+    pq.write_table(pa.table(table | {"time": never}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="row 1 is not a rating"):
+        read_ratings(tmp_path / "a.parquet")
+    assert read_ratings(tmp_path / "a.parquet", skip_bad=True).ratings.time.tolist() == [981158400]
     lasting = pa.array([1, 2], pa.duration("s"))
     pq.write_table(pa.table(table | {"time": lasting}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"times are of type duration\[s\]"):
@@ -286,9 +301,10 @@ def test_parts_of_parquet_may_have_other_widths_and_orders(tmp_path: Path) -> No
         order = list(columns) if number < 2 else sorted(columns)
         pq.write_table(pa.table({name: columns[name] for name in order}), tmp_path / f"{number}.parquet")
     assert triples(read_ratings(tmp_path).ratings) == [(f"{n}", "m", 1.0 + n, None) for n in range(3)]
-    pq.write_table(pa.table({"user": [9], "movie": ["m"]}), tmp_path / "3.parquet")
-    with pytest.raises(DataError, match=r"3\.parquet: without rating, which other parts have"):
-        read_ratings(tmp_path)
+    for names, said in ((["user", "movie"], "0 columns are called rating"), (["user", "user", "movie", "rating"], "2 columns")):
+        pq.write_table(pa.Table.from_arrays([pa.array([9])] * len(names), names), tmp_path / "3.parquet")
+        with pytest.raises(DataError, match=rf"3\.parquet: {said}"):
+            read_ratings(tmp_path)
 
 
 def test_one_colon_separates_nothing_where_two_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,14 @@ def check_is_not_data(flag: str, path: Path | None, data: str | None, data_dir: 
         raise UsageError(f"{flag} {path}: it goes with the ratings; give another file")
 
 
+def read_beside(source: Source, config: Path | None) -> dict[str, Path | None]:
+    """The files that a run reads beside its ratings, by what names them."""
+    from pmfcli.config import LOCAL_FILE
+
+    tables = {"--movie-features": source.movie_features, "--user-features": source.user_features}
+    return {"--config": config or (LOCAL_FILE if LOCAL_FILE.is_file() else None), **tables}
+
+
 def check_apart(flag: str, path: Path, read: Mapping[str, Path | None]) -> None:
     """Refuse to write over what is read.
 

@@ -12,6 +12,7 @@ from pmfcli.cli.common import (
     check_folder,
     check_is_not_data,
     load_model,
+    read_beside,
     read_data,
     say_if_dates_are_told,
     say_if_off_the_scale,
@@ -69,7 +70,7 @@ def evaluate(
 
         check_plot(plot)
         check_is_not_data("--plot", plot, test or source.data, source.data_dir)
-        check_apart("--plot", plot, {"--model": model})
+        check_apart("--plot", plot, {"--model": model, **read_beside(source, config)})
         check_folder("--plot", plot)
     _check_flags(context, test, folds, split, [f"--{name.replace('_', '-')}" for name in given])
     if test is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmfcli.cli.common import check_folder, check_is_not_data, check_output, in_parts, read_data, write_model
+from pmfcli.cli.common import check_folder, check_is_not_data, check_output, in_parts, read_beside, read_data, write_model
 from pmfcli.cli.dry_run import look_ahead, size_of
 from pmfcli.cli.keeper import Keeper
 from pmfcli.cli.log import Log
@@ -132,7 +132,7 @@ def _follow(training: "Generator[Report, None, Model]", lines: Log, bar: Progres
 
 def _check_outputs(outputs: dict[str, Path | None], config: Path | None, source: Source, as_json: bool) -> None:
     """Refuse before training what could not be written after it, or would write over what is read, or over each other."""
-    read = {"--config": config, "--movie-features": source.movie_features, "--user-features": source.user_features}
+    read = read_beside(source, config)
     named: dict[Path, str] = {}
     for flag, path in (read | outputs).items():
         if path is not None and str(path) != "-" and named.setdefault(path.resolve(), flag) != flag:

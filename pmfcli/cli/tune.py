@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmfcli.cli.common import check_folder, check_is_not_data, read_data
+from pmfcli.cli.common import check_apart, check_folder, check_is_not_data, read_beside, read_data
 from pmfcli.cli.options import AsJson, Config, OutputFormat, Source, with_data_and_settings
 from pmfcli.config import gather, settle
 from pmfcli.console import Row, Shape, emit, note, pick_format, progress
@@ -45,11 +45,13 @@ def tune(
     if str(output) == "-":
         raise UsageError("--output -: the trials take standard output; give a file")
     check_is_not_data("--output", output, source.data, source.data_dir)
+    check_apart("--output", output, read_beside(source, config))
     check_folder("--output", output)
     journal = journal or output.with_name(f"{output.name}.journal")
     if journal.resolve() == output.resolve():
         raise UsageError(f"--journal {journal}: is the file of --output, too; give another")
     check_is_not_data("--journal", journal, source.data, source.data_dir)
+    check_apart("--journal", journal, read_beside(source, config))
     ratings = read_data(source)
     from pmfcli.artifact import write_atomically
     from pmfcli.tuning import tune as search

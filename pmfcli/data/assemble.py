@@ -17,6 +17,7 @@ from pmfcli.errors import DataError
 from pmfcli.text import clean
 
 Table = dict[str, pa.ChunkedArray]  # a column for each role
+_PARTS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}  # of a second
 
 
 def assemble(
@@ -125,7 +126,7 @@ def _times(column: pa.ChunkedArray) -> Array:
     """Seconds since 1970, from these, milliseconds or dates (ISO 8601 in text); float64, with NaN, where some are missing."""
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return _array(_since_1970(column, None).combine_chunks())
+        return _of_dates(column.combine_chunks())
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return _in_seconds(_array(column.cast(pa.float64()).combine_chunks()))
     if pa.types.is_temporal(kind):
@@ -136,18 +137,23 @@ def _times(column: pa.ChunkedArray) -> Array:
 
 
 def _of_text(times: pa.Array) -> Array:
-    """The same of texts: Arrow reads dates that are all of one form, ``seconds`` all others."""
-    for zone in (None, "UTC"):
+    """The same of texts: Arrow reads those that are all of one form, ``seconds`` all others."""
+    with contextlib.suppress(pa.ArrowInvalid):
+        return _in_seconds(_array(times.cast(pa.float64())))
+    for form in (pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ns"), pa.timestamp("ns", "UTC")):
         with contextlib.suppress(pa.ArrowInvalid):
-            return _array(_since_1970(times, zone))
+            return _of_dates(times.cast(form))
     codes, labels = _codes(pa.chunked_array([times]))
     parsed = [seconds(label) for label in labels]
     return np.array([*(math.nan if value is None else value for value in parsed), math.nan])[codes]
 
 
-def _since_1970(dates: pa.Array, zone: str | None) -> pa.Array:
-    zone = dates.type.tz if pa.types.is_timestamp(dates.type) else zone
-    return dates.cast(pa.timestamp("us", zone), safe=False).cast(pa.timestamp("s", zone), safe=False).cast(pa.int64())
+def _of_dates(dates: pa.Array) -> Array:
+    """Dates by Arrow count days, or parts of a second."""
+    if pa.types.is_date32(dates.type):
+        return 86_400 * _array(dates.cast(pa.int32()).cast(pa.int64()))
+    parts = 1000 if pa.types.is_date64(dates.type) else _PARTS[dates.type.unit]
+    return _array(dates.cast(pa.int64())) // parts
 
 
 def _in_seconds(times: Array) -> Array:

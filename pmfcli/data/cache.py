@@ -7,6 +7,7 @@ what it should be, is as good as none. A link in its place leads to what nobody 
 import hashlib
 import json
 import math
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ from pmfcli.text import clean
 LEAST = 1_000_000  # ratings worth a cache
 FORMAT = 2  # changes with what reading makes of a file, too
 _SUFFIX = ".pmf-cache"
+_NAME = re.compile(rf"\.(.+){re.escape(_SUFFIX)}")
+_UNFINISHED = re.compile(rf"\.\.(.+){re.escape(_SUFFIX)}\.\w{{8}}")  # as ``replacing`` names it
 _TYPES = {"user": np.int32, "movie": np.int32, "stars": np.float32, "time": np.int64}
 
 
@@ -68,10 +71,10 @@ def read(path: Path, columns: Columns, skip_bad: bool, leave: bool = True) -> tu
 def caches(folder: Path) -> Iterator[Cached]:
     """The caches in a folder and below, whole or not."""
     for file in sorted(folder.rglob(f".*{_SUFFIX}*")):
-        source, _, more = file.name[1:].rpartition(_SUFFIX)
-        if source and file.is_file() and not file.is_symlink():
-            about = None if more else _about(file)
-            yield Cached(file, file.with_name(source), None if about is None else int(about["ratings"]), file.stat().st_size)
+        name = _NAME.fullmatch(file.name) or _UNFINISHED.fullmatch(file.name)
+        if name is not None and file.is_file() and not file.is_symlink():
+            about = _about(file)
+            yield Cached(file, file.with_name(name[1]), None if about is None else int(about["ratings"]), file.stat().st_size)
 
 
 def _beside(source: Path) -> Path:
@@ -117,7 +120,7 @@ def _about(file: Path) -> dict[str, Any] | None:
             return (
                 about if isinstance(about, dict) and about["format"] == FORMAT and isinstance(about["ratings"], int) else None
             )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError, RecursionError):
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError, RuntimeError):  # such as of what is encrypted
         return None
 
 

@@ -10,6 +10,7 @@ import gzip
 import io
 import itertools
 import os
+import re
 import sys
 import zlib
 from collections import deque
@@ -249,6 +250,7 @@ def _open_quotes(text: Text, layout: Layout) -> Iterator[int]:
     """The lines, from 0, whose quote closes in none that makes them a rating, or not before a line that is one by itself."""
     if layout.separator in UNQUOTED:
         return
+    closed, closing = (re.compile(pattern).fullmatch for pattern in _patterns(layout.separator))
     held: list[tuple[int, bytes]] = []  # a line with an open quote, and those below
     again: deque[tuple[int, bytes]] = deque()  # that were held in vain
     with text.open() as stream:
@@ -258,21 +260,29 @@ def _open_quotes(text: Text, layout: Layout) -> Iterator[int]:
             if at is None and not held:
                 return
             if at is not None:
-                quoted = b'"' in at[1]
+                line, quoted = at[1].rstrip(b"\r\n"), b'"' in at[1]
                 if not held:
-                    held = [at] if quoted and _fields([at[1]], layout)[1] else []
+                    held = [at] if quoted and not closed(line) else []
                     continue
                 held.append(at)
                 if len(held) < _MOST_LINES and not _is_rating([at[1]], layout):
-                    parts, still_open = _fields([line for _, line in held], layout) if quoted else ([], True)
-                    if still_open:
+                    if not quoted or not closing(line):
                         continue
-                    if _complaint(parts, layout) is None:
+                    if _is_rating([line for _, line in held], layout):
                         held = []
                         continue
             yield held[0][0]
             again.extendleft(reversed(held[1:]))
             held = []
+
+
+def _patterns(separator: str) -> tuple[bytes, bytes]:
+    """Of a line that leaves no quote open, and of one that closes the quote that was open before it."""
+    mark = re.escape(separator).encode()
+    rest, quoted = rb"[^%b]*+" % mark, rb'(?:[^"]|"")*+"'
+    field = rb'(?:"%b%b|[^"%b]%b|)' % (quoted, rest, mark, rest)
+    more = rb"(?:%b%b)*+" % (mark, field)
+    return field + more, quoted + rest + more
 
 
 def _is_rating(lines: list[bytes], layout: Layout) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from pmfcli.data.catalog import DataSet
-from pmfcli.data.reading import ratings_file
+from pmfcli.data.reading import BESIDE, LAYOUTS, ratings_file
 from pmfcli.errors import DataError, NetworkError, OutputError
 
 _MAX_MEMBERS = 1000
@@ -56,7 +56,7 @@ def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progre
         DataError: a local archive that is damaged, unsafe or not the published data.
         OutputError: the folder cannot be written.
 
-    What else lies in a folder that is replaced stays there.
+    What else lies in a folder that is replaced stays there, unless the folder is a link.
     """
     folder = data_dir / data.name
     remote = source is None or bool(re.match(r"https?://", source))
@@ -200,7 +200,7 @@ def _verify(data: DataSet, md5_expected: str | None, md5_found: str, unpacked: P
 
 
 def _move(unpacked: Path, folder: Path, work: Path) -> None:
-    """Put the new folder in its place, with what the old one has beside; the old one comes back if that fails."""
+    """Put the new folder in its place; the old one comes back if that fails. What else it had, but no ratings, is kept."""
     old = work / "replaced"
     if folder.exists():
         os.rename(folder, old)
@@ -210,7 +210,7 @@ def _move(unpacked: Path, folder: Path, work: Path) -> None:
         if old.exists():
             os.rename(old, folder)
         raise
-    if old.is_dir():
+    if old.is_dir() and not old.is_symlink():
         for left in old.iterdir():
-            if not (folder / left.name).exists():
+            if left.name not in (*LAYOUTS, *BESIDE) and not (folder / left.name).exists():
                 os.rename(left, folder / left.name)

@@ -1,6 +1,7 @@
 """Fields of a line: how they are separated, and which column has which role."""
 
 import csv
+import math
 import re
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -19,6 +20,7 @@ UNQUOTED = ("::", "\t")  # a quotation mark is a letter like any other there
 LONGEST_LINE = 1 << 22
 LATEST = 253_402_300_799  # seconds: the end of the year 9999; beyond are milliseconds
 LARGEST = 1e12  # numbers beyond this are none that a model can use
+_MONTH = re.compile(r"\d{4}-\d{2}")
 _NEEDED = ("user", "movie", "rating")
 csv.field_size_limit(LONGEST_LINE)
 
@@ -43,13 +45,13 @@ def seconds(text: str) -> int | None:
     number = _number(text)
     if number is None:
         try:
-            date = datetime.fromisoformat(text)
+            date = datetime.fromisoformat(f"{text}-01" if _MONTH.fullmatch(text) else text.replace("/", "-"))
         except ValueError:
             return None
         number = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-    if LATEST < abs(number) <= 1000 * LATEST:
-        number //= 1000
-    return int(number) if abs(number) <= LATEST else None
+    elif LATEST < abs(number) <= 1000 * LATEST:
+        number /= 1000
+    return math.floor(number) if abs(number) <= LATEST else None
 
 
 def _number(text: str) -> float | None:

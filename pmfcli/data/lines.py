@@ -11,7 +11,7 @@ from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, Columns, by_role, split
 from pmfcli.errors import DataError
 from pmfcli.text import short
 
-_JSON = re.compile(r"\s*[{[]\s*[\"{[\d]")  # how it begins
+_JSON = re.compile(r"""\s*[{[]\s*(["'{[]|-?\d+\s*[],}]|\w+\s*:)""")  # how it, and what is much like it, begins
 
 
 class Record(NamedTuple):

@@ -45,8 +45,9 @@ def read_parquet(file: Path, columns: Columns, part: tuple[int, int]) -> Table:
 def _rows(file: Path, wanted: list[str], first: int, last: int) -> list[pa.Table]:
     """Some rows of a file. Texts stay as they lie there, each different one once, however often it comes."""
     kinds = pq.read_schema(file)
-    if not set(wanted) <= set(kinds.names):
-        raise DataError(f"{file}: without {', '.join(sorted(set(wanted) - set(kinds.names)))}, which other parts have")
+    other = next((name for name in wanted if kinds.names.count(name) != 1), None)
+    if other is not None:
+        raise DataError(f"{file}: {kinds.names.count(other)} columns are called {short(other)}; other parts have one")
     texts = [name for name in wanted if pa.types.is_string(kinds.field(name).type)]
     found, place = [], 0
     with pq.ParquetFile(file, read_dictionary=texts) as opened:

@@ -6,8 +6,11 @@ from typing import NamedTuple
 from pmfcli.data.ratings import Ratings
 from pmfcli.errors import DataError
 
-_LAYOUTS = ("ratings.csv", "ratings.dat", "u.data")  # the ratings file of a MovieLens folder
-BESIDE = ("movies.csv", "tags.csv", "links.csv", "movies.dat", "tags.dat", "users.dat", "u.item", "u.user")  # what lies there
+LAYOUTS = ("ratings.csv", "ratings.dat", "u.data")  # the ratings file of a MovieLens folder
+BESIDE = (  # what lies there
+    *("movies.csv", "tags.csv", "links.csv", "genome-scores.csv", "genome-tags.csv"),
+    *("movies.dat", "tags.dat", "users.dat", "u.item", "u.user", "u.genre", "u.occupation"),
+)
 
 
 class Reading(NamedTuple):
@@ -25,12 +28,12 @@ def ratings_file(path: Path) -> Path:
         DataError: there is none.
     """
     if path.is_dir():
-        for name in _LAYOUTS:
+        for name in LAYOUTS:
             if (path / name).is_file():
                 return path / name
         if any(path.glob("*.parquet")):
             return path
-        raise DataError(f"{path}: none of {', '.join(_LAYOUTS)} in this folder; give a MovieLens folder or a file")
+        raise DataError(f"{path}: none of {', '.join(LAYOUTS)} in this folder; give a MovieLens folder or a file")
     if not path.exists():
         raise DataError(f"{path}: no such file; give a ratings file, a MovieLens folder, a data set's name, or 'sample'")
     return path
