@@ -216,7 +216,11 @@ def test_on_the_command_line(answer: Run, tmp_path: Path) -> None:
     assert json.loads(scored.stdout)["n"] == ratings.n
 
 
-def test_what_lies_in_a_folder_of_parquet_is_beside_its_ratings(tmp_path: Path) -> None:
+def test_what_lies_beside_ratings_in_parquet_or_gzip_is_found(tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv.gz").touch()
     (tmp_path / "a.parquet").touch()
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n7,Heat (1995),Crime|Drama\n")
-    assert read_side(tmp_path, ["genres", "year"])["movie"].loc["7"].tolist() == ["Crime|Drama", "1995", "Heat (1995)"]
+    for ratings in (tmp_path, tmp_path / "ratings.csv.gz"):
+        assert read_side(ratings, ["genres", "year"])["movie"].loc["7"].tolist() == ["Crime|Drama", "1995", "Heat (1995)"]
+    with pytest.raises(DataError, match="plain text here"):
+        read_table(tmp_path / "a.parquet", "movie")

@@ -93,6 +93,9 @@ def test_a_movielens_folder_has_titles(tmp_path: Path, ratings: str, titles: str
     (tmp_path / ratings).write_text(lines(separator))
     (tmp_path / titles).write_bytes(content.encode(encoding))
     assert read_ratings(tmp_path).ratings.titles == ("Amélie, or so (2001)", None)
+    (tmp_path / f"{ratings}.gz").write_bytes(gzip.compress((tmp_path / ratings).read_bytes()))
+    (tmp_path / ratings).unlink()
+    assert read_ratings(tmp_path).ratings.titles == ("Amélie, or so (2001)", None)
 
 
 def test_titles_whose_quote_is_not_closed_are_refused(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def read_side(ratings_file: Path, names: Sequence[str]) -> dict[Side, pd.DataFra
         raise UsageError(f"--side: '{short(unknown[0])}' is none of {', '.join(SIDES)}")
     if ratings_file.is_dir():  # of Parquet
         ratings_file = ratings_file / "ratings.parquet"
+    elif ratings_file.suffix == ".gz":
+        ratings_file = ratings_file.with_suffix("")
     folder = ratings_file.parent
     found: dict[Side, pd.DataFrame] = {}
     try:
@@ -123,6 +125,8 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
     Raises:
         DataError: it cannot be read, or has no column of ids.
     """
+    if path.suffix in (".gz", ".parquet"):
+        raise DataError(f"{path}: a table of {side}s is plain text here: CSV, TSV or the like")
     try:
         with path.open(encoding="utf-8-sig") as stream:
             line = stream.readline().rstrip("\r\n")

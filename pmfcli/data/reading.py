@@ -28,7 +28,7 @@ def ratings_file(path: Path) -> Path:
         DataError: there is none.
     """
     if path.is_dir():
-        for name in LAYOUTS:
+        for name in (*LAYOUTS, *(f"{name}.gz" for name in LAYOUTS)):
             if (path / name).is_file():
                 return path / name
         if any(path.glob("*.parquet")):

@@ -20,7 +20,7 @@ def read_titles(ratings_file: Path, movies: Vocabulary) -> tuple[str | None, ...
         "ratings.dat": ("movies.dat", _from_dat),
         "u.data": ("u.item", _from_item),
     }
-    name, read = readers.get(ratings_file.name, ("", _from_csv))
+    name, read = readers.get(ratings_file.name.removesuffix(".gz"), ("", _from_csv))
     path = ratings_file.with_name(name) if name else ratings_file
     if not name or not path.is_file():
         return (None,) * len(movies)
