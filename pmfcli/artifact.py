@@ -6,6 +6,7 @@ written to a temporary name and renamed, and its bytes depend on the content alo
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from pmfcli import archive, packing
+from pmfcli.core.approximation import Draws
 from pmfcli.core.blend import Blend, Posterior
-from pmfcli.core.distinct import distinct
+from pmfcli.core.distinct import distinct, nearest
 from pmfcli.core.neighbourhood import Neighbourhood
 from pmfcli.core.pairs import Seen
 from pmfcli.data.fields import LATEST
@@ -27,6 +29,7 @@ from pmfcli.text import clean
 
 FORMAT = "pmf-model"
 VERSION = 6
+_ROUNDING = 1e-5  # of a step, as a part of the scale
 _KINDS = {"map": "mode", "bayes": "draws", "blend": "blend"}  # of posteriors, by method
 
 
@@ -48,14 +51,27 @@ class Model:
 
     @cached_property
     def steps(self) -> tuple[float, ...]:
-        """The different ratings of the data, ascending, where they are so few that they are the steps of a scale; else none."""
+        """The different ratings of the data, ascending, where they are so few that they are the steps of a scale; else none.
+
+        Those that draws have probabilities for are steps even where nobody who is left has given them.
+        """
         found = distinct(self.seen.stars, STEPS)
+        grid = self.posterior.grid if isinstance(self.posterior, Draws | Blend) else None
+        if grid is not None:
+            found = on_steps(self.scale.to_stars(grid), found.tolist(), self.scale)
         return tuple(found.tolist()) if len(found) <= STEPS else ()
 
     @cached_property
     def movie_counts(self) -> Tensor:
         """Training ratings of each movie."""
         return self.seen.movie_counts(len(self.movies))
+
+
+def on_steps(stars: Tensor, steps: Sequence[float], scale: Scale) -> Tensor:
+    """Stars, but steps, or the ends of the scale, where they are nothing but those rounded."""
+    known = torch.tensor(sorted({*steps, *scale}))
+    near = known[nearest(known, stars)]
+    return torch.where((near - stars).abs() < _ROUNDING * (scale.hi - scale.lo), near, stars)
 
 
 def dumps(model: Model) -> bytes:

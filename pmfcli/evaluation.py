@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmfcli.artifact import Model
+from pmfcli.artifact import Model, on_steps
 from pmfcli.config import Settings
 from pmfcli.core import blend, metrics
 from pmfcli.core.distinct import nearest
@@ -251,12 +251,13 @@ def report_ranking(parts: Sequence[Ranked], k: int) -> dict[str, Any]:
 
 def _predicted(said: Predictive, scale: Scale, grid: Tensor | None, stars: Tensor) -> dict[str, Tensor]:
     """What is predicted for some ratings, in stars."""
+    steps = () if grid is None else grid.tolist()
     ends = [said.interval(level) for level in LEVELS]
     found = {
         "model": scale.to_stars(said.mean()),
         "sd": said.sd() * (scale.hi - scale.lo),
-        "low": scale.to_stars(torch.stack([low for low, _ in ends], 1)),
-        "high": scale.to_stars(torch.stack([high for _, high in ends], 1)),
+        "low": on_steps(scale.to_stars(torch.stack([low for low, _ in ends], 1)), steps, scale),
+        "high": on_steps(scale.to_stars(torch.stack([high for _, high in ends], 1)), steps, scale),
         "liked": torch.full_like(stars, math.nan),
     }
     if grid is None:

@@ -16,6 +16,7 @@ from pmfcli.steps import Steps
 from pmfcli.training import train
 
 _LONGEST_RECORD = 1 << 20  # characters
+_HELD = 0.1  # of the ratings, where the settings hold none out
 _CHECK = 0.1  # of the ratings, others than the search saw as held out, compare the best to the default
 
 _Range = tuple[float, float]
@@ -109,7 +110,7 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
         study.enqueue_trial({name: getattr(start, name) for name in space})
     for _ in range(trials - len(done)):
         trial = study.ask()
-        settings = start.model_copy(update=_suggest(trial, space) | {"refit": False, "holdout": start.holdout or 0.1})
+        settings = start.model_copy(update=_suggest(trial, space) | {"refit": False, "holdout": start.holdout or _HELD})
         try:
             rmse = _held_out_error(ratings, settings, trial)
         except TrainingError:
@@ -123,7 +124,8 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
     best = start.model_copy(update=changed)
     check: list[dict[str, Any]] = []
     if changed:
-        mask = random_mask(ratings.n, _CHECK, start.seed + 1)
+        held = random_mask(ratings.n, start.holdout or _HELD, start.seed)  # as ``train`` holds them out
+        mask = random_mask(ratings.n, _CHECK, start.seed + 1) & ~held
         scored = [next(cross_score(ratings, settings, [mask])).scored for settings in (start, best)]
         check = compare(*scored)
     return Found(changed, float(study.best_value), float(first.value or np.nan), check)

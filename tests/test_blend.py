@@ -129,6 +129,9 @@ def test_a_pool_is_the_weighted_sum() -> None:
     numbers = Mixture(torch.rand(3, 6, generator=seeded(3)), 0.2 + 0.1 * torch.rand(3, 6, generator=seeded(4)))
     both = pooled([steps, numbers], weight, grid)
     torch.testing.assert_close(both.masses(grid), 0.3 * steps.mass + 0.7 * numbers.masses(grid))
+    torch.testing.assert_close(both.mean(), 0.3 * steps.mean() + 0.7 * numbers.mean())
+    torch.testing.assert_close(pooled([numbers], torch.ones(1), grid).mean(), numbers.mean())
+    torch.testing.assert_close(both.sd(), (both.mass * (grid - both.mean()[:, None]).square()).sum(1).sqrt())
     other = Mixture(numbers.centre[:1] + 0.1, numbers.spread[:1])
     whole = pooled([numbers, other], weight, None)
     for point in (0.2, 0.6):

@@ -70,6 +70,8 @@ def test_the_pit_histogram_is_that_of_random_draws() -> None:
     drawn = low + (high - low) * torch.rand(20_000, 20, generator=seeded(4)).double()
     simulated = torch.histc(drawn, 5, 0, 1) / drawn.numel()
     assert metrics.pit_histogram(low, high, 5) == pytest.approx(simulated.tolist(), abs=0.005)
+    sure = torch.tensor([0.0, 1.0, 1.0])
+    assert metrics.pit_histogram(sure, sure, 4) == pytest.approx([1 / 3, 0, 0, 2 / 3])
 
 
 def test_the_bootstrap_of_a_mean_has_its_standard_error() -> None:
@@ -103,6 +105,11 @@ def test_ranking_by_hand() -> None:
     best = 1 + 1 / math.log2(3) + 1 / math.log2(4)
     assert ndcg == pytest.approx((1 / math.log2(3) + 1 / math.log2(4)) / best)
     assert recall == pytest.approx(2 / 3)
+    for other in (score - 10, 1000 * score - 500, score.exp()):  # in the same order
+        assert metrics.ranking(other, liked, 3) == (ndcg, recall)
+    first = torch.arange(50) == 0
+    assert metrics.ranking(torch.ones(50), first, 10) == (1, 1)  # as the list has it
+    assert metrics.ranking(torch.ones(50), first.flip(0), 10) == (0, 0)
 
 
 def test_the_candidates_are_all_that_the_user_has_not_rated(sample: Ratings) -> None:
@@ -152,7 +159,7 @@ def test_parts_by_score() -> None:
     assert len(metrics.by_parts(score, error, 10)) == 4
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "ordinal"])
+@pytest.mark.parametrize("kind", ["gaussian", "five steps", "eleven steps"])  # of tens some are no step times 1/10
 def test_a_planted_model_covers_what_it_says(kind: str) -> None:
     """Ratings drawn from the predictive distribution itself: coverage is nominal, or the probability inside, but for chance."""
     n, g = 20_000, seeded(7)
@@ -161,10 +168,11 @@ def test_a_planted_model_covers_what_it_says(kind: str) -> None:
         stars = 100 * (said.centre[0] + said.spread[0] * torch.randn(n, generator=g).double())
         grid, expected = None, list(LEVELS)
     else:
-        mass = torch.softmax(2 * torch.randn(n, 5, generator=g), 1)
-        said = Masses(mass, torch.linspace(0, 1, 5))
-        stars = 25.0 * torch.multinomial(mass, 1, generator=g)[:, 0]
-        grid = torch.tensor([0.0, 25.0, 50.0, 75.0, 100.0])
+        steps = 5 if kind == "five steps" else 11
+        mass = torch.softmax(2 * torch.randn(n, steps, generator=g), 1)
+        said = Masses(mass, torch.linspace(0, 1, steps))
+        grid = torch.linspace(0, 100, steps)
+        stars = grid[torch.multinomial(mass, 1, generator=g)[:, 0]]
         ends = [said.interval(level) for level in LEVELS]
         inside = [(said.grid >= low[:, None]) & (said.grid <= high[:, None]) for low, high in ends]
         expected = [float((mass * one).sum(1).mean()) for one in inside]

@@ -1,6 +1,7 @@
 """The search for settings: what it tries, how it goes on, what it says and writes."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,14 @@ def test_the_best_is_what_its_file_gives(answer: Run, small: Path) -> None:
     again = json.loads(answer(*flags).stdout)
     assert f"RMSE {again['holdout_rmse']:.3f}" in line
     assert found.epochs == 20
+
+
+def test_a_few_users_do_not_tell_settings_apart(answer: Run, small: Path) -> None:
+    header, *rows = (small / "small.csv").read_text().splitlines()
+    users = [user for user, _ in Counter(row.split(",")[0] for row in rows).most_common(8)]
+    (small / "few.csv").write_text("\n".join([header, *(row for row in rows if row.split(",")[0] in users), ""]))
+    done = answer("tune", "--data", "few.csv", "--epochs", "30", "--sigma", "0.9", "--trials", "6")
+    assert (done.returncode, "too few users to tell them apart" in done.stderr) == (0, True), done.stderr
 
 
 def test_the_file_has_all_that_was_given_however_and_to_the_digit(answer: Run, small: Path) -> None:

@@ -35,6 +35,7 @@ from pmfcli.training import train
 from pmfcli.updating import forget, update
 
 DETAIL = Detail(0.9, stars=False)
+STARS = Detail(0.9, stars=True)
 MODES = {
     "adam": {"epochs": 60},
     "plain": {"epochs": 60, "biases": False, "hierarchical": "none"},
@@ -352,6 +353,17 @@ def distinct(parts: tuple[Ratings, Ratings]) -> Ratings:
     ratings = dense(ratings.select(~alone | (ratings.movie % 50 != 3)))
     ids = tuple(f"{name}-of-Ürümqi" for name in ratings.users.ids)
     return replace(ratings, users=Vocabulary(ids))
+
+
+def test_a_step_that_only_the_forgotten_gave_stays_one(small: Ratings) -> None:
+    stars = np.maximum(small.stars, np.sort(np.unique(small.stars))[1])
+    stars[np.flatnonzero(small.user == 5)[0]] = small.scale.lo
+    old = run(train(replace(small, stars=stars), Settings(method="bayes", epochs=10, latent=2)))
+    model = loads(dumps(forget(old, [5]).model), "x")
+    assert small.scale.lo not in model.seen.stars
+    assert model.steps == old.steps
+    for row in predict(model, [Asked(user, movie) for user in model.users.ids[:9] for movie in model.movies.ids[:9]], STARS):
+        assert sum(row[f"p_{step:g}"] for step in model.steps) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_mode_forgets(distinct: Ratings) -> None:

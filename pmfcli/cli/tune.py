@@ -95,9 +95,13 @@ def _say(found: "Found", output: Path) -> None:
     else:
         row = next(row for row in found.check if row["score"] == "rmse")
         low, high = row["lo"], row["hi"]
-        verdict = "better" if high < 0 else "worse" if low > 0 else "not clearly different"
+        if low is None or high is None:
+            verdict = "too few users to tell them apart"
+        else:
+            verdict = "better" if high < 0 else "worse" if low > 0 else "not clearly different"
+            verdict += f" ({low:+.4f} to {high:+.4f})"
         note(
             f"held-out RMSE {found.rmse:.4f}, before {found.start:.4f}; on other held-out ratings {row['value']:.4f}, "
-            f"before {row['first']:.4f}: {verdict} ({low:+.4f} to {high:+.4f})"
+            f"before {row['first']:.4f}: {verdict}"
         )
     note(f"wrote {output}; use it by: pmf train --config {output}")

@@ -17,6 +17,7 @@ from pmfcli.core.team import ALONE, Team
 
 _DAMPING_USER, _DAMPING_MOVIE, _SWEEPS = 15.0, 10.0, 10
 _AT_A_TIME = 1 << 16  # errors, so that they stay in the cache
+_NARROW = 1e-9  # what stands for all of a probability that rounds to 0 or 1
 _LEAST_MASS = 1e-12  # of a rating that came all the same
 _REPLICATES, _LEAST_GROUPS = 2000, 10
 
@@ -121,7 +122,7 @@ def central_coverage(low: Tensor, high: Tensor, level: float) -> float:
 
 def _pit(low: Tensor, high: Tensor, points: Tensor) -> Tensor:
     """The part of the transforms below each point, (points,)."""
-    low, width = low.double()[:, None], (high - low).double().clamp(min=1e-9)[:, None]
+    low, width = low.double().clamp(max=1 - _NARROW)[:, None], (high - low).double().clamp(min=_NARROW)[:, None]
     return ((points - low) / width).clamp(0, 1).mean(0)
 
 
@@ -139,10 +140,14 @@ def ranking(score: Tensor, liked: Tensor, k: int) -> tuple[float, float]:
     """NDCG and recall of the k candidates with the highest score, (n,), where some are liked, (n,) bool.
 
     NDCG: Jarvelin & Kekalainen, "Cumulated gain-based evaluation of IR techniques" (TOIS 2002), gain 1 for what is liked.
+    Of equal scores the first candidate counts as the higher.
     """
     from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_recall
 
-    return float(retrieval_normalized_dcg(score, liked.long(), k)), float(retrieval_recall(score, liked, k))
+    order = torch.argsort(score, descending=True, stable=True)
+    place = torch.empty(len(score), dtype=torch.float64)  # above 0, as what is not is passed over there
+    place[order] = torch.arange(len(score), 0, -1, dtype=torch.float64)
+    return float(retrieval_normalized_dcg(place, liked.long(), k)), float(retrieval_recall(place, liked, k))
 
 
 def by_parts(score: Tensor, error: Tensor, parts: int) -> list[tuple[float, float]]:

@@ -8,7 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pmfcli.core.distinct import nearest
+
 _COARSE, _SHORT = 3, 1e-6  # steps of a scale; by how little rounding may leave a probability short of a level
+_ROUNDING = 1e-5  # of a step on the unit scale
 _BISECTIONS = 30  # of the range of the components, to the precision of its numbers
 _REACH, _LEAST = 8.0, 1e-15  # standard deviations beyond the outermost component; the probability there
 
@@ -64,9 +67,10 @@ class Mixture(NamedTuple):
     def masses(self, grid: Tensor) -> Tensor:
         """The probability of every value of an ascending grid, (n, values): bins meet half way, tails belong to the ends."""
         edges = 0.5 * (grid[1:] + grid[:-1])
-        below = torch.stack([self.below(float(edge)) for edge in edges], 1) if len(edges) else self.centre.new_zeros(self.n, 0)
-        ends = below.new_zeros(self.n, 1), below.new_ones(self.n, 1)
-        return torch.cat([ends[0], below, ends[1]], 1).diff(dim=1)
+        exact = self._replace(centre=self.centre.double(), spread=self.spread.double())  # probabilities near 1 are apart, too
+        none, whole = exact.centre.new_zeros(self.n), exact.centre.new_ones(self.n)
+        below = torch.stack([none, *(exact.below(float(edge)) for edge in edges), whole], 1)
+        return below.diff(dim=1).to(self.centre)
 
     @property
     def n(self) -> int:
@@ -82,13 +86,14 @@ class Masses(NamedTuple):
 
     mass: Tensor  # (n, K)
     grid: Tensor  # (K,) ascending, on the unit scale
+    point: Tensor | None = None  # (n,) the prediction, if it is not their mean
 
     def mean(self) -> Tensor:
-        """The predictive mean, (n,)."""
-        return self.mass @ self.grid
+        """The predictive mean, (n,), or what is given in its place."""
+        return self.mass @ self.grid if self.point is None else self.point
 
     def sd(self) -> Tensor:
-        """The predictive standard deviation, (n,)."""
+        """The predictive standard deviation, (n,), from ``mean``."""
         away = self.grid - self.mean()[:, None]
         return (self.mass * away.square()).sum(1).sqrt()
 
@@ -145,8 +150,8 @@ class Masses(NamedTuple):
 
     def masses(self, grid: Tensor) -> Tensor:
         """The probability of every value of an ascending grid, (n, values): its own steps, and 0 for what is none of them."""
-        place = torch.searchsorted(self.grid, grid).clamp(max=len(self.grid) - 1)
-        return self.mass[:, place] * (self.grid[place] == grid)
+        place = nearest(self.grid, grid)
+        return self.mass[:, place] * ((self.grid[place] - grid).abs() < _ROUNDING)
 
     @property
     def n(self) -> int:
@@ -158,13 +163,14 @@ Predictive = Mixture | Masses
 
 
 def pooled(parts: Sequence[Predictive], weight: Tensor, grid: Tensor | None) -> Predictive:
-    """The linear pool of distributions of the same n ratings, with weights (parts,).
+    """The linear pool of distributions of the same n ratings, with weights (parts,); it predicts the mean of what they do.
 
     Args:
         grid: (K,) the steps of the scale, whose probabilities are pooled; without one the parts are mixtures.
     """
     if grid is not None:
-        return Masses(torch.stack([part.masses(grid) * w for part, w in zip(parts, weight, strict=True)]).sum(0), grid)
+        masses = torch.stack([part.masses(grid) * w for part, w in zip(parts, weight, strict=True)]).sum(0)
+        return Masses(masses, grid, torch.stack([part.mean() * w for part, w in zip(parts, weight, strict=True)]).sum(0))
     mixtures = [part for part in parts if isinstance(part, Mixture)]
     shares = [w / len(part.centre) * torch.ones(len(part.centre)) for part, w in zip(mixtures, weight, strict=True)]
     return Mixture(
