@@ -305,6 +305,8 @@ def gather(flags: Mapping[str, Any], file: Path | None, environment: Mapping[str
     found: dict[str, Given] = {}
     if file is not None:
         for key, value in _load(file).items():
+            if isinstance(value, dict):
+                raise UsageError(f"{file}: [{key}]: settings stand at the top, in no table; leave the line out")
             _known(key, str(file), "")
             found[key] = Given(value, f"{file}: {key}")
     for variable, text in environment.items():

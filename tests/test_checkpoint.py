@@ -141,7 +141,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_model(tmp_path: Path, kind:
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_told_to_stop_it_leaves_a_checkpoint(tmp_path: Path, number: int, code: int) -> None:
     process = started(tmp_path, "--method", "bayes", "--epochs", "1000")
     while not (tmp_path / "c").exists():

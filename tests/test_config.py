@@ -35,6 +35,7 @@ def test_flag_over_environment_over_file_over_default(tmp_path: Path, monkeypatc
         ({"threads": 100_000}, "", {}, r"^--threads: "),
         ({"sigma_u": 1e-200}, "", {}, r"^--sigma-u: "),
         ({}, "latent = true", {}, r"c\.toml: latent: a number or a name is expected, not True"),
+        ({}, "[train]\nlatent = 3", {}, r"c\.toml: \[train\]: settings stand at the top, in no table; leave the line out$"),
         ({}, "latnet = 3", {}, r"c\.toml: 'latnet' is no setting; did you mean latent\?"),
         ({}, "xyzzy = 3", {}, r"c\.toml: 'xyzzy' is no setting; known: method, "),
         ({}, "latent = 'many'", {}, r"c\.toml: latent: .*not 'many'"),

@@ -17,6 +17,7 @@ from pmfcli.cli.common import (
 from pmfcli.cli.options import AsJson, OutputFormat, Source, with_columns
 from pmfcli.console import Row, Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
+from pmfcli.text import file_size
 
 if TYPE_CHECKING:
     from pmfcli.blending import Blended
@@ -74,7 +75,8 @@ def blend(
     else:
         assert weights is not None
         blended = blend_like(found, names, load_model(weights))
-    write_atomically(output, dumps(blended.model))
+    content = dumps(blended.model)
+    write_atomically(output, content)
     emit(_rows(blended), Shape("blend", _COLUMNS, decimals=4, ids=2), chosen)
     if blended.unknown:
         note(f"{blended.unknown:,} of {blended.held_out:,} held-out ratings are of users or movies that training did not have")
@@ -88,7 +90,7 @@ def blend(
         best = min(blended.parts, key=lambda part: float(part.scores["crps"]))
         if best.scores["crps"] < blended.scores["crps"]:
             note(f"{best.name} alone has a lower CRPS on these ratings: blend fewer parts, or hold out more")
-    note(f"wrote {output}")
+    note(f"wrote {output} ({file_size(len(content))})")
 
 
 def _rows(blended: "Blended") -> list[Row]:

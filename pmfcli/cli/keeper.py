@@ -27,7 +27,10 @@ class Keeper:
 
     def __enter__(self) -> None:
         if self._path is not None:
-            self._before = {number: signal.signal(number, self._tell) for number in (signal.SIGINT, signal.SIGTERM)}
+            told = [signal.SIGINT, signal.SIGTERM]
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup makes it
+                told.append(signal.SIGHUP)
+            self._before = {number: signal.signal(number, self._tell) for number in told}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -87,7 +87,10 @@ def _format_of_all(output: Path | None, asked: Format | None, as_json: bool) -> 
         if asked or as_json:
             raise UsageError(f"--output {output}: its ending says what to write; leave --format and --json out")
     elif as_json or asked in ("json", "table"):
-        raise UsageError("--all-users writes rows as they come: give --format tsv, csv or jsonl, or a file by --output")
+        said = "--json" if as_json else f"--format {asked}"
+        raise UsageError(
+            f"{said}: --all-users writes rows as they come; give --format tsv, csv or jsonl, or a file by --output"
+        )
     return asked or "tsv"
 
 

@@ -123,7 +123,7 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
     A title is not a feature, but the year at its end is. Columns typed as RecBole does (``class:token_seq``) are known.
 
     Raises:
-        DataError: it cannot be read, or has no column of ids.
+        DataError: it cannot be read, has no column of ids, or an id twice.
     """
     if path.suffix in (".gz", ".parquet"):
         raise DataError(f"{path}: a table of {side}s is plain text here: CSV, TSV or the like")
@@ -169,6 +169,9 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
         if (years != "").mean() > 0.5 and "year" not in table:
             table["year"] = years.to_numpy()
     table.columns = [re.sub(r":\w+$", "", str(name)) for name in table.columns]
+    twice = table.index[table.index.duplicated() & (table.index != "")]
+    if len(twice):
+        raise DataError(f"{path}: {side} '{short(str(twice[0]))}' stands twice; leave one row of each")
     return table
 
 
