@@ -86,7 +86,7 @@ def test_bad_data_is_3(answer: Run, tmp_path: Path, name: str, command: str) -> 
     path = tmp_path / "bad.csv"
     if BAD_DATA[name] is not None:
         path.write_bytes(BAD_DATA[name])
-    (tmp_path / "pmf.pt").write_bytes(b"the old model")
+    (tmp_path / "pmf.pt").write_bytes(b"PK\x03\x04 the old model")
     before = tree(tmp_path)
     done = answer(command, "--data", path)
     assert (done.returncode, done.stdout) == (3, "")
@@ -288,7 +288,7 @@ def test_train_writes_a_model_a_log_and_json(answer: Run, tmp_path: Path) -> Non
 
 def test_divergence_keeps_the_old_model(answer: Run, tmp_path: Path) -> None:
     (tmp_path / "good.csv").write_text(GOOD)
-    (tmp_path / "pmf.pt").write_bytes(b"the old model")
+    (tmp_path / "pmf.pt").write_bytes(b"PK\x03\x04 the old model")
     done = answer("train", "--data", "good.csv", "--lr", "1e30", "--holdout", "0")
     assert done.returncode == 1
     assert one_line(done.stderr)
@@ -299,7 +299,7 @@ def test_divergence_keeps_the_old_model(answer: Run, tmp_path: Path) -> None:
         assert done.returncode == 1
         assert "diverged" in done.stderr
         assert "smaller --lr" in done.stderr
-    assert (tmp_path / "pmf.pt").read_bytes() == b"the old model"
+    assert (tmp_path / "pmf.pt").read_bytes() == b"PK\x03\x04 the old model"
 
 
 def test_small_data_trains_and_says_how(answer: Run, tmp_path: Path) -> None:
@@ -343,6 +343,10 @@ def test_the_ratings_are_not_written_over(answer: Run, tmp_path: Path) -> None:
         ["tune", "--data", "good.csv", "--method", "bayes", "--movie-features", "m.csv", "-o", "m.csv"],
         ["tune", "--data", "good.csv", "--journal", "pmf.toml"],
         ["train", "--data", "good.csv", "-o", "pmf.toml"],
+        ["train", "--data", "sample", "-o", "m.csv"],
+        ["update", "m.pt", "good.csv", "-o", "m.csv"],
+        ["forget", "-m", "m.pt", "--user", "4", "-o", "m.csv"],
+        ["blend", "m.pt", "m.pt", "--holdout", "good.csv", "-o", "m.csv"],
         ["blend", "a.pt", "b.pt", "--holdout", "good.csv", "-o", "good.csv"],
     ):
         done = answer(*arguments)
@@ -746,7 +750,7 @@ def test_other_separators_are_letters_of_ids(answer: Run, tmp_path: Path, separa
     assert (done.returncode, "standard input:2: " in done.stderr) == (3, True)
 
 
-@pytest.mark.parametrize("old", [None, b"the old model"])
+@pytest.mark.parametrize("old", [None, b"PK\x03\x04 the old model"])
 def test_a_killed_train_leaves_no_model_or_the_old_one(tmp_path: Path, old: bytes | None) -> None:
     (tmp_path / "good.csv").write_text(GOOD)
     if old is not None:

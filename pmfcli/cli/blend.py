@@ -9,6 +9,7 @@ from pmfcli.cli.common import (
     by_hand,
     check_apart,
     check_folder,
+    check_is_model,
     check_is_not_data,
     load_model,
     read_data,
@@ -62,6 +63,7 @@ def blend(
     check_is_not_data("--output", output, holdout or "-")
     check_apart("--output", output, {"--weights": weights, **{f"the model {model}": model for model in models}})
     check_folder("--output", output)
+    check_is_model(output)
     found = [load_model(model) for model in models]
     from pmfcli.artifact import dumps, write_atomically
     from pmfcli.blending import blend as pool

@@ -15,6 +15,8 @@ from pmfcli.data.catalog import CATALOG, DEFAULT
 from pmfcli.errors import DataError, OutputError, UnknownIdError, UsageError
 from pmfcli.text import file_size, short
 
+_ZIP = b"PK\x03\x04"  # how a model begins
+
 if TYPE_CHECKING:
     from pmfcli.answers import Visitor
     from pmfcli.artifact import Model
@@ -210,6 +212,21 @@ def check_output(output: Path, as_json: bool) -> None:
             raise UsageError("--output -: a model is not text; send it to a file or a pipe")
         return
     check_folder("--output", output)
+
+
+def check_is_model(output: Path) -> None:
+    """Refuse to write a model over what is none.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    begins = b""
+    with contextlib.suppress(OSError):
+        if output.is_file():
+            with output.open("rb") as file:
+                begins = file.read(len(_ZIP))
+    if begins not in (b"", _ZIP):
+        raise UsageError(f"--output {output}: is there and is no model; give another file, or remove it")
 
 
 def write_model(output: Path, model: "Model") -> int:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pmfcli.cli.common import check_output, load_model, state_of, write_changed
+from pmfcli.cli.common import check_is_model, check_output, load_model, state_of, write_changed
 from pmfcli.cli.options import AsJson, ModelFile
 from pmfcli.console import note
 from pmfcli.errors import UsageError
@@ -28,6 +28,8 @@ def forget(
     if str(model) == "-" and output is None:
         raise UsageError("a model from standard input: give --output")
     check_output(output or model, as_json)
+    if output is not None:
+        check_is_model(output)
     was = state_of(model)
     old = load_model(model)
     from pmfcli.answers import find_user

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmfcli.cli.common import check_folder, check_is_not_data, check_output, in_parts, read_beside, read_data, write_model
+from pmfcli.cli.common import (
+    check_folder,
+    check_is_model,
+    check_is_not_data,
+    check_output,
+    in_parts,
+    read_beside,
+    read_data,
+    write_model,
+)
 from pmfcli.cli.dry_run import look_ahead, size_of
 from pmfcli.cli.keeper import Keeper
 from pmfcli.cli.log import Log
@@ -144,6 +153,7 @@ def _check_outputs(outputs: dict[str, Path | None], config: Path | None, source:
     if str(output) == "-" and str(log) == "-":
         raise UsageError("--output -: the model takes standard output; give --log a file")
     check_output(output, as_json)
+    check_is_model(output)
 
 
 def _check_checkpoint(checkpoint: Path | None, resume: bool) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmfcli.cli.common import check_is_not_data, check_output, load_model, read_data, state_of, write_changed
+from pmfcli.cli.common import check_is_model, check_is_not_data, check_output, load_model, read_data, state_of, write_changed
 from pmfcli.cli.options import AsJson, Source, with_columns
 from pmfcli.console import note, progress
 from pmfcli.errors import UsageError
@@ -32,6 +32,8 @@ def update(
         raise UsageError("a model from standard input: give --output, and the ratings as a file")
     check_is_not_data("--output", output, ratings)
     check_output(output or model, as_json)
+    if output is not None:
+        check_is_model(output)
     was = state_of(model)
     old = load_model(model)
     new = read_data(Source(ratings, **columns))
