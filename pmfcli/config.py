@@ -309,12 +309,23 @@ def gather(flags: Mapping[str, Any], file: Path | None, environment: Mapping[str
                 raise UsageError(f"{file}: [{key}]: settings stand at the top, in no table; leave the line out")
             _known(key, str(file), "")
             found[key] = Given(value, f"{file}: {key}")
-    for variable, text in environment.items():
+    found |= {key: Given(environment[variable], variable) for key, variable in settings_of(environment).items()}
+    return found | {key: Given(value, f"--{key.replace('_', '-')}") for key, value in flags.items()}
+
+
+def settings_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of an environment that are settings, by setting.
+
+    Raises:
+        UsageError: one begins like them and is none (names the nearest).
+    """
+    found = {}
+    for variable in environment:
         if variable.startswith(ENVIRONMENT) and variable not in OTHER_VARIABLES:
             key = variable.removeprefix(ENVIRONMENT).lower()
             _known(key, "the environment", ENVIRONMENT)
-            found[key] = Given(text, variable)
-    return found | {key: Given(value, f"--{key.replace('_', '-')}") for key, value in flags.items()}
+            found[key] = variable
+    return found
 
 
 def settle(given: Mapping[str, Given]) -> Settings:
@@ -350,6 +361,7 @@ def _load(file: Path) -> dict[str, Any]:
 
 def _known(key: str, where: str, prefix: str) -> None:
     names = list(Settings.model_fields)
+    names += [variable.removeprefix(ENVIRONMENT).lower() for variable in OTHER_VARIABLES] if prefix else []
     if key in names:
         return
     near = difflib.get_close_matches(key, names, 1, 0.5)

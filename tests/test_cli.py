@@ -63,6 +63,13 @@ def test_help_has_an_example(answer: Run, command: str) -> None:
     assert "Example: pmf " + command in " ".join(done.stdout.split())
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_variable_that_is_no_setting_is_told_by_every_command(answer: Run, command: str) -> None:
+    done = answer(command, PMF_MODLE="x.pt")
+    assert (done.returncode, done.stdout, one_line(done.stderr)) == (2, "", True)
+    assert "did you mean PMF_MODEL?" in done.stderr
+
+
 BAD_DATA = {
     "no file": None,
     "empty": b"",

@@ -41,6 +41,7 @@ def test_flag_over_environment_over_file_over_default(tmp_path: Path, monkeypatc
         ({}, "latent = 'many'", {}, r"c\.toml: latent: .*not 'many'"),
         ({}, "latent = ", {}, r"c\.toml: not TOML: "),
         ({}, "", {"PMF_EPOCS": "3"}, r"'PMF_EPOCS' is no setting; did you mean PMF_EPOCHS\?"),
+        ({}, "", {"PMF_MODLE": "x.pt"}, r"'PMF_MODLE' is no setting; did you mean PMF_MODEL\?"),
         ({}, "", {"PMF_EPOCHS": "few"}, r"^PMF_EPOCHS: "),
         (
             {"method": "bayes", "lr": 0.1},

@@ -29,6 +29,7 @@ from pmfcli.cli import (
     tune,
     update,
 )
+from pmfcli.config import settings_of
 from pmfcli.console import say
 from pmfcli.errors import PmfError
 from pmfcli.text import clean
@@ -58,7 +59,7 @@ def _common(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Also after the command.")] = False,
 ) -> None:
-    pass
+    settings_of(os.environ)
 
 
 _UNHEARD = 2.0  # seconds, after which SIGTERM is raised again
