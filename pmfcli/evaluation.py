@@ -13,6 +13,7 @@ from torch import Tensor
 from pmfcli.artifact import Model, on_steps
 from pmfcli.config import Settings
 from pmfcli.core import blend, metrics
+from pmfcli.core.baselines import fit_biases, predict_baselines
 from pmfcli.core.distinct import nearest
 from pmfcli.core.pairs import Pairs
 from pmfcli.core.predictive import Predictive
@@ -173,7 +174,7 @@ def _score(model: Model, pairs: Pairs, stars: Tensor, people: Tensor) -> Scored:
     user_counts, movie_counts = seen.start.diff(), model.movie_counts
     of_user = seen.users()
     pattern = Pattern.of(of_user, seen.movie, (len(model.users), len(model.movies)))
-    beside = metrics.predict_baselines(metrics.fit_biases(pattern, seen.stars), pairs)
+    beside = predict_baselines(fit_biases(pattern, seen.stars), pairs)
     found: dict[str, list[Tensor]] = {
         name: [] for name in ("model", "sd", "nll", "crps", "low", "high", "below", "up_to", "liked")
     }

@@ -14,9 +14,10 @@ from pmfcli import __version__, memory
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
 from pmfcli.core.approximation import Draws, Laplace, Posterior
+from pmfcli.core.baselines import fit_biases, predict_baselines
 from pmfcli.core.distinct import distinct
 from pmfcli.core.map import number_of_blocks
-from pmfcli.core.metrics import fit_biases, predict_baselines, scores
+from pmfcli.core.metrics import scores
 from pmfcli.core.pairs import Pairs
 from pmfcli.core.posterior import Parameters
 from pmfcli.core.team import ALONE, WHOLE, Team

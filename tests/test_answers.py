@@ -9,7 +9,8 @@ from conftest import random_pattern
 
 from pmfcli.core import recommend as recommend_module
 from pmfcli.core.approximation import Laplace
-from pmfcli.core.metrics import fit_biases, predict_baselines, scores
+from pmfcli.core.baselines import fit_biases, predict_baselines
+from pmfcli.core.metrics import scores
 from pmfcli.core.neighbours import similar
 from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, Parameters

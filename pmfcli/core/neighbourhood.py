@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pmfcli.core.metrics import damped, fit_biases
+from pmfcli.core.baselines import damped, fit_biases
 from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.parallel import NUMBERS
 from pmfcli.core.predictive import Mixture
