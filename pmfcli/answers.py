@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from pmfcli.artifact import Model, on_steps
+from pmfcli.artifact import Model, in_stars
 from pmfcli.core import blend
 from pmfcli.core.blend import People
 from pmfcli.core.neighbours import Metric
@@ -308,7 +308,7 @@ def _numbers(model: Model, found: Predictive, interval: float) -> torch.Tensor:
     """The prediction, its sd and the ends of its interval, in stars, (4, n)."""
     scale = model.scale
     stars = [scale.to_stars(found.mean()), found.sd() * (scale.hi - scale.lo)]
-    return torch.stack(stars + [on_steps(scale.to_stars(end), model.steps, scale) for end in found.interval(interval)])
+    return torch.stack(stars + [in_stars(end, model.steps, scale) for end in found.interval(interval)])
 
 
 def _said(model: Model, found: Predictive, detail: Detail) -> Iterator[Row]:

@@ -15,7 +15,7 @@ _NAMES = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"}  # that 
 
 
 def load(content: bytes, name: str, what: str, remedy: str) -> Any:
-    """What a file holds. Nothing of it is run, and it takes no more memory than it is long.
+    """What a file holds. Nothing of it is run, and no more of it is made than it is long.
 
     Args:
         name: of the file. what: it should be. remedy: where it is damaged. All of them are for people.
@@ -50,7 +50,7 @@ def _check_records(content: bytes, name: str, what: str, remedy: str) -> None:
                 raise ModelError(f"{name}: not a {what}; {remedy}")
             if not _is_plain(box.read(names[pickles[0]])):
                 raise _refused(name)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError):
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError):
         raise ModelError(f"{name}: not a {what}, or cut short, or damaged; {remedy}") from None
 
 

@@ -29,7 +29,7 @@ from pmfcli.text import clean
 
 FORMAT = "pmf-model"
 VERSION = 6
-_ROUNDING = 1e-5  # of a step, as a part of the scale
+_ROUNDING = 1e-5  # as a part of the scale
 _KINDS = {"map": "mode", "bayes": "draws", "blend": "blend"}  # of posteriors, by method
 
 
@@ -58,7 +58,7 @@ class Model:
         found = distinct(self.seen.stars, STEPS)
         grid = self.posterior.grid if isinstance(self.posterior, Draws | Blend) else None
         if grid is not None:
-            found = on_steps(self.scale.to_stars(grid), found.tolist(), self.scale)
+            found = in_stars(grid, found.tolist(), self.scale)
         return tuple(found.tolist()) if len(found) <= STEPS else ()
 
     @cached_property
@@ -67,9 +67,9 @@ class Model:
         return self.seen.movie_counts(len(self.movies))
 
 
-def on_steps(stars: Tensor, steps: Sequence[float], scale: Scale) -> Tensor:
-    """Stars, but steps, or the ends of the scale, where they are nothing but those rounded."""
-    known = torch.tensor(sorted({*steps, *scale}))
+def in_stars(t: Tensor, steps: Sequence[float], scale: Scale) -> Tensor:
+    """Stars from the unit scale, of any shape; exactly a step, or an end of the scale, where rounding alone is between."""
+    stars, known = scale.to_stars(t), torch.tensor(sorted({*steps, *scale}))
     near = known[nearest(known, stars)]
     return torch.where((near - stars).abs() < _ROUNDING * (scale.hi - scale.lo), near, stars)
 

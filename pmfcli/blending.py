@@ -17,7 +17,8 @@ from pmfcli.core.distinct import nearest
 from pmfcli.core.neighbourhood import Neighbourhood
 from pmfcli.data.ratings import Ratings
 from pmfcli.errors import DataError, UsageError
-from pmfcli.evaluation import matched, score_model, summary, trained_on
+from pmfcli.evaluation import matched, score_model, trained_on
+from pmfcli.reports import summary
 
 NEIGHBOURHOOD = "item neighbourhood"
 _MAY_DIFFER = ("seed", "epochs", "keep", "device", "threads", "holdout", "refit")  # in models that share weights

@@ -23,13 +23,7 @@ _BY_METHOD: dict[str, dict[str, Any]] = {  # defaults that depend on the method
     "map": {"latent": 30, "epochs": 1000, "holdout": 0.1, "likelihood": "gaussian", "noise": "fixed"},
     "bayes": {"latent": 24, "epochs": None, "holdout": 0.0, "likelihood": None, "noise": "both"},
 }
-_WIDE = {
-    "sigma_u": 0.3,
-    "sigma_v": 0.32,
-    "sigma_x": 0.3,
-}  # where means do not say a part of it on both sides, and where EM begins
-
-
+_WIDE = {"sigma_u": 0.3, "sigma_v": 0.32, "sigma_x": 0.3}  # where one side has no means, and where EM begins
 _WAYS = {  # what makes a run one of a kind
     "map": "--method map",
     "adam": "--method map --solver adam",

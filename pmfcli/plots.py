@@ -24,7 +24,7 @@ def check_plot(path: Path) -> None:
 
 
 def draw(result: dict[str, Any], kind: str) -> bytes:
-    """The report of ``evaluation.report`` as a picture of that kind, one of FORMATS."""
+    """The report of ``reports.report`` as a picture of that kind, one of FORMATS."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 8), layout="constrained")

@@ -11,7 +11,8 @@ from pmfcli.config import Settings
 from pmfcli.data.ratings import Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import TrainingError, UsageError
-from pmfcli.evaluation import compare, cross_score
+from pmfcli.evaluation import cross_score
+from pmfcli.reports import compare
 from pmfcli.steps import Steps
 from pmfcli.training import train
 
@@ -58,7 +59,7 @@ class Found(NamedTuple):
     changed: dict[str, Any]  # settings of the best that differ from the start
     rmse: float  # of the best, on the ratings that the search held out
     start: float  # of the start, on the same
-    check: list[dict[str, Any]]  # ``evaluation.compare`` of the best to the start on ratings held out from both; empty if equal
+    check: list[dict[str, Any]]  # ``reports.compare`` of the best to the start on ratings held out from both; empty if equal
 
 
 def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, journal: Path) -> Generator[Tried, None, Found]:

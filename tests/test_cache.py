@@ -112,7 +112,9 @@ def test_a_cache_that_is_no_good_is_none(file: Path) -> None:
         {"duplicates": math.inf},
     ):
         rewritten(**change)
-        same(cache.read(file, COLUMNS, False)[0], plain)
+        again, renewed = cache.read(file, COLUMNS, False)
+        same(again, plain)
+        assert renewed == left, change  # it was none, and is one again
     left.write_bytes(content)
     with zipfile.ZipFile(left) as box:
         members = {one.filename: box.read(one) for one in box.infolist()}

@@ -20,7 +20,8 @@ from pmfcli.core import drift
 from pmfcli.core.fold_in import draw_mood, fold_in, fold_in_draws, with_mood
 from pmfcli.data.ratings import Ratings, Scale
 from pmfcli.errors import ModelError, TrainingError, UsageError
-from pmfcli.evaluation import report, score_model
+from pmfcli.evaluation import score_model
+from pmfcli.reports import report
 from pmfcli.steps import run
 from pmfcli.training import train
 

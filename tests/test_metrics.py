@@ -15,7 +15,8 @@ from pmfcli.core import metrics
 from pmfcli.core.predictive import Masses, Mixture
 from pmfcli.data.ratings import Ratings, Scale
 from pmfcli.data.split import random_mask
-from pmfcli.evaluation import LEVELS, _predicted, cross_score, large_error, rank_model, report_ranking
+from pmfcli.evaluation import LEVELS, _predicted, cross_score, large_error, rank_model
+from pmfcli.reports import report_ranking
 from pmfcli.steps import run
 from pmfcli.training import train
 

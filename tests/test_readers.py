@@ -168,6 +168,7 @@ def test_of_duplicates_the_latest_counts(tmp_path: Path) -> None:
         ("user,movie,rating,rating\n1,2,3,4\n", r"a\.csv:1: two columns are called rating; rename one"),
         ("user,movie,rating,time\n1,2,3,2001-02-30\n", r"a\.csv:2: time '2001-02-30' is neither"),
         ("user,movie,rating,time\n1,2,3,0001-01-01\n1,3,3,10000-01-01\n", r"a\.csv:3: time '10000-01-01' is neither"),
+        ("user,movie,rating\n1,2,3\n".encode("utf-16"), r"a\.csv: UTF-16 text, not UTF-8; convert it"),
         (b"PK\x03\x04ratings", r"a\.csv: a binary file"),
         ("user,movie,rating,time\n1,2,3,4\n1,3,3,soon\n", r"a\.csv:3: time 'soon'"),
         ("user^movie^rating\n1^2^3\n", r"a\.csv:1: no columns in 'user\^movie\^rating'"),

@@ -17,8 +17,9 @@ from pmfcli.core.predict import means_of_pairs
 from pmfcli.data.ratings import Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import UsageError
-from pmfcli.evaluation import cross_score, report, score_model
+from pmfcli.evaluation import cross_score, score_model
 from pmfcli.fitting import PACES, Report
+from pmfcli.reports import report
 from pmfcli.steps import Steps, run
 from pmfcli.training import choose_device, held_out, train
 

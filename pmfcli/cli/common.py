@@ -15,13 +15,13 @@ from pmfcli.data.catalog import CATALOG, DEFAULT
 from pmfcli.errors import DataError, OutputError, UnknownIdError, UsageError
 from pmfcli.text import file_size, short
 
-_ZIP = b"PK\x03\x04"  # how a model begins
-
 if TYPE_CHECKING:
     from pmfcli.answers import Visitor
     from pmfcli.artifact import Model
     from pmfcli.data.ratings import Ratings
     from pmfcli.updating import Forgotten, Updated
+
+_ZIP = b"PK\x03\x04"  # how a model begins
 
 
 def in_parts(source: Source) -> bool:

@@ -36,8 +36,9 @@ def compare(
     ratings = read_data(Source(test, **columns))
     say_if_dates_are_told([str(model.settings["time"]) for model in found], ratings, True)
     say_if_off_the_scale(found, ratings)
-    from pmfcli.evaluation import compare as paired
-    from pmfcli.evaluation import groups, score_model
+    from pmfcli.evaluation import score_model
+    from pmfcli.reports import compare as paired
+    from pmfcli.reports import groups
 
     scored = [score_model(model, ratings) for model in found]
     for path, one in zip(models, scored, strict=True):

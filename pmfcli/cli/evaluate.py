@@ -75,7 +75,7 @@ def evaluate(
     _check_flags(context, test, folds, split, [f"--{name.replace('_', '-')}" for name in given])
     if test is not None:
         found = load_model(model)
-        from pmfcli.evaluation import Tested, rank_model, report, report_ranking, score_model
+        from pmfcli.evaluation import Tested, rank_model, score_model
 
         ratings = read_data(source._replace(data=test))
         say_if_dates_are_told([str(found.settings["time"])], ratings, True)
@@ -93,13 +93,15 @@ def evaluate(
         if split in ("last", "time"):
             held, rest = ratings.select(masks[0]), ratings.select(~masks[0])
             _say_if_the_future_is_known(held, None if rest.time is None or not rest.n else int(rest.time.max()), _ADVICE)
-        from pmfcli.evaluation import cross_score, report, report_ranking
+        from pmfcli.evaluation import cross_score
 
         tests = []
         with progress("fold") as bar:
             for part in cross_score(ratings, settings, masks, ranking):
                 tests.append(part)
                 bar.show(len(tests), len(masks), f"{len(tests)}/{len(masks)}")
+    from pmfcli.reports import report, report_ranking
+
     result = report([test.scored for test in tests])
     result["ranking"] = report_ranking([test.ranked for test in tests if test.ranked], ranking) if ranking else None
     if chosen == "json":

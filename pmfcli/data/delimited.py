@@ -98,6 +98,8 @@ def _in_memory(file: Path | None) -> bytes:
 
 def _no_text(head: bytes) -> str | None:
     """What is wrong with what begins so, if it is no text, or has no lines."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return ": UTF-16 text, not UTF-8; convert it, for instance by iconv -f utf-16 -t utf8"
     if b"\0" in head or head.startswith(b"PK\x03\x04"):
         return ": a binary file, not text; expected CSV, TSV, either as .gz, or .parquet"
     if len(head) == _HEAD and b"\n" not in head:

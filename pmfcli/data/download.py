@@ -151,11 +151,10 @@ def _unpack(archive: Path, target: Path) -> Path:
             members = box.infolist()
             _check_members(archive, members)
             for member in members:
-                if not any(
-                    part.startswith(".") for part in PurePosixPath(member.filename).parts
-                ):  # no caches, no odds and ends
+                hidden = any(part.startswith(".") for part in PurePosixPath(member.filename).parts)
+                if not hidden:  # such as a cache, which would be read in the place of the ratings
                     box.extract(member, target)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
         raise DataError(f"{archive}: damaged or not a zip archive ({error})") from None
     except OSError as error:
         if error.errno in _OF_ARCHIVES:

@@ -40,6 +40,7 @@ def read_side(ratings_file: Path, names: Sequence[str]) -> dict[Side, pd.DataFra
     """Tables of movies and users from the files beside MovieLens ratings, ids as index, one column for each name; and titles.
 
     Args:
+        ratings_file: as ``reading.ratings_file`` gives it: also packed, or a folder of Parquet.
         names: of SIDES; ``user`` stands for all that is known of users.
 
     Raises:
