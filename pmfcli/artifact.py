@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pmfcli import archive, packing
-from pmfcli.core.approximation import Draws
 from pmfcli.core.blend import Blend, Posterior
 from pmfcli.core.distinct import distinct, nearest
 from pmfcli.core.neighbourhood import Neighbourhood
@@ -28,7 +27,7 @@ from pmfcli.files import replacing
 from pmfcli.text import clean
 
 FORMAT = "pmf-model"
-VERSION = 6
+VERSION = 7
 _ROUNDING = 1e-5  # as a part of the scale
 _KINDS = {"map": "mode", "bayes": "draws", "blend": "blend"}  # of posteriors, by method
 
@@ -53,13 +52,13 @@ class Model:
     def steps(self) -> tuple[float, ...]:
         """The different ratings of the data, ascending, where they are so few that they are the steps of a scale; else none.
 
-        Those that draws have probabilities for are steps even where nobody who is left has given them.
+        Those that a model has probabilities for are steps even where nobody who is left has given them.
         """
         found = distinct(self.seen.stars, STEPS)
-        grid = self.posterior.grid if isinstance(self.posterior, Draws | Blend) else None
+        grid = None if isinstance(self.posterior, Neighbourhood) else self.posterior.grid
         if grid is not None:
             found = in_stars(grid, found.tolist(), self.scale)
-        return tuple(found.tolist()) if len(found) <= STEPS else ()
+        return tuple(found.tolist()) if 2 <= len(found) <= STEPS else ()
 
     @cached_property
     def movie_counts(self) -> Tensor:

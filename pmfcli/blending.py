@@ -11,7 +11,7 @@ from pmfcli import __version__
 from pmfcli.artifact import Model
 from pmfcli.core import blend as core
 from pmfcli.core import neighbourhood
-from pmfcli.core.approximation import Draws
+from pmfcli.core.approximation import Draws, Laplace
 from pmfcli.core.blend import Blend
 from pmfcli.core.distinct import nearest
 from pmfcli.core.neighbourhood import Neighbourhood
@@ -146,7 +146,7 @@ def _mass(model: Model, held_out: Ratings) -> Tensor:
 
 
 def _grid(model: Model) -> Tensor | None:
-    if isinstance(model.posterior, Draws) and model.posterior.grid is not None:
+    if isinstance(model.posterior, Laplace | Draws) and model.posterior.grid is not None:
         return model.posterior.grid
     return torch.tensor([model.scale.to_unit(star) for star in model.steps]) if model.steps else None
 
@@ -155,7 +155,9 @@ def _model(parts: Sequence[Part], metrics: dict[str, Any]) -> Model:
     most = max((part.model for part in parts), key=lambda one: len(one.movies))
     told = {str(part.model.settings["time"]) for part in parts} - {"none"}
     of_steps = [
-        part.model for part in parts if isinstance(part.model.posterior, Draws) and part.model.posterior.grid is not None
+        part.model
+        for part in parts
+        if isinstance(part.model.posterior, Laplace | Draws) and part.model.posterior.grid is not None
     ]
     return replace(
         most,

@@ -20,8 +20,8 @@ OTHER_VARIABLES = ("PMF_DATA", "PMF_DATA_DIR", "PMF_MODEL")  # of flags that are
 _SCALE: dict[str, Any] = {"ge": 1e-6, "le": 1e6}
 _MODEL, _FIT, _BAYES, _RUN = "The model", "The fit", "The sampler", "The machine"
 _BY_METHOD: dict[str, dict[str, Any]] = {  # defaults that depend on the method
-    "map": {"latent": 30, "epochs": 1000, "holdout": 0.1, "likelihood": "gaussian", "noise": "fixed"},
-    "bayes": {"latent": 24, "epochs": None, "holdout": 0.0, "likelihood": None, "noise": "both"},
+    "map": {"latent": 30, "epochs": 1000, "holdout": 0.1, "habits": 8, "noise": "fixed"},
+    "bayes": {"latent": 24, "epochs": None, "holdout": 0.0, "habits": 2, "noise": "both"},
 }
 _WIDE = {"sigma_u": 0.3, "sigma_v": 0.32, "sigma_x": 0.3}  # where one side has no means, and where EM begins
 _WAYS = {  # what makes a run one of a kind
@@ -84,8 +84,6 @@ class Settings(BaseModel):
             raise ValueError(f"--noise {self.noise} is not for --method {self.method}, whose noise is {ways}")
         if self.time != "none" and not self.biases:
             raise ValueError("--time moves the biases; leave --no-biases out")
-        if self.method == "map" and self.likelihood == "ordinal":
-            raise ValueError("--likelihood ordinal is for --method bayes")
         return self
 
     method: Literal["map", "bayes"] = _field(
@@ -121,12 +119,19 @@ class Settings(BaseModel):
     )
     likelihood: Literal["gaussian", "ordinal"] | None = _field(
         None,
-        "Ratings are numbers with Gaussian noise, or steps of a scale with learned cut points.",
+        "Ratings are numbers with Gaussian noise, or steps of a scale with learned cut points: of one best model its answers, "
+        "which is fitted to numbers.",
         _MODEL,
-        shown="gaussian; bayes: ordinal, up to 25 different ratings",
+        shown="ordinal, up to 25 different ratings",
     )
     habits: int = _field(
-        2, "Ways to use the scale, that people mix: sets of cut points.", _BAYES, only="bayes,ordinal", ge=1, le=10
+        8,
+        "Ways to use the scale: sets of cut points.",
+        _MODEL,
+        only="ordinal",
+        shown="8; bayes: 2, which people mix",
+        ge=1,
+        le=10,
     )
     priors: Literal["fixed", "em"] = _field("fixed", "Prior scales: fixed, or learned by EM from there.", _MODEL, only="map")
     prior_shape: Literal["spherical", "diagonal", "full"] = _field(

@@ -22,7 +22,7 @@ from pmfcli.data.ratings import LIKED, Array, Ratings, Scale
 from pmfcli.errors import DataError
 from pmfcli.processes import side_by_side
 from pmfcli.steps import run
-from pmfcli.training import choose_device, held_out, train
+from pmfcli.training import choose_device, train
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
 _QUADRATURE = 200  # points on the scale, where it has no steps
@@ -125,10 +125,11 @@ def cross_score(ratings: Ratings, settings: Settings, held: Sequence[Array], k: 
 
 
 def _train_and_score(ratings: Ratings, settings: Settings, mask: Array, k: int | None) -> Tested:
-    model = run(train(ratings.select(~mask), settings))
-    pairs, stars = held_out(ratings, mask)
-    scored = _score(model, pairs, stars, torch.from_numpy(ratings.user[mask].astype(np.int64)))
-    return Tested(scored, None if k is None else _rank(model, pairs, stars, k))
+    rest = ratings.select(~mask)
+    rest.dense()[0].check_trainable()
+    model = run(train(rest, settings))
+    test = ratings.select(mask)
+    return Tested(score_model(model, test), None if k is None else rank_model(model, test, k))
 
 
 def _score(model: Model, pairs: Pairs, stars: Tensor, people: Tensor) -> Scored:

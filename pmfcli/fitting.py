@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pmfcli.config import Settings
-from pmfcli.core import als, chains, drift, gibbs
+from pmfcli.core import als, chains, drift, gibbs, usage
 from pmfcli.core import map as map_fit
 from pmfcli.core.approximation import Laplace, Posterior
+from pmfcli.core.distinct import distinct
 from pmfcli.core.fold_in import by_noise, noise_at_rest, settled
 from pmfcli.core.means import Means
 from pmfcli.core.metrics import scores
@@ -22,7 +23,7 @@ from pmfcli.core.posterior import Factors, Observations, Parameters, Scales, eff
 from pmfcli.core.predict import means_of_pairs, predict_pairs
 from pmfcli.core.rows import chunk_of
 from pmfcli.core.sparse import Pattern
-from pmfcli.core.team import ALONE, WHOLE, Share, Team
+from pmfcli.core.team import ALONE, WHOLE, Share, Team, everywhere
 from pmfcli.core.tree import Tree, plain
 from pmfcli.data.ratings import Block, Ratings, Scale
 from pmfcli.errors import TrainingError
@@ -151,6 +152,8 @@ def climb(task: Task) -> Generator[Report, None, Found]:
         raise TrainingError(f"training diverged: {error}; {_remedy(settings)}") from None
     if noise is not None:
         laplace = laplace._replace(noise=noise[0], doubt=noise[1])
+    if _of_steps(task) and not task.passing:
+        laplace = laplace._replace(usage=usage.find(observations, ratings.scale, settings.habits, settings.seed))
     found = {key: getattr(fit, key) for key in ("epochs", "loss", "sigma", "holdout_rmse")}
     found |= {"settling_sigma": rest, "noise": float(laplace.noise), "doubt": float(laplace.doubt)}
     if not task.passing:
@@ -197,7 +200,7 @@ def sample(task: Task) -> Generator[Report, None, Found]:
         user_noise=s.noise in ("user", "both"),
         movie_noise=s.noise in ("movie", "both"),
         prior_scales=s.prior_scales,
-        habits=s.habits if s.likelihood == "ordinal" else 0,
+        habits=s.habits if _of_steps(task) else 0,
     )
     features = (
         _features(ratings.user_features, len(ratings.users), device),
@@ -218,6 +221,12 @@ def sample(task: Task) -> Generator[Report, None, Found]:
         predicted = torch.cat([predict_pairs(sampled.draws, known, part).mean() for part in parts])
         found["holdout_rmse"] = scores(test.scale.to_stars(predicted), test.stars, team).rmse
     return sampled.draws, found
+
+
+def _of_steps(task: Task) -> bool:
+    """Whether ratings are steps of a scale; those that are left where some are held out may all be alike."""
+    o = task.observations
+    return task.settings.likelihood == "ordinal" and len(everywhere(o.users.team, distinct(o.t)).unique()) > 1
 
 
 def _groups(ratings: Ratings, whose: str) -> tuple[drift.Group, ...]:

@@ -13,6 +13,7 @@ from pmfcli.core.neighbourhood import NEAREST, Neighbourhood
 from pmfcli.core.pairs import Seen
 from pmfcli.core.parallel import take
 from pmfcli.core.posterior import Factors, Parameters
+from pmfcli.core.usage import Groups, Usage
 from pmfcli.data.fields import LARGEST, LATEST
 from pmfcli.data.ratings import STEPS
 
@@ -51,6 +52,8 @@ def pack(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
         found |= {"Y": q.Y, "W": q.W}
     if q.X is not None:
         found |= {"Z": q.Z, "X": q.X}
+    if p.usage is not None:
+        found |= {"grid": p.usage.grid, "stars": p.usage.stars, **p.usage.groups._asdict()}
     return {"kind": "mode", "mean_field": p.mean_field, **p.head._asdict()}, found
 
 
@@ -161,7 +164,7 @@ def _blend(about: dict[str, Any], tensors: dict[str, Tensor], n_users: int, n_mo
         part = unpack(one, mine, n_users, known)
         if isinstance(part, Blend):
             raise ValueError("a part is a blend")
-        steps = part.grid if isinstance(part, Draws) else None
+        steps = part.grid if isinstance(part, Laplace | Draws) else None
         if steps is not None and (grid is None or not torch.equal(grid, steps)):
             raise ValueError("the steps of the scale are not those of a part")
         parts.append(part)
@@ -188,12 +191,19 @@ def _check_grid(grid: Tensor) -> None:
         raise ValueError("the steps of the scale are none")
 
 
+def _check_cuts(cuts: Tensor) -> None:
+    if cuts.shape[-2] < 1 or not bool((cuts.diff() >= 0).all()):
+        raise ValueError("the cut points are none")
+
+
 def _shapes_of_a_mode(tensors: dict[str, Tensor], latent: int, n_users: int, n_movies: int) -> dict[str, Shape]:
     d = latent + ("b" in tensors)
     user, movie, prior = (n_users, latent), (n_movies, latent), (d, d)
     shapes = {"U": user, "V": movie, "Y": user, "Z": movie, "W": movie, "X": user, "b": (n_users,), "c": (n_movies,)}
     shapes |= {"precision_u": prior, "precision_v": prior, "gamma_u": (n_users,)}
-    shapes |= dict.fromkeys(("sigma", "noise", "residual", "doubt"), ())
+    shapes |= dict.fromkeys(("sigma", "noise", "residual", "doubt", "within"), ())
+    steps, groups = (len(tensors["grid"]), len(tensors["people"])) if "grid" in tensors else (1, 1)
+    shapes |= {"grid": (steps,), "stars": (2,), "cuts": (groups, steps - 1), "people": (groups,)}
     return {name: (shape, torch.float32) for name, shape in shapes.items()}
 
 
@@ -230,7 +240,24 @@ def _mode(tensors: dict[str, Tensor], head: Head, mean_field: bool) -> Laplace:
     positive = all(bool((scale > 0).all()) for scale in (p.sigma, *scales.values()))
     if not positive or not all(_is_positive(matrix) for matrix in precisions):
         raise ValueError("a variance is not positive")
-    return Laplace(Factors(U, V, b, c, head.offset, head.link), p, *precisions, **scales, mean_field=mean_field)
+    factors = Factors(U, V, b, c, head.offset, head.link)
+    return Laplace(factors, p, *precisions, **scales, mean_field=mean_field, usage=_usage(tensors))
+
+
+def _usage(tensors: dict[str, Tensor]) -> Usage | None:
+    names = ("grid", "stars", *Groups._fields)
+    if not any(name in tensors for name in names):
+        return None
+    grid, stars, *groups = (tensors[name] for name in names)
+    found = Usage(grid, stars, Groups(*groups))
+    _check_grid(grid)
+    _check_cuts(found.groups.cuts)
+    if not float(stars[1]) > float(stars[0]):
+        raise ValueError("the scale is none")
+    people = found.groups.people
+    if not bool((people >= 0).all()) or not bool(people.any()) or not float(found.groups.within) >= _LEAST_NOISE:
+        raise ValueError("the groups are none")
+    return found
 
 
 def _draws(tensors: dict[str, Tensor], head: Head, n_users: int, n_movies: int) -> Draws:
@@ -244,8 +271,7 @@ def _draws(tensors: dict[str, Tensor], head: Head, n_users: int, n_movies: int) 
     if optional["grid"] is not None:
         grid, cuts, share = optional["grid"], optional["cuts"], optional["share"].float()
         _check_grid(grid)
-        if cuts.shape[1] < 1 or not bool((cuts.diff() >= 0).all()):
-            raise ValueError("the cut points are none")
+        _check_cuts(cuts)
         if bool((share < 0).any()) or float((share.sum(2) - 1).abs().max()) > _ADD_UP:
             raise ValueError("the shares of habits do not add up")
     least = {"alpha": _LEAST_PRECISION, "gamma_u": 0, "gamma_v": 0, "var_w": 0, "prior_dof": 2, "noise_dof": 2, "habits": 0}

@@ -15,6 +15,7 @@ from pmfcli.artifact import Model
 from pmfcli.config import Settings
 from pmfcli.core.approximation import Draws, Laplace, Posterior
 from pmfcli.core.baselines import fit_biases, predict_baselines
+from pmfcli.core.changes import kept
 from pmfcli.core.distinct import distinct
 from pmfcli.core.map import number_of_blocks
 from pmfcli.core.metrics import scores
@@ -201,9 +202,22 @@ def held_out(ratings: Ratings, held: Array, team: Team = ALONE) -> tuple[Pairs, 
     return Pairs(*map(torch.from_numpy, parts))._replace(time=time), torch.from_numpy(ratings.stars[held])
 
 
+def _of_rated(ratings: Ratings, posterior: Posterior) -> tuple[Ratings, Posterior]:
+    """Without whom, and what, is known by held-out ratings alone: the model knows nothing of them."""
+    if ratings.user_features or ratings.movie_features:
+        return ratings, posterior
+    found, users, movies = ratings.dense()
+    if (len(users), len(movies)) == (len(ratings.users), len(ratings.movies)):
+        return ratings, posterior
+    rows = kept(posterior, torch.from_numpy(users), torch.from_numpy(movies))
+    assert isinstance(rows, Laplace | Draws)
+    return found, rows
+
+
 def _model(ratings: Ratings, settings: Settings, posterior: Posterior, metrics: dict[str, Any], part: Part | None) -> Model:
     if part is not None and isinstance(posterior, Laplace | Draws):
         ratings, posterior = collected(ratings, posterior, part)
+    ratings, posterior = _of_rated(ratings, posterior)
     return Model(
         method=settings.method,
         posterior=posterior,

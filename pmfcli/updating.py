@@ -10,7 +10,7 @@ import torch
 from pmfcli.artifact import Model
 from pmfcli.core.approximation import Draws, Laplace
 from pmfcli.core.blend import Blend
-from pmfcli.core.changes import extended, kept, redrawn, resettled
+from pmfcli.core.changes import extended, kept, redrawn, resettled, undated
 from pmfcli.core.pairs import Seen
 from pmfcli.core.posterior import Observations, observe
 from pmfcli.core.sparse import Pattern
@@ -142,7 +142,7 @@ def forget(model: Model, users: Sequence[int]) -> Forgotten:
     def without(part: Any, settings: dict[str, Any], count: int) -> Any:
         """A part that knows so many movies."""
         index = torch.from_numpy(keep_movies[keep_movies < count])
-        part = kept(part, torch.from_numpy(keep_users), index)
+        part = undated(kept(part, torch.from_numpy(keep_users), index))
         if not isinstance(part, Laplace):
             return part
         nobody = touched[:0]
@@ -178,7 +178,7 @@ def _check_kind(model: Model) -> None:
 def _check_scale(model: Model, ratings: Ratings) -> None:
     (lo, hi), p = model.scale, model.posterior
     t = model.scale.to_unit(torch.from_numpy(ratings.stars).double()).float()
-    grid = p.grid if isinstance(p, Draws) else None
+    grid = p.grid if isinstance(p, Laplace | Draws) else None
     right = (t >= 0) & (t <= 1) if grid is None else torch.isin(t, grid)
     if bool(right.all()):
         return

@@ -36,7 +36,7 @@ DETAIL = Detail(0.9, stars=True)
 def split(sample: Ratings) -> tuple[Ratings, Ratings]:
     small = sample.select(sample.user < 300)
     held = random_mask(small.n, 0.2, 1)
-    return small.select(~held), small.select(held)
+    return small.select(~held).dense()[0], small.select(held)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def blended(parts: list[Model], split: tuple[Ratings, Ratings]) -> Model:
 def test_without_steps_what_lies_beyond_an_end_of_the_scale_counts_there(
     parts: list[Model], split: tuple[Ratings, Ratings]
 ) -> None:
-    model = replace(parts[0])
+    model = replace(parts[0], posterior=parts[0].posterior._replace(usage=None))
     vars(model)["steps"] = ()  # which is cached
     top = split[1].select(split[1].stars == 5.0)
     said = predict_pairs(model.posterior, model.seen, matched(model, top))
@@ -179,9 +179,9 @@ def test_the_pool_of_answers_is_the_answer_of_the_pool(blended: Model, parts: li
 def test_it_answers_like_any_other(blended: Model) -> None:
     movies, stars = blended.seen.of(7)
     visitor = Visitor(tuple(movies.tolist()), tuple(stars.tolist()))
-    own, new = (recommend(blended, who, Choice(5), DETAIL) for who in (7, visitor))
-    assert [row["movie"] for row in own][:2] == [row["movie"] for row in new][:2]
-    assert [row["prediction"] for row in own] == pytest.approx([row["prediction"] for row in new], abs=0.1)
+    own, new = (recommend(blended, who, Choice(n), DETAIL) for who, n in ((7, 5), (visitor, 20)))
+    again = {row["movie"]: row["prediction"] for row in new}
+    assert [row["prediction"] for row in own] == pytest.approx([again[row["movie"]] for row in own], abs=0.05)
     lower = recommend(blended, 7, Choice(5, by="lower"), DETAIL)
     assert lower[0]["lo"] >= own[0]["lo"]
     assert len(similar(blended, "movie", 0, 5, "cosine", None)) == 5

@@ -14,6 +14,7 @@ from pmfcli.core import ordinal
 from pmfcli.core.fold_in import fold_in
 from pmfcli.core.posterior import inverse, observe
 from pmfcli.core.predictive import Masses
+from pmfcli.core.rows import shares_of
 
 CUTS = torch.tensor([[[0.2, 0.5, 0.7], [0.3, 0.301, 0.9]]])
 SHARE = torch.tensor([[[0.4, 0.6]]])
@@ -28,6 +29,15 @@ def test_masses_are_integrals_and_sum_to_one() -> None:
     expected = sum(SHARE[0, 0, s] * torch.zeros(3, 4).double().index_add_(1, level[:, s], density) for s in range(2))
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-3)
     torch.testing.assert_close(found.sum(1), torch.ones(3))
+
+
+def test_shares_in_half_precision_add_up_to_one() -> None:
+    """What is missing would all be of the highest step."""
+    share = torch.tensor([[[0.3333, 0.6667], [0.0101, 0.9899]]]).half()
+    assert (share.float().sum(2) - 1).abs().max() > 1e-5
+    found = shares_of(share, torch.tensor([1, 0]))
+    torch.testing.assert_close(found.sum(2), torch.ones(1, 2), rtol=0, atol=1e-7)
+    torch.testing.assert_close(found, share.float()[:, [1, 0]], rtol=0, atol=1e-3)
 
 
 def test_latent_values_have_the_moments_of_a_truncated_normal() -> None:

@@ -101,6 +101,8 @@ def test_what_is_found_does_not_depend_on_how_many_there_are(sample: Ratings, ki
     near = {"rtol": 0, "atol": 1e-3}
     torch.testing.assert_close(three.posterior.factors.U, one.posterior.factors.U, **near)
     torch.testing.assert_close(three.posterior.factors.V, one.posterior.factors.V, **near)
+    for ours, theirs in zip(three.posterior.usage.groups, one.posterior.usage.groups, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     for name in ("train_rmse", "holdout_rmse"):
         assert three.metrics[name] == pytest.approx(one.metrics[name], abs=near["atol"])
     assert three.metrics["holdout_baselines"]["bias"]["rmse"] == pytest.approx(one.metrics["holdout_baselines"]["bias"]["rmse"])

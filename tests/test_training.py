@@ -11,12 +11,13 @@ import torch
 from conftest import ratings_of
 
 from pmfcli import fitting
+from pmfcli.artifact import dumps, loads
 from pmfcli.config import Settings
 from pmfcli.core.metrics import scores
 from pmfcli.core.predict import means_of_pairs
 from pmfcli.data.ratings import Ratings
 from pmfcli.data.split import random_mask
-from pmfcli.errors import UsageError
+from pmfcli.errors import DataError, UsageError
 from pmfcli.evaluation import cross_score, score_model
 from pmfcli.fitting import PACES, Report
 from pmfcli.reports import report
@@ -62,6 +63,25 @@ def test_without_refit_the_held_out_ratings_stay_unseen(sample: Ratings) -> None
     with_refit = run(train(sample, Settings(epochs=30, latent=8)))
     assert model.metrics["holdout_rmse"] == with_refit.metrics["holdout_rmse"]
     assert not torch.equal(model.posterior.factors.V, with_refit.posterior.factors.V)
+
+
+@pytest.mark.parametrize("method", ["map", "bayes"])
+def test_who_and_what_held_out_ratings_alone_are_of_is_not_known(sample: Ratings, method: str) -> None:
+    few = sample.select(np.arange(sample.n) % 40 == 0).dense()[0]
+    found = run(train(few, Settings(method=method, latent=2, epochs=10, holdout=0.3, refit=False)))
+    rest = few.select(~random_mask(few.n, 0.3, 0)).dense()[0]
+    assert len(rest.users) < len(few.users)
+    assert len(rest.movies) < len(few.movies)
+    assert (found.users, found.movies, found.titles) == (rest.users, rest.movies, rest.titles)
+    assert (found.data["sha256"], found.seen.start[-1]) == (rest.digest(), rest.n)
+    assert bool((found.movie_counts > 0).all())
+    loads(dumps(found), "x")
+
+
+def test_a_fold_that_no_model_can_be_fitted_to_is_refused() -> None:
+    two = ratings_of([0, 1], [0, 1], [1, 5])
+    with pytest.raises(DataError, match=r"only 1 user in 1 rating\(s\)"):
+        list(cross_score(two, Settings(), [np.array([True, False])]))
 
 
 def test_a_fit_stops_when_the_loss_no_longer_moves(sample: Ratings) -> None:

@@ -262,12 +262,16 @@ DRAWS, DOF, RATERS, U = 4000, 3.0, 5, 0.8
 
 @pytest.mark.parametrize("kind", ["gaussian", "tails", "steps"])
 def test_a_new_movie_on_every_draw_has_its_posterior(kind: str) -> None:
-    """People of whom all is certain rate a movie that is new: against its posterior on a grid, scales integrated out."""
+    """People of whom all is certain rate a movie that is new: against its posterior on a grid, scales integrated out.
+
+    Its prior is as wide as the two movies that are known differ from the prior's mean, 0, and the prior as a third.
+    """
     p = copies(DRAWS, DOF if kind == "tails" else None)
     p = p._replace(W=None, var_w=None, Lambda_u=1e6 * p.Lambda_u, mu_u=p.mu_u + U, U=(p.U + U).expand(-1, RATERS, 1))
     p = p._replace(gamma_u=p.gamma_u.expand(-1, RATERS))
     t, cuts, share = torch.tensor([1.0, 1.0, 0.5, 1.0, 1.0]), torch.tensor([[0.3, 0.7], [0.1, 0.9]]), torch.tensor([0.75, 0.25])
-    alpha, Lambda = float(p.alpha[0] * p.gamma_u[0, 0]), float(p.Lambda_v[0])
+    alpha = float(p.alpha[0] * p.gamma_u[0, 0])
+    Lambda = 3 / (float(p.V[0].float().square().sum()) + 1 / float(p.Lambda_v[0]))
     if kind == "tails":
         apart = torch.tensor([1e6, DOF])
         p = p._replace(prior_dof=apart.expand(DRAWS, 2), noise_dof=apart.expand(DRAWS, 2))
@@ -488,7 +492,11 @@ def test_on_the_command_line(answer: Run, tmp_path: Path) -> None:
     (tmp_path / "odd.csv").write_text("who,what,stars\n1,1,3\n")
     now = (tmp_path / "new.pt").read_bytes()
     for arguments, code, complaint in (
-        (["update", "new.pt", "bad.csv"], 3, "bad.csv: rating 9 of movie '1' by user '1' is none on the model's scale, 1 to 5"),
+        (
+            ["update", "new.pt", "bad.csv"],
+            3,
+            "bad.csv: rating 9 of movie '1' by user '1' is none on the model's scale, 1, 2, 3",
+        ),
         (["update", "new.pt", "odd.csv"], 3, "name them by --user-col"),
         (["update", "new.pt", "none.csv"], 3, "no such file"),
         (["update", "none.pt", "new.csv"], 4, "no such model"),

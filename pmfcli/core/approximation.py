@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pmfcli.core.drift import Drift
 from pmfcli.core.posterior import Factors, Link, Parameters
+from pmfcli.core.usage import Usage
 
 
 class Head(NamedTuple):
@@ -32,7 +33,13 @@ class Laplace(NamedTuple):
     residual: Tensor  # () root mean square error of the ratings that it was fitted to: of a user with scale 1
     doubt: Tensor  # () how many times as uncertain as by their curvature the movies are, held-out ratings say
     mean_field: bool  # whether a row is fitted to the distribution of the other side's rows (EM), or to their mode alone
+    usage: Usage | None = None  # how people use the steps of the scale; None: ratings are numbers
     spread_v: Tensor | None = None  # (n_movies, d (d + 1) / 2) packed covariance of the movies, by ``ready``; None: not yet
+
+    @property
+    def grid(self) -> Tensor | None:
+        """The different ratings, on the unit scale, (K,); None if ratings are numbers."""
+        return None if self.usage is None else self.usage.grid
 
     @property
     def head(self) -> Head:

@@ -22,7 +22,7 @@ from pmfcli.core.noise import noise_scales, squared_errors
 from pmfcli.core.ordinal import draw_kind, draw_latent
 from pmfcli.core.pairs import Seen
 from pmfcli.core.posterior import Factors, Observations, inverse
-from pmfcli.core.rows import Rows, stacked, users_of
+from pmfcli.core.rows import Rows, of_unknown, shares_of, stacked, users_of
 from pmfcli.core.sparse import Pattern, named, spmm
 
 _SWEEPS = 2  # over the rows of a mode that are found again, users and movies in turn
@@ -59,7 +59,7 @@ def extended(posterior: Laplace | Draws, users: int, movies: int) -> Laplace | D
 
 
 def kept(posterior: Laplace | Draws | Neighbourhood, users: Tensor, movies: Tensor) -> Laplace | Draws | Neighbourhood:
-    """The rows of some users and movies alone, by ascending index; of movies' effects of time without the dates of ratings."""
+    """The rows of some users and movies alone, by ascending index."""
     p = posterior
     if isinstance(p, Laplace):
         return _each(p, lambda rows: rows[users], lambda rows: rows[movies])
@@ -79,6 +79,14 @@ def kept(posterior: Laplace | Draws | Neighbourhood, users: Tensor, movies: Tens
         share=None if p.share is None else p.share[:, users],
         drift=None if p.drift is None else _kept_in_time(p.drift, users, movies, p.U.shape[1], p.V.shape[1]),
     )
+
+
+def undated(posterior: Laplace | Draws | Neighbourhood) -> Laplace | Draws | Neighbourhood:
+    """The same without the dates at which movies' stretches of time begin and end, which are those of ratings."""
+    p = posterior
+    if not isinstance(p, Draws) or p.drift is None:
+        return p
+    return p._replace(drift=p.drift._replace(stretches=p.drift.stretches.without_dates()))
 
 
 @torch.no_grad()
@@ -145,7 +153,7 @@ def redrawn(draws: Draws, seen: Seen, t: Tensor, users: Tensor, old: tuple[int, 
     _draw_users(p, seen, t, users, old, user_power, g)
     new = torch.arange(old[1], n_movies)
     for some in _parts(new, seen.movie_counts(n_movies)[new] * len(p.alpha)):
-        _draw_movies(p, seen, t, some, g)
+        _draw_movies(p, seen, t, some, old[1], g)
     raters = seen.users()[seen.movie >= old[1]].unique()
     _draw_users(p, seen, t, raters, (n_users, n_movies), user_power, g)
     return p._replace(mean_u=p.U.mean(1, dtype=torch.float32))
@@ -175,8 +183,12 @@ def _draw(row: Rows, g: torch.Generator) -> Tensor:
     return row.A[:, 0] + away
 
 
-def _draw_movies(p: Draws, seen: Seen, t: Tensor, movies: Tensor, g: torch.Generator) -> None:
-    """New rows of movies, in place, by who rated them: as ``fold_in`` does it, sides exchanged, habits as they are."""
+def _draw_movies(p: Draws, seen: Seen, t: Tensor, movies: Tensor, known: int, g: torch.Generator) -> None:
+    """New rows of movies, in place, by who rated them: as ``fold_in`` does it, sides exchanged, habits as they are.
+
+    Their prior is as wide as the first ``known`` movies, with their hierarchical means, differ: what the ratings say of X is
+    not kept.
+    """
     k, offset, link = p.head
     place = _places(movies, p.V.shape[1])[seen.movie.long()]
     mine = torch.nonzero(place >= 0)[:, 0]
@@ -189,11 +201,12 @@ def _draw_movies(p: Draws, seen: Seen, t: Tensor, movies: Tensor, g: torch.Gener
     f, bias = features(U, k), U[:, k] if U.shape[1] > k else U.new_zeros(())
     noise = p.alpha[draw] * p.gamma_u[:, user].float().flatten()
     z = (inverse(t[mine], link) - offset).repeat(draws) - bias
-    centre, Lambda = (part.repeat_interleave(len(movies), 0) for part in (p.mu_v, p.Lambda_v))
+    wide = torch.linalg.inv(of_unknown(p.V[:, :known], p.mu_v, p.Lambda_v))
+    centre, Lambda = (part.repeat_interleave(len(movies), 0) for part in (p.mu_v, wide))
     tau = gamma = torch.ones(len(centre))
     A, share = centre, None
     if p.cuts is not None and p.share is not None and p.grid is not None:
-        cuts, share = inverse(p.cuts.flatten(0, 1), link) - offset, p.share[:, user].float().flatten(0, 1)
+        cuts, share = inverse(p.cuts.flatten(0, 1), link) - offset, shares_of(p.share, user).flatten(0, 1)
         level = nearest(p.grid, t[mine]).repeat(draws)
         first = draw * share.shape[1]
     exact = p.prior_dof is None and p.noise_dof is None and share is None
@@ -245,6 +258,7 @@ def _each(p: Laplace, users: Callable[[Tensor], Tensor], movies: Callable[[Tenso
     W, X = None if q.W is None else movies(q.W), None if q.X is None else users(q.X)
     return p._replace(
         gamma_u=users(p.gamma_u),
+        spread_v=None,
         factors=f._replace(U=users(f.U), V=movies(f.V), b=b, c=c),
         parameters=q._replace(Y=users(q.Y), Z=movies(q.Z), W=W, X=X, b=b, c=c),
     )
@@ -265,4 +279,4 @@ def _kept_in_time(drift: Drift, users: Tensor, movies: Tensor, n_users: int, n_m
     usual_u = None if drift.usual_u is None else drift.usual_u[:, users]
     usual_v = None if drift.usual_v is None else drift.usual_v[:, movies]
     stretches = s._replace(length=length, row=row[stay], start=s.start[stay], end=s.end[stay])
-    return drift._replace(stretches=stretches.without_dates(), value=drift.value[:, stay], usual_u=usual_u, usual_v=usual_v)
+    return drift._replace(stretches=stretches, value=drift.value[:, stay], usual_u=usual_u, usual_v=usual_v)

@@ -83,8 +83,7 @@ def noise_at_rest(laplace: Laplace, seen: Seen, observations: Observations, pair
         pairs, t: (n,) held-out pairs and their ratings on the unit scale; if too few are theirs, the noise of the fit remains.
     """
     share, rows, sigma = observations.users, len(laplace.factors.U), float(laplace.parameters.sigma)
-    apart = -(-(share.of or rows) // _TO_TELL)
-    users = torch.arange(min(-share.first % apart, rows), rows, apart)  # the same of all, however many processes share them
+    users = share.some(rows, _TO_TELL)
     among = torch.zeros(rows, dtype=torch.bool)
     among[users] = True
     own = torch.nonzero(pairs.user_known & among[pairs.user])[:, 0]
@@ -135,7 +134,8 @@ def _fold_in_mode(p: Laplace, seen: Seen, movies: Tensor, t: Tensor, weight: flo
     covariance = curvature(p, torch.zeros_like(movies), A, movies, V, p.precision_u).covariance()
     sums = squared_errors(Factors.of(A, V[movies], k, offset, link), observations)
     gamma = noise_scales(sums, one.row_counts(), p.residual, p.gamma_u.mean())
-    return Rows(A[None], gamma[None], covariance[None])
+    share = None if p.usage is None else p.usage.shares(torch.zeros_like(movies), t, 1)[None]
+    return Rows(A[None], gamma[None], covariance[None], share=share)
 
 
 @torch.no_grad()

@@ -20,12 +20,10 @@ from torch import Tensor
 from pmfcli.core.parallel import by_parts, take
 from pmfcli.core.streams import Source, dirichlet, uniform
 from pmfcli.core.team import ALONE, Team, everywhere
+from pmfcli.core.usage import below, learn, padded
 
 _NUMBERS = 1 << 17  # draws x ratings at a time, which a cache holds
 _LEAST = 1e-37  # of a probability
-_STEPS_OF_EM = 20
-_RARE = 1e-4  # part of a habit's ratings that every step has, at least, in EM
-_LEAST_WITHIN = 0.01  # part of the variance of ratings that a row's own have, at least, there
 _IMPOSSIBLE = -1e30  # logarithm of one that is 0
 _LEAST_PRIOR = 1e-3  # of a, and one over its largest
 _REACH_OF_PRIOR, _REACH_OF_CUTS = (-1.5, 0.5), (-1.0, 1.0)  # powers of ten that proposals are scaled by
@@ -66,11 +64,8 @@ def levels(t: Tensor, z: Tensor, team: Team = ALONE) -> tuple[Levels, Tensor]:
 
 
 def init(data: Levels, habits: int, row: Tensor, rows: int, z: Tensor, source: Source, team: Team = ALONE) -> Habits:
-    """Habits of groups of rows that use the scale alike, whatever their mean: an ordered probit mixture, by EM.
-
-    Rows belong to a group as a whole here, and x is a row's mean of z. (Dempster, Laird & Rubin, JRSS B 1977; but cut points
-    of a group are where a normal z, with the group's mean and variance, has its ratings.) Cut points that start as equals take
-    up to a hundred sweeps to part.
+    """Habits of groups of people who use the scale alike (``usage.py``). Cut points that start as equals take up to a hundred
+    sweeps to part.
 
     Args:
         row: (n,) who gave each rating, of so many rows. z: (n,) ratings on the scale of x.
@@ -80,28 +75,9 @@ def init(data: Levels, habits: int, row: Tensor, rows: int, z: Tensor, source: S
     share = dirichlet(prior.expand(rows, -1), source)
     if habits == 1:
         return Habits(data.middle[None], share, prior)
-    bins = len(data.middle) + 1
-    given = torch.bincount(row * bins + data.level, minlength=rows * bins).view(rows, bins).to(z)
-    n = given.sum(1, keepdim=True)
-    x = z.new_zeros(rows, 1).index_add(0, row, z[:, None]) / n.clamp(min=1)
-    total, squares = team.sum(torch.stack([n.sum(), z.square().sum() - (n * x.square()).sum()]).double())
-    within = (squares / total).clamp(min=_LEAST_WITHIN * data.spread.double().square())
-    moments = torch.cat([given, n * x, n * x.square()], 1)
-
-    def fits(cuts: Tensor, own: slice) -> Tensor:  # log likelihood of rows, (rows, S)
-        edges = [_below((_padded(cuts)[s] - x[own]) / within.sqrt().to(z)) for s in range(habits)]
-        return torch.stack([(each.diff(dim=1).clamp(min=_RARE).log() * given[own]).sum(1) for each in edges], 1)
-
-    for _ in range(_STEPS_OF_EM):
-        have, first, second = team.sum((share.mT @ moments).double()).split([bins, 1, 1], 1)
-        count = have.sum(1, keepdim=True) + _LEAST_PRIOR
-        below = ((have / count + _RARE).cumsum(1) / (1 + bins * _RARE))[:, :-1]
-        centre = first / count
-        deviation = (within + (second / count - centre.square()).clamp(min=0)).sqrt()
-        cuts = (centre + deviation * torch.special.ndtri(below)).to(z)
-        fit = torch.cat(by_parts(partial(fits, cuts), rows, z.device))
-        share = (fit + count[:, 0].to(z).log()).softmax(1)
-    return Habits(cuts, dirichlet(prior + n * share, source), prior)
+    groups, share = learn(len(data.middle) + 1, data.level, row, z, share, team)
+    n = torch.bincount(row, minlength=rows)[:, None]
+    return Habits(groups.cuts, dirichlet(prior + n * share, source), prior)
 
 
 def step(
@@ -229,10 +205,10 @@ def draw_cuts(
     for parity in (0, 1):
         moving = block % 2 == parity
         proposal = torch.where(moving, cuts + shift, cuts)
-        padded = _padded(proposal)
+        edges = padded(proposal)
         then, gains = zip(*by_parts(partial(tried, proposal, log_mass), len(x), x.device), strict=True)
         ratio = team.sum(torch.stack(gains).sum(0))
-        ratio = torch.where(padded[:, 1:] > padded[:, :-1], ratio, _IMPOSSIBLE)
+        ratio = torch.where(edges[:, 1:] > edges[:, :-1], ratio, _IMPOSSIBLE)
         edge = moving.new_zeros(count, 1)
         left, right = torch.cat([edge, moving], 1), torch.cat([moving, edge], 1)
         owner = torch.where(left, torch.cat([block[:, :1], block], 1), torch.cat([block, block[:, -1:]], 1))
@@ -287,21 +263,10 @@ def _masses(cuts: Tensor, share: Tensor, centre: Tensor, spread: Tensor) -> Tens
     return torch.stack([*below, torch.ones_like(centre[0])], 1).diff(dim=1).clamp(min=0)
 
 
-def _below(x: Tensor) -> Tensor:
-    """The standard normal distribution function, exact in its lower tail: ``torch.special.ndtr`` is not."""
-    return 0.5 * torch.erfc(x * -math.sqrt(0.5))
-
-
-def _padded(cuts: Tensor) -> Tensor:
-    """With the open ends of the scale, (S, K + 1)."""
-    ends = cuts.new_full((len(cuts), 1), math.inf)
-    return torch.cat([-ends, cuts, ends], 1)
-
-
 def _bin(cuts: Tensor, kind: Tensor | int, level: Tensor) -> tuple[Tensor, Tensor]:
-    padded = _padded(cuts)
-    place = kind * padded.shape[1] + level
-    return padded.flatten().index_select(0, place), padded.flatten().index_select(0, place + 1)
+    edges = padded(cuts)
+    place = kind * edges.shape[1] + level
+    return edges.flatten().index_select(0, place), edges.flatten().index_select(0, place + 1)
 
 
 def _tails(low: Tensor, high: Tensor, x: Tensor, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -311,7 +276,7 @@ def _tails(low: Tensor, high: Tensor, x: Tensor, root: Tensor) -> tuple[Tensor, 
     """
     a, b = (low - x) * root, (high - x) * root
     sign = torch.copysign(a.new_ones(()), -a)
-    return _below(-a.abs()), _below(b * sign), sign
+    return below(-a.abs()), below(b * sign), sign
 
 
 def _mass(low: Tensor, high: Tensor, x: Tensor, root: Tensor) -> Tensor:
@@ -321,8 +286,8 @@ def _mass(low: Tensor, high: Tensor, x: Tensor, root: Tensor) -> Tensor:
 
 
 def _log_mass(cuts: Tensor, place: Tensor, x: Tensor, root: Tensor) -> Tensor:
-    padded = _padded(cuts)
-    low, high = (part.flatten().index_select(0, place) for part in (padded[:, :-1], padded[:, 1:]))
+    edges = padded(cuts)
+    low, high = (part.flatten().index_select(0, place) for part in (edges[:, :-1], edges[:, 1:]))
     found: Tensor = _mass(low, high, x, root).clamp_(min=_LEAST).log_()
     return found
 

@@ -19,8 +19,11 @@ _AT_ONCE = 1 << 13  # pairs whose means alone are wanted: their rows stay in the
 def predictive(posterior: Posterior, users: Rows, movies: Rows) -> Predictive:
     """The predictive distributions of pairs: users and movies aligned, or one of them alone for all of the others."""
     found = mixture(posterior, users, movies)
-    if isinstance(posterior, Laplace) or posterior.cuts is None or posterior.grid is None or users.share is None:
+    if users.share is None or posterior.grid is None:
         return found
+    if isinstance(posterior, Laplace):
+        return _in_steps(posterior, users.share, found)
+    assert posterior.cuts is not None
     return Masses(ordinal.masses(posterior.cuts, users.share, found.centre, found.spread), posterior.grid)
 
 
@@ -69,6 +72,14 @@ def means_of_pairs(factors: Factors, pairs: Pairs) -> Tensor:
         x = torch.linalg.vecdot(U.index_select(0, i), V.index_select(0, j)) + factors.offset
         found.append(mean(x, factors.link).clamp(0, 1))
     return torch.cat(found)
+
+
+def _in_steps(p: Laplace, share: Tensor, said: Mixture) -> Masses:
+    """What a mode says of ratings as numbers, in the steps that people take. It predicts the same."""
+    assert p.usage is not None
+    exact = (p.usage.groups.cuts[None], share, said.centre, said.spread)  # probabilities near 1 are apart, too
+    mass = ordinal.masses(*(part.double() for part in exact)).to(share)
+    return Masses(mass, p.usage.grid, said.mean())
 
 
 def _variance(users: Rows, movies: Rows, k: int, at_mode: bool) -> Tensor:

@@ -32,7 +32,7 @@ class Rows(NamedTuple):
     gamma: Tensor  # (draws, n) noise scales: of precisions in draws, of the variance at a mode
     covariance: Tensor | None = None  # (draws, 1 or n, d, d) of a row given the draw
     unknown: Tensor | None = None  # (n,) bool: rows of which nothing is known; if there are any of draws, theirs alone counts
-    share: Tensor | None = None  # (draws, n, S) of users, in an ordinal model
+    share: Tensor | None = None  # (draws, n, S) of users, where ratings are steps of a scale
     drift: tuple[Tensor, Tensor] | None = None  # (draws, n) mean and variance of the effects of time, on the scale of x
 
     def at(self, index: Tensor) -> "Rows":
@@ -86,14 +86,16 @@ def users_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
         if p.share is None or p.habits is None:
             return found
         usual = (p.habits / p.habits.sum(1, keepdim=True))[:, None]
-        return found._replace(share=torch.where(known[:, None], p.share[:, rows].float(), usual))
+        return found._replace(share=torch.where(known[:, None], shares_of(p.share, rows), usual))
     U, V = stacked(p.factors.U, p.factors.b), stacked(p.factors.V, p.factors.c)
     start, place = seen.places_of(rows)
     covariance = torch.cat(list(_spreads(p, U[rows], start, seen.movie[place], V, p.precision_u)))
+    of = torch.arange(len(rows)).repeat_interleave(start.diff())
+    share = None if p.usage is None else p.usage.shares(of, p.usage.to_unit(seen.stars[place]), len(rows))[None]
     if bool(known.all()):
-        return Rows(U[rows][None], p.gamma_u[rows][None], covariance[None])
+        return Rows(U[rows][None], p.gamma_u[rows][None], covariance[None], share=share)
     gamma = torch.where(known, p.gamma_u[rows], p.gamma_u.mean())
-    return _with_unknown(U[rows], gamma, covariance, known, U.mean(0), of_unknown_users(p))
+    return _with_unknown(U[rows], gamma, covariance, known, U.mean(0), of_unknown_users(p))._replace(share=share)
 
 
 def movies_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
@@ -191,9 +193,21 @@ def _drawn(A: Tensor, gamma: Tensor, centre: Tensor, Lambda: Tensor, noise_dof: 
         return Rows(A, gamma)
     A = torch.where(known[:, None], A, centre[:, None])
     gamma = torch.where(known, gamma, torch.as_tensor(1 - 2 / noise_dof))  # 1 / E(1 / gamma)
-    wide, n = _differ(every, centre), every.shape[1]
-    wide = (n * wide + torch.linalg.inv(Lambda)) / (n + 1)  # the prior counts as one more, lest a few be too much alike
-    return Rows(A, gamma, wide[:, None], ~known)
+    return Rows(A, gamma, of_unknown(every, centre, Lambda)[:, None], ~known)
+
+
+def of_unknown(A: Tensor, centre: Tensor, Lambda: Tensor) -> Tensor:
+    """The covariance on every draw, (draws, d, d), of a row of which nothing is known, by those that are, A (draws, n, d)."""
+    n = A.shape[1]
+    wide: Tensor = n * _differ(A, centre) + torch.linalg.inv(Lambda)
+    return wide / (n + 1)  # the prior as one more, lest a few be too much alike
+
+
+def shares_of(share: Tensor, rows: Tensor) -> Tensor:
+    """The shares of habits of some users, (draws, n, S), which add up to 1 to more than half precision."""
+    some = share[:, rows].float()
+    found: Tensor = some / some.sum(2, keepdim=True)
+    return found
 
 
 def _differ(A: Tensor, centre: Tensor) -> Tensor:

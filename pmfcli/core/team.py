@@ -142,6 +142,11 @@ class Share(NamedTuple):
         """Whether other processes have rows too."""
         return self.team.size > 1
 
+    def some(self, rows: int, most: int) -> Tensor:
+        """Which of the own rows are among at most so many of all, (k,): the same, however many processes share them."""
+        apart = -(-(self.of or rows) // most)
+        return torch.arange(min(-self.first % apart, rows), rows, apart)
+
     def randn(self, rows: int, width: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Standard normal numbers for the own rows, (rows, width): those that one process would draw for them."""
         if self.of is None:

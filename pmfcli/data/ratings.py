@@ -112,6 +112,19 @@ class Ratings:
         time = None if self.time is None else self.time[mask]
         return replace(self, user=self.user[mask], movie=self.movie[mask], stars=self.stars[mask], time=time)
 
+    def dense(self) -> "tuple[Ratings, Array, Array]":
+        """Without the users and movies that have no rating, and the rows of those that stay, ascending."""
+        users, movies = (np.flatnonzero(np.bincount(rows)) for rows in (self.user, self.movie))
+        found = replace(
+            self,
+            user=np.searchsorted(users, self.user).astype(np.int32),
+            movie=np.searchsorted(movies, self.movie).astype(np.int32),
+            users=Vocabulary(tuple(self.users.ids[row] for row in users)),
+            movies=Vocabulary(tuple(self.movies.ids[row] for row in movies)),
+            titles=tuple(self.titles[row] for row in movies),
+        )
+        return found, users, movies
+
     def tensors(self) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
         """(user rows int32, movie rows int32, ratings on the unit scale float32)."""
         import torch
