@@ -193,6 +193,20 @@ def test_it_fails_when_a_conditional_is_broken(monkeypatch: pytest.MonkeyPatch) 
     assert geweke(FULL).abs().max() > 6
 
 
+def test_scales_of_features_leave_their_density_as_it_is() -> None:
+    """A step whose length depends on where it begins has to know how long the way back is."""
+    n, g = 40_000, seeded(3)
+    logs = torch.linspace(-6, 6, 24_001).double()
+    mass = torch.softmax(0.1 * logs.exp() - 0.05 * (2 * logs).exp() - 0.05 * (-2 * logs).exp() - logs, 0)
+    before = logs[torch.multinomial(mass, n, replacement=True, generator=g)]
+    moved = []
+    for c in before.exp().split(50):
+        moved.append(feature_scales.draw_feature_scales(torch.diag(0.1 * c**2), 0.1 * c, 0.1 / c**2, 1, g).log())
+    moves = torch.cat(moved)
+    for change in (moves, (before + moves).square() - before.square()):
+        assert abs(float(change.mean() / change.std())) * n**0.5 < 3.5
+
+
 def test_it_fails_when_the_scales_of_features_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     right = feature_scales.draw_feature_scales
 
@@ -210,8 +224,8 @@ def test_it_fails_when_a_step_of_the_ordinal_model_is_broken(broken: str, monkey
     def wrong(first, second, *rest):
         if broken == "draw_kind":  # takes the shares for those of each other
             return right(first, second.flip(1), *rest)
-        if broken == "draw_prior":  # counts five too many
-            return right(first, second + 5, *rest)
+        if broken == "draw_prior":  # counts two too many
+            return right(first, second + 2, *rest)
         return right(first + 1.0, second, *rest)  # is off by one
 
     monkeypatch.setattr(ordinal, broken, wrong)

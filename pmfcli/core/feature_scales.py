@@ -3,7 +3,7 @@
 What a sweep does to the rows given their precision, and to that given the rows, moves the two together only a little where
 single ratings say little: factors that start small would grow for hundreds of sweeps. A move of both at once is a generalized
 Gibbs step, here for the group of scalings: Liu & Sabatti, "Generalised Gibbs sampler and multigrid Monte Carlo for Bayesian
-computation" (Biometrika 2000), Theorem 1.
+computation" (Biometrika 2000), Theorem 2.
 """
 
 import math
@@ -66,18 +66,24 @@ def draw_feature_scales(G: Tensor, B: Tensor, precision: Tensor, freedom: int, g
     Args:
         G: (latent, latent). B, precision: (latent,), the latter the diagonal of Lambda. freedom: d.
     """
-    length = (_STEP / (G.diagonal() + 2 * precision).sqrt()).clamp(max=_LONGEST)
     like = G.to(generator.device, torch.float32)
-    steps = (normal((_ROUNDS, len(B)), like, generator).cpu() * length).exp().tolist()
+    steps = normal((_ROUNDS, len(B)), like, generator).tolist()
     chances = uniform((_ROUNDS, len(B)), like, generator).log().tolist()
     c, prior = [1.0] * len(B), precision.tolist()
     pull, own = B.tolist(), G.tolist()
-    for factors, chance in zip(steps, chances, strict=True):
-        for k, factor in enumerate(factors):
-            old, new = c[k], c[k] * factor
+
+    def length(k: int, scale: float) -> float:
+        return min(_STEP / math.sqrt(own[k][k] * scale**2 + 2 * prior[k] * scale**-2), _LONGEST)
+
+    for step, chance in zip(steps, chances, strict=True):
+        for k, normals in enumerate(step):
+            old, there = c[k], length(k, c[k])
+            new = old * math.exp(there * normals)
+            back = length(k, new)
             rest = pull[k] - sum(g * value for g, value in zip(own[k], c, strict=True)) + own[k][k] * old
             gain = rest * (new - old) - 0.5 * own[k][k] * (new**2 - old**2)
-            gain -= 0.5 * prior[k] * (new**-2 - old**-2) + freedom * math.log(factor)
+            gain -= 0.5 * prior[k] * (new**-2 - old**-2) + freedom * math.log(new / old)
+            gain += math.log(there / back) + 0.5 * normals**2 * (1 - (there / back) ** 2)  # the way back is of another length
             if chance[k] < gain:
                 c[k] = new
     return G.new_tensor(c)
