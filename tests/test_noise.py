@@ -16,6 +16,7 @@ from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, Observations, Parameters, mean, observe
 from pmfcli.core.predict import predict_pairs
 from pmfcli.core.rows import each_of, rows_of
+from pmfcli.core.sparse import Pattern
 from pmfcli.core.team import ALONE, Share
 from pmfcli.data.ratings import Ratings
 from pmfcli.steps import run
@@ -104,6 +105,26 @@ def test_scales_of_users_are_their_errors_among_those_of_all() -> None:
     every = scaled(p, o, pattern.row.long())  # a sample that has all ratings
     torch.testing.assert_close(every.gamma_u, found.gamma_u)
     assert torch.equal(scaled(p, o, torch.arange(0)).gamma_u, p.gamma_u)  # and one that has none
+
+
+def test_the_mean_noise_scale_is_that_of_people_not_of_ratings() -> None:
+    """A sample of ratings has mostly those of users who rate much; who rates little is noisier here."""
+    heavy = torch.arange(2000) % 10 == 0
+    counts = torch.where(heavy, 60, 6)
+    user = torch.arange(2000).repeat_interleave(counts)
+    movie = torch.cat([torch.arange(int(count)) for count in counts])
+    pattern = Pattern.of(user, movie, (2000, 60))
+    away = torch.randn(len(user), generator=seeded(5)) * torch.where(heavy, 0.05, 0.1)[user]
+    o = observe(pattern, 0.5 + away, link="linear", with_offset=False)
+    one, none = torch.tensor(1.0), torch.zeros(2000, 1)
+    f = Factors(none, torch.zeros(60, 1), None, None, 0.0, "linear")
+    q = Parameters(none, f.V, None, None, None, None, one)
+    p = Laplace(f, q, torch.eye(1), torch.eye(1), one, torch.ones(2000), one, one, False)
+    every = scaled(p, o)
+    means = [
+        float(scaled(p, o, user[torch.randperm(len(user), generator=seeded(seed))[:400]]).gamma_u.mean()) for seed in range(10)
+    ]
+    assert float(np.mean(means)) == pytest.approx(float(every.gamma_u.mean()), rel=0.05)
 
 
 @pytest.mark.parametrize("link", ["sigmoid", "linear"])

@@ -81,12 +81,17 @@ def init(observations: Observations, settings: AlsSettings, generator: torch.Gen
 
     Args:
         generator: a CPU generator; the numbers depend neither on the device nor on the number of processes.
+
+    Raises:
+        ValueError: something is learned, and by several processes.
     """
     o, s = observations, settings
     d = s.latent + s.biases
     like = o.t
     n_users, n_movies = o.pattern.shape
     learns = s.learn_priors or s.learn_noise
+    if learns and o.users.shared:
+        raise ValueError("what EM learns is not summed over processes")
 
     def random(share: Share, rows: int) -> Tensor:
         return _START * share.randn(rows, s.latent, generator, like.dtype).to(like.device)

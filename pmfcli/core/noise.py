@@ -52,7 +52,8 @@ def scaled(laplace: Laplace, observations: Observations, some: Tensor | None = N
         rows, times = some.unique(return_counts=True)
         own, f = observations.only(rows)[0], f._replace(U=f.U[rows], b=None if f.b is None else f.b[rows])
     sums, counts, team = squared_errors(f, own), own.pattern.row_counts(), observations.users.team
-    each, heard = times.double() / counts.clamp(min=1), 1 / (_ALIKE + counts.double())
+    each = times.double() / counts.clamp(min=1)
+    heard = each / (_ALIKE + counts.double())
     total, n, excess, weight = team.sum(torch.stack([each @ sums, times.sum().double(), heard @ sums, heard @ counts.double()]))
     if not weight:  # nobody of theirs has a rating
         return laplace
