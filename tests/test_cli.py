@@ -613,6 +613,7 @@ def test_nobody_is_left_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pmfcli", "evaluate", "--data", "sample", "--folds", "4", "-j", "2", "--latent", "100"]
     for number, code, everybody in (
         (signal.SIGTERM, 143, False),
+        (signal.SIGHUP, 129, False),
         (signal.SIGKILL, -9, False),
         (signal.SIGINT, 130, False),
         (signal.SIGINT, 130, True),
@@ -738,6 +739,31 @@ def test_what_has_no_lines_and_no_end_is_refused(answer: Run, sample_file: Path,
     for file in ("long", "/dev/zero"):
         done = answer(*command.format(file).split(), "-m", sample_file)
         assert (done.returncode, "not lines of text" in done.stderr) == (3, True), done.stderr
+
+
+@pytest.mark.parametrize("command", ["predict {}", "recommend --ratings {}"])
+def test_bytes_that_are_no_text_are_named_by_their_line(answer: Run, sample_file: Path, tmp_path: Path, command: str) -> None:
+    lines = "user,movie,rating\n4,1,3\n4,50,3\n"
+    for content, line, coded in (
+        (lines.encode() + b"4,caf\xe9,3\n", 4, "latin1"),
+        (lines.encode("utf-16"), 1, "utf-16"),
+    ):
+        (tmp_path / "pairs.csv").write_bytes(content)
+        said = answer(*command.format("pairs.csv").split(), "-m", sample_file)
+        assert said.returncode == 3
+        assert f"pairs.csv:{line}: not UTF-8 text; convert it, for instance by iconv -f {coded} -t utf8" in said.stderr
+
+
+def test_a_line_of_a_pipe_that_is_no_text_is_named(sample_file: Path) -> None:
+    command = [sys.executable, "-m", "pmfcli", "predict", "-", "-m", sample_file]
+    done = subprocess.run(command, input=b"4\t1\n4\t\xe9\n", capture_output=True)
+    said = b"pmf: standard input:2: not UTF-8 text; convert it, for instance by iconv -f latin1 -t utf8"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (3, said)
+
+
+def test_blanks_around_an_id_are_none_of_it(answer: Run, sample_file: Path) -> None:
+    asked = ("predict", "-m", sample_file, "--format", "csv")
+    assert answer(*asked, "--user", "4\r", "--movie", " 1 ").stdout == answer(*asked, "--user", "4", "--movie", "1").stdout
 
 
 @pytest.mark.parametrize("separator", ["\t", ",", ";", "|"])

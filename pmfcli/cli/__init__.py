@@ -62,19 +62,19 @@ def _common(
     settings_of(os.environ)
 
 
-_UNHEARD = 2.0  # seconds, after which SIGTERM is raised again
+_UNHEARD = 2.0  # seconds, after which such a signal is raised again
 
 
 class _Terminated(BaseException):
-    """SIGTERM came: what is open is closed, what is half done removed."""
+    """SIGTERM or SIGHUP, whose number this has, came: what is open is closed, what is half done removed."""
 
 
-def _terminate(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
+def _terminate(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends at once
     if hasattr(signal, "setitimer"):  # Python drops what is raised while it works for itself, such as on its import locks
-        signal.signal(signal.SIGALRM, _terminate)
+        signal.signal(signal.SIGALRM, lambda *_: _terminate(number, None))
         signal.setitimer(signal.ITIMER_REAL, _UNHEARD)
-    raise _Terminated
+    raise _Terminated(number)
 
 
 def main() -> NoReturn:
@@ -90,6 +90,8 @@ def main() -> NoReturn:
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors=errors)
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # under torchrun it may be waiting for others that are gone: it ends at once
         signal.signal(signal.SIGTERM, _terminate)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup makes it
+            signal.signal(signal.SIGHUP, _terminate)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     code = run([argument for argument in arguments if argument != "--debug"], debug)
@@ -117,10 +119,10 @@ def run(arguments: list[str], debug: bool = False) -> int:
         return 141
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130, debug)
-    except _Terminated:
+    except _Terminated as end:
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
-        return _fail("terminated", 143, debug)
+        return _fail("terminated", 128 + end.args[0], debug)
     except PmfError as error:
         return _fail(str(error), error.exit_code, debug)
     except (MemoryError, RuntimeError, OSError) as error:

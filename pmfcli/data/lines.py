@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pmfcli.errors import DataError
 from pmfcli.text import short
 
 _JSON = re.compile(r"""\s*[{[]\s*(["'{[]|-?\d+\s*[],}]|\w+\s*:)""")  # how it, and what is much like it, begins
+_ESCAPED = "surrogateescape"  # what bytes that are no UTF-8 are, until their line is known
+_NO_TEXT, _UTF_16 = re.compile("[\udc80-\udcff]"), ("\udcff\udcfe", "\udcfe\udcff")
 
 
 class Record(NamedTuple):
@@ -40,6 +43,9 @@ def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...]) -> 
             line = line.strip("\r\n") if number > 1 else line.strip("\r\n").removeprefix("\ufeff")
             if not line.strip():
                 continue
+            if _NO_TEXT.search(line):
+                coded = "utf-16" if line.startswith(_UTF_16) else "latin1"
+                raise DataError(f"{name}:{number}: not UTF-8 text; convert it, for instance by iconv -f {coded} -t utf8")
             if columns is None:
                 separator = _separator(line, roles)
             parts = split(line, separator) if separator else line.split()
@@ -63,7 +69,7 @@ def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...]) -> 
             yield Record(f"{name}:{number}", fields)
     except OSError as error:
         raise DataError(f"{source}: {error.strerror or error}; give a file with a {wanted} on each line") from None
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise DataError(f"{name}: not lines of text, a {wanted} on each ({short(str(error))})") from None
 
 
@@ -74,7 +80,9 @@ def _separator(line: str, roles: tuple[str, ...]) -> str | None:
 
 
 def _lines(source: str) -> Iterator[str]:
-    with contextlib.nullcontext(sys.stdin) if source == "-" else open(source, encoding="utf-8") as file:
+    if source == "-" and isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors=_ESCAPED)
+    with contextlib.nullcontext(sys.stdin) if source == "-" else open(source, encoding="utf-8", errors=_ESCAPED) as file:
         while line := file.readline(LONGEST_LINE):  # what has no lines, such as a device, may have no end
             if len(line) == LONGEST_LINE:
                 raise csv.Error("a line is too long")
