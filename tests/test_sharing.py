@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ratings_of
+from conftest import Run, ratings_of
 from torch import Tensor
 
 from pmfcli import checkpoint
@@ -197,6 +197,17 @@ def test_what_several_cannot_do_is_refused(sample: Ratings) -> None:
     for settings in (Settings(method="bayes", time="both"), Settings(priors="em", noise="em")):
         with pytest.raises(UsageError, match="not by several processes"):
             trained(sample, settings, 2)
+
+
+@pytest.mark.parametrize("flag", ["--data", "--config"])
+def test_a_pipe_is_not_for_several(answer: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    """Each would get a part of it: nothing is read, so that the others do not wait for it either."""
+    monkeypatch.setattr("pmfcli.cli.train._team", Team)
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("-", "pipe"):
+        done = answer("train", flag, path, stdin="latnet = 3\n")
+        said = f"pmf: {flag} {path}: several processes cannot read one pipe; write it to a file, give that\n"
+        assert (done.returncode, done.stderr) == (2, said)
 
 
 def test_a_checkpoint_of_parts_is_that_of_one_moment(tmp_path: Path) -> None:

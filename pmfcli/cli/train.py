@@ -67,8 +67,10 @@ def train(
     given: dict[str, Any],
 ) -> None:
     """Fit a model and write it to a file that answers alone."""
-    settings = resolve(given, config, os.environ)
     team = _team()
+    if team is not None:
+        _check_all_read({"--data": source.data, "--config": config})
+    settings = resolve(given, config, os.environ)
     first = team is None or team.rank == 0  # it alone logs, writes the model and speaks
     log = log if first else None
     _check_outputs({"--output": output, "--log": log, "--checkpoint": checkpoint}, config, source, as_json)
@@ -117,6 +119,13 @@ def _team() -> "Team | None":
     if team.rank:
         hush()
     return team
+
+
+def _check_all_read(files: "dict[str, str | Path | None]") -> None:
+    """Refuse, of several processes, what each of them would get a part of."""
+    for flag, path in files.items():
+        if path is not None and (str(path) == "-" or Path(path).is_fifo()):
+            raise UsageError(f"{flag} {path}: several processes cannot read one pipe; write it to a file, give that")
 
 
 def _read(source: Source, team: "Team | None", leave_cache: bool) -> "tuple[Ratings, Part | None]":
