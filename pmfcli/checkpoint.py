@@ -1,17 +1,19 @@
 """Where a training run stands, in a file: to go on from when it was stopped, by whatever."""
 
+import re
 from pathlib import Path
 
 import torch
 
 from pmfcli import archive
-from pmfcli.core.team import Team
+from pmfcli.core.team import Team, everywhere
 from pmfcli.core.tree import Tree
 from pmfcli.errors import ModelError, OutputError
 from pmfcli.files import replacing
 
 FORMAT = "pmf-checkpoint"
 VERSION = 3
+_MARK = r"(?:re)?fit-\d+"  # of parts: where the run stands
 
 
 def save(path: Path, identity: str, snapshot: Tree) -> None:
@@ -60,30 +62,33 @@ def save_part(path: Path, identity: str, snapshot: Tree, mark: str, team: Team) 
     A kill of any of them, at any time, leaves the parts before, or these, whole.
 
     Args:
-        mark: a name for where the run stands.
+        mark: where the run stands: its phase and step, with a hyphen between.
 
     Raises:
         OutputError: as ``save``.
         ProcessError: another process is gone.
     """
-    old = _named(path, team)
     save(_part(path, mark, team), identity, snapshot)
     team.sum(torch.ones(()))  # all have
     if team.rank == 0:
         save(path, _of(team), mark)
     team.sum(torch.ones(()))
-    if old not in (None, mark):
-        _part(path, str(old), team).unlink(missing_ok=True)
+    _remove_but(path, mark)
 
 
 def load_part(path: Path, identity: str, team: Team) -> Tree:
-    """What ``save_part`` left of this process; None if there is no file yet.
+    """What ``save_part`` left of this process; None if the first process has no file yet.
 
     Raises:
         ModelError: as ``load``.
+        ProcessError: another process is gone.
     """
-    mark = _named(path, team)
-    if mark is None:
+    mark = load(path, _of(team)) if team.rank == 0 else None
+    if mark is not None and not (isinstance(mark, str) and re.fullmatch(_MARK, mark)):
+        raise ModelError(f"--checkpoint {path}: damaged checkpoint (it names no parts); remove it to start anew")
+    said = torch.tensor([*(mark or "").encode()], dtype=torch.uint8)
+    mark = everywhere(team, said).numpy().tobytes().decode()  # folders may not be shared
+    if not mark:
         return None
     found = load(_part(path, mark, team), identity)
     if found is None:
@@ -93,17 +98,10 @@ def load_part(path: Path, identity: str, team: Team) -> Tree:
 
 def remove_part(path: Path, team: Team) -> None:
     """The end of a run of several processes."""
-    mark = _named(path, team)
-    team.sum(torch.ones(()))
     if team.rank == 0:
         path.unlink(missing_ok=True)
-    if mark is not None:
-        _part(path, mark, team).unlink(missing_ok=True)
-
-
-def _named(path: Path, team: Team) -> str | None:
-    mark = load(path, _of(team))
-    return None if mark is None else str(mark)
+    team.sum(torch.ones(()))
+    _remove_but(path)
 
 
 def _of(team: Team) -> str:
@@ -112,3 +110,12 @@ def _of(team: Team) -> str:
 
 def _part(path: Path, mark: str, team: Team) -> Path:
     return path.with_name(f"{path.name}.{mark}.{team.rank}")
+
+
+def _remove_but(path: Path, mark: str = "") -> None:
+    """Remove the parts beside the file, also those that a kill left there, except those of a mark."""
+    part = re.compile(rf"{re.escape(path.name)}\.({_MARK})\.\d+")
+    for file in path.parent.iterdir():
+        found = part.fullmatch(file.name)
+        if found is not None and found[1] != mark:
+            file.unlink(missing_ok=True)

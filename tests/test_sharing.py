@@ -229,8 +229,52 @@ def test_a_checkpoint_of_parts_is_that_of_one_moment(tmp_path: Path) -> None:
         together(2, lambda team: checkpoint.load_part(path, f"run {team.rank}", team))
     with pytest.raises(ModelError, match="other settings or ratings"):
         together(3, lambda team: checkpoint.load_part(path, "run", team))
+    checkpoint.save(path, "parts of 2 processes", "../fit-2")
+    with pytest.raises(ModelError, match=r"names no parts\); remove it"):
+        together(2, lambda team: checkpoint.load_part(path, f"run {team.rank}", team))
     together(2, lambda team: checkpoint.remove_part(path, team))
     assert not list(tmp_path.iterdir())
+
+
+def test_parts_in_folders_that_are_not_shared(tmp_path: Path) -> None:
+    """The file of the first process counts: with it, all go on, or none does."""
+
+    def path(team: Team) -> Path:
+        return tmp_path / str(team.rank) / "c"
+
+    def saved(team: Team) -> None:
+        path(team).parent.mkdir()
+        for step in range(3):
+            checkpoint.save_part(path(team), "run", {"before": step, "now": team.rank}, f"fit-{step}", team)
+
+    def loaded(team: Team) -> Any:
+        return checkpoint.load_part(path(team), "run", team)
+
+    together(2, saved)
+    assert together(2, loaded) == [{"before": 2, "now": rank} for rank in range(2)]
+    files = [file.relative_to(tmp_path).as_posix() for file in sorted(tmp_path.glob("*/*"))]
+    assert files == ["0/c", "0/c.fit-2.0", "1/c.fit-2.1"]
+    (tmp_path / "1" / "c.fit-2.1").rename(tmp_path / "kept")
+    with pytest.raises(ModelError, match=r"part c\.fit-2\.1 is missing"):
+        together(2, loaded)
+    (tmp_path / "kept").rename(tmp_path / "1" / "c.fit-2.1")
+    (tmp_path / "0" / "c").unlink()
+    assert together(2, loaded) == [None, None]
+    together(2, lambda team: checkpoint.remove_part(path(team), team))
+    assert not [*tmp_path.glob("*/*")]
+
+
+def test_parts_that_a_kill_left_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    others = {"c.fit-1.txt", "c.fit-x.0", "cc.fit-1.0", "d.fit-1.0"}
+    left = {"c.fit-1.0", "c.fit-1.1", "c.fit-12.0", "c.refit-1.2"}
+    for name in others | left:
+        (tmp_path / name).touch()
+    together(2, lambda team: checkpoint.save_part(path, "run", {"before": 0, "now": 0}, "fit-2", team))
+    assert {file.name for file in tmp_path.iterdir()} == others | {"c", "c.fit-2.0", "c.fit-2.1"}
+    (tmp_path / "c.fit-1.0").touch()
+    together(2, lambda team: checkpoint.remove_part(path, team))
+    assert {file.name for file in tmp_path.iterdir()} == others
 
 
 def test_they_stop_together() -> None:
