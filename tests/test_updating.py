@@ -5,6 +5,8 @@ import math
 import resource
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from test_drift import moody
 from test_fold_in import copies
 from test_map import seeded
 
-from pmfcli import updating
+from pmfcli import artifact, updating
 from pmfcli.answers import Asked, Detail, predict
 from pmfcli.artifact import Model, dumps, loads
 from pmfcli.blending import blend
@@ -515,23 +517,33 @@ def test_on_the_command_line(answer: Run, tmp_path: Path) -> None:
     assert answer("update", "new.pt", "odd.csv", "--user-col=who", "--movie-col=what", "--rating-col=stars").returncode == 0
 
 
+@pytest.mark.parametrize("output", [None, "{}/pmf.pt", "link.pt"], ids=["none", "absolute", "link"])
+@pytest.mark.parametrize(("module", "name"), [(updating, "update"), (artifact, "dumps")], ids=["update", "dumps"])
 def test_what_another_command_wrote_meanwhile_is_not_lost(
-    answer: Run, tmp_path: Path, sample_model: Model, monkeypatch: pytest.MonkeyPatch
+    answer: Run,
+    tmp_path: Path,
+    sample_model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    output: str | None,
+    module: ModuleType,
+    name: str,
 ) -> None:
     path = tmp_path / "pmf.pt"
     path.write_bytes(dumps(sample_model))
+    (tmp_path / "link.pt").symlink_to(path)
+    named = "pmf.pt" if output is None else output.format(tmp_path)
     (tmp_path / "new.csv").write_text("user,movie,rating\nann,1,5\n")
-    as_it_is = updating.update
+    as_it_is = getattr(module, name)
 
-    def slow(old: Model, new: Ratings) -> updating.Updated:
+    def slow(*arguments: Any) -> Any:
         path.write_bytes(path.read_bytes())
-        return as_it_is(old, new)
+        return as_it_is(*arguments)
 
-    monkeypatch.setattr(updating, "update", slow)
-    done = answer("update", "pmf.pt", "new.csv")
+    monkeypatch.setattr(module, name, slow)
+    done = answer("update", "pmf.pt", "new.csv", *(["-o", named] if output else []))
     assert done.returncode == OutputError.exit_code
     assert done.stderr.endswith(
-        "pmf: pmf.pt: another command has written it meanwhile; nothing was written; give this one again\n"
+        f"pmf: {named}: another command has written it meanwhile; nothing was written; give this one again\n"
     )
     assert answer("update", "pmf.pt", "new.csv", "-o", "other.pt").returncode == 0
 

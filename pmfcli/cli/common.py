@@ -229,15 +229,14 @@ def check_is_model(output: Path) -> None:
         raise UsageError(f"--output {output}: is there and is no model; give another file, or remove it")
 
 
-def write_model(output: Path, model: "Model") -> int:
-    """Write a model file, whole or not at all; ``-`` is standard output. Its size in bytes.
+def write_model(output: Path, content: bytes) -> None:
+    """Write the bytes of a model file, whole or not at all; ``-`` is standard output.
 
     Raises:
         OutputError: it cannot be written.
     """
-    from pmfcli.artifact import dumps, write_atomically
+    from pmfcli.artifact import write_atomically
 
-    content = dumps(model)
     if str(output) == "-":
         rest = memoryview(content)
         while rest:  # unbuffered, as by PYTHONUNBUFFERED, a write may be of a part
@@ -245,7 +244,6 @@ def write_model(output: Path, model: "Model") -> int:
         sys.stdout.buffer.flush()
     else:
         write_atomically(output, content)
-    return len(content)
 
 
 def state_of(path: Path) -> tuple[int, int, int] | None:
@@ -274,13 +272,20 @@ def write_changed(
     Raises:
         OutputError: it would be written in its own place, where another command has written meanwhile.
     """
+    from pmfcli.artifact import dumps
+
     path = output or model
-    if changed and state_of(path) != was and path == model:
-        raise OutputError(f"{path}: another command has written it meanwhile; nothing was written; give this one again")
     if changed or output is not None:
-        size = write_model(path, found.model)
-        name = "to standard output" if str(path) == "-" else str(path)
-        note(f"wrote {name} ({file_size(size)})" + (", in place of the old model" if name == str(model) else ""))
+        content = dumps(found.model)
+        to_stdout = str(path) == "-"
+        in_place = not to_stdout and (path == model or (path.exists() and model.exists() and path.samefile(model)))
+        if in_place and state_of(path) != was:
+            raise OutputError(f"{path}: another command has written it meanwhile; nothing was written; give this one again")
+        write_model(path, content)
+        note(
+            f"wrote {'to standard output' if to_stdout else path} ({file_size(len(content))})"
+            + (", in place of the old model" if in_place else "")
+        )
     if as_json:
         counts = {name: value for name, value in found._asdict().items() if name != "model"}
         counts |= {name: found.model.data[name] for name in ("ratings", "users", "movies")}

@@ -97,14 +97,19 @@ def train(
     with Log(log, began) as lines, progress("fit") as bar, keeper:
         model = _follow(steps(ratings, settings, old, part), lines, bar, keeper)
     seconds = time.perf_counter() - began
-    size = write_model(output, model) if first else 0
+    content = b""
+    if first:
+        from pmfcli.artifact import dumps
+
+        content = dumps(model)
+        write_model(output, content)
     keeper.forget()
     if team is not None:
         from pmfcli.sharing import leave
 
         leave()
     if first:
-        say(model, output, size, seconds)
+        say(model, output, len(content), seconds)
         if as_json:
             document(summary(model, output, seconds), "train")
 
