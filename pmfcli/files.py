@@ -1,19 +1,26 @@
 """Files that are whole or not there: written beside, then renamed."""
 
+import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+_PREFIX = ".pmf-"  # of temporary names, which are short, so that no name is too long but for its own sake
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, prefix: str = _PREFIX) -> Iterator[IO[bytes]]:
     """A file to write, that takes the place of ``path`` in the end; if something goes wrong, the old one stays.
 
     Through a link, the file that it points to is replaced. The mode of the old one is kept. A pipe or device is written to as
     it is.
+
+    Args:
+        prefix: of the name that it has until then.
 
     Raises:
         OSError: it cannot be written.
@@ -25,7 +32,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     path = path.resolve()
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, delete=False) as file:
             temporary = Path(file.name)
             yield file
             file.flush()
@@ -37,6 +44,19 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         raise
+
+
+def check_replaceable(path: Path) -> None:
+    """Find out, and change nothing, whether ``replacing`` can write there.
+
+    Raises:
+        OSError: it cannot.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            return
+    with tempfile.NamedTemporaryFile(dir=path.resolve().parent, prefix=_PREFIX):
+        pass
 
 
 def _umask() -> int:

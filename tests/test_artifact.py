@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from pmfcli.artifact import Model, dumps, load, loads, write_atomically
+from pmfcli.cli.common import check_folder
 from pmfcli.config import Settings
 from pmfcli.core.pairs import Seen
-from pmfcli.errors import ModelError, OutputError
+from pmfcli.errors import ModelError, OutputError, UsageError
 from pmfcli.packing import pack_seen, unpack_seen
 from pmfcli.steps import run
 from pmfcli.training import train
@@ -236,6 +237,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
     assert path.read_bytes() == b"old"
+
+
+def test_any_name_that_a_file_can_have_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("m" * 255)
+    check_folder("--output", path)
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UsageError, match=r"^--output .*: File name too long; "):
+        check_folder("--output", tmp_path / ("m" * 256))
 
 
 def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_link_in_the_place_of_a_cache_is_not_followed(
 
 
 def test_small_files_pipes_and_folders_that_cannot_be_written_leave_none(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(_: Path) -> None:
+    def refused(*_: object) -> None:
         raise PermissionError
 
     with monkeypatch.context() as patch:
@@ -168,6 +168,14 @@ def test_small_files_pipes_and_folders_that_cannot_be_written_leave_none(file: P
     monkeypatch.setattr(cache, "LEAST", 1000)
     assert cache.read(file, COLUMNS, False)[1] is None
     assert [one.name for one in file.parent.iterdir() if one.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("length", [240, 250])  # too long for what it is called while it is written, for its own name
+def test_a_file_whose_cache_would_have_too_long_a_name_is_read_without(file: Path, length: int) -> None:
+    long = file.rename(file.with_name("r" * (length - 4) + ".csv"))
+    reading, left = cache.read(long, COLUMNS, False)
+    assert (reading.ratings.n > 0, left) == (True, None)
+    assert {one.name for one in long.parent.iterdir()} == {long.name, "movies.csv"}
 
 
 def test_cache_on_the_command_line(answer: Run, file: Path) -> None:

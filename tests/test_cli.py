@@ -116,6 +116,8 @@ def test_bad_data_is_3(answer: Run, tmp_path: Path, name: str, command: str) -> 
         (["train", "-o", "no/such/folder/m.pt"], "No such file or directory"),
         (["train", "-o", "."], "is a folder"),
         (["train", "-o", "/proc/m.pt"], "--output /proc/m.pt"),
+        (["train", "-o", "m" * 303], "File name too long; give a "),
+        (["train", "--data", "m" * 303], "File name too long; give a shorter one"),
         (["recommend", "--all-users", "-o", "/proc/m.csv"], "--output /proc/m.csv"),
         (["evaluate", "--plot", "/proc/m.svg"], "--plot /proc/m.svg"),
         (["tune", "-o", "/proc/t.toml"], "--output /proc/t.toml"),

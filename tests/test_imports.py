@@ -63,6 +63,7 @@ ALLOWED = {  # room -> rooms it may import
         "core",
         "data",
         "errors",
+        "files",
         "memory",
         "text",
         "evaluation",

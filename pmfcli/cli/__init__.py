@@ -32,7 +32,7 @@ from pmfcli.cli import (
 from pmfcli.config import settings_of
 from pmfcli.console import say
 from pmfcli.errors import PmfError
-from pmfcli.text import clean
+from pmfcli.text import clean, short
 
 app = typer.Typer(
     name="pmf",
@@ -129,6 +129,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
         text = str(error)
         if isinstance(error, MemoryError) or "alloc" in text or "out of memory" in text.lower():
             return _fail("not enough memory for this; try a smaller --latent or fewer ratings", 1, debug)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _fail(f"{short(str(error.filename))}: {error.strerror}; give a shorter one", 2, debug)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT, errno.EBADF):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _fail(f"{error.filename or 'standard output'}: {error.strerror}", 1, debug)

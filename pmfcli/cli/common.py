@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from pmfcli.cli.options import Source
 from pmfcli.console import document, note
 from pmfcli.data.catalog import CATALOG, DEFAULT
 from pmfcli.errors import DataError, OutputError, UnknownIdError, UsageError
+from pmfcli.files import check_replaceable
 from pmfcli.text import file_size, short
 
 if TYPE_CHECKING:
@@ -192,9 +192,7 @@ def check_folder(flag: str, path: Path) -> None:
     try:
         if path.is_dir():
             raise UsageError(f"{flag} {path}: is a folder; give a file")
-        if not path.exists() or path.is_file():
-            with tempfile.TemporaryFile(dir=path.resolve().parent):
-                pass
+        check_replaceable(path)
     except OSError as error:
         raise UsageError(f"{flag} {path}: {error.strerror or error}; give a file in a folder that you may write") from None
 

@@ -26,7 +26,7 @@ LEAST = 1_000_000  # ratings worth a cache
 FORMAT = 2  # changes with what reading makes of a file, too
 _SUFFIX = ".pmf-cache"
 _NAME = re.compile(rf"\.(.+){re.escape(_SUFFIX)}")
-_UNFINISHED = re.compile(rf"\.\.(.+){re.escape(_SUFFIX)}\.\w{{8}}")  # as ``replacing`` names it
+_UNFINISHED = re.compile(rf"\.\.(.+){re.escape(_SUFFIX)}\.\w{{8}}")  # as it is called while it is written
 _TYPES = {"user": np.int32, "movie": np.int32, "stars": np.float32, "time": np.int64}
 
 
@@ -55,11 +55,13 @@ def read(path: Path, columns: Columns, skip_bad: bool, leave: bool = True) -> tu
 
     before = source.stat()
     reading = read_ratings(path, columns, skip_bad)
-    if not source.is_file() or not leave or reading.ratings.n < LEAST or file.is_symlink():
+    if not source.is_file() or not leave or reading.ratings.n < LEAST:
         return reading, None
     try:
+        if file.is_symlink():
+            return reading, None
         _store(file, source, asked, reading)
-    except OSError:  # a folder that cannot be written to, a full disk
+    except OSError:  # a folder that cannot be written to, a full disk, a name that becomes too long
         return reading, None
     after = source.stat()
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
@@ -100,7 +102,7 @@ def _store(file: Path, source: Path, asked: dict[str, Any], reading: Reading) ->
     if ratings.time is not None:
         arrays["time"] = ratings.time
     text = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), dtype=np.uint8)
-    with replacing(file) as out:
+    with replacing(file, f".{file.name}.") as out:
         np.savez(out, about=text, **arrays)  # type: ignore[arg-type]
 
 
@@ -133,10 +135,10 @@ def _claimed(box: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
 
 
 def _load(file: Path, source: Path, asked: dict[str, Any]) -> Reading | None:
-    about = _about(file) if file.is_file() and not file.is_symlink() else None
-    if about is None:
-        return None
     try:
+        about = _about(file) if file.is_file() and not file.is_symlink() else None
+        if about is None:
+            return None
         status = source.stat()
         if about["asked"] != asked or about["size"] != status.st_size:
             return None
