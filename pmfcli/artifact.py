@@ -124,6 +124,12 @@ def loads(content: bytes, name: str) -> Model:
         raise ModelError(f"{name}: damaged model file ({type(error).__name__}: {error}); train it again") from None
 
 
+def begins_a_model(head: bytes) -> bool:
+    """Whether a file begins as those that ``dumps`` makes, of any version: with a record that says its format first."""
+    length = int.from_bytes(head[26:28], "little")  # of the name of the first record of a zip file
+    return head.startswith(b"PK\x03\x04") and head[30 : 30 + length].endswith(b"/data.pkl") and FORMAT.encode() in head
+
+
 def load(path: Path | str) -> Model:
     """A model from a file.
 

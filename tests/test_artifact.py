@@ -80,6 +80,9 @@ def saved(content: object) -> bytes:
     return buffer.getvalue()
 
 
+OLD = saved({"format": "pmf-model", "version": 1})  # what begins as a model, of an earlier pmf
+
+
 def test_a_file_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for content in (saved(Code()), saved({"format": "pmf-model", "version": 1, "meta": Code(), "tensors": {}})):

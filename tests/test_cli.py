@@ -11,14 +11,16 @@ import subprocess
 import sys
 import time
 import weakref
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import Run, in_a_terminal, ratings_of
+from test_artifact import OLD, saved
 
-from pmfcli import cli
+from pmfcli import checkpoint, cli
 from pmfcli.artifact import dumps, load
 from pmfcli.config import Settings
 from pmfcli.processes import _deaf_to_interrupts
@@ -93,7 +95,7 @@ def test_bad_data_is_3(answer: Run, tmp_path: Path, name: str, command: str) -> 
     path = tmp_path / "bad.csv"
     if BAD_DATA[name] is not None:
         path.write_bytes(BAD_DATA[name])
-    (tmp_path / "pmf.pt").write_bytes(b"PK\x03\x04 the old model")
+    (tmp_path / "pmf.pt").write_bytes(OLD)
     before = tree(tmp_path)
     done = answer(command, "--data", path)
     assert (done.returncode, done.stdout) == (3, "")
@@ -297,7 +299,7 @@ def test_train_writes_a_model_a_log_and_json(answer: Run, tmp_path: Path) -> Non
 
 def test_divergence_keeps_the_old_model(answer: Run, tmp_path: Path) -> None:
     (tmp_path / "good.csv").write_text(GOOD)
-    (tmp_path / "pmf.pt").write_bytes(b"PK\x03\x04 the old model")
+    (tmp_path / "pmf.pt").write_bytes(OLD)
     done = answer("train", "--data", "good.csv", "--lr", "1e30", "--holdout", "0")
     assert done.returncode == 1
     assert one_line(done.stderr)
@@ -308,7 +310,7 @@ def test_divergence_keeps_the_old_model(answer: Run, tmp_path: Path) -> None:
         assert done.returncode == 1
         assert "diverged" in done.stderr
         assert "smaller --lr" in done.stderr
-    assert (tmp_path / "pmf.pt").read_bytes() == b"PK\x03\x04 the old model"
+    assert (tmp_path / "pmf.pt").read_bytes() == OLD
 
 
 def test_small_data_trains_and_says_how(answer: Run, tmp_path: Path) -> None:
@@ -371,6 +373,29 @@ def test_the_ratings_are_not_written_over(answer: Run, tmp_path: Path) -> None:
         "data/ml-latest-small/movies.csv": b"movieId,title\n",
     }
     assert tree(tmp_path) == left
+
+
+def test_a_model_takes_the_place_of_nothing_but_a_model(answer: Run, tmp_path: Path, sample_file: Path) -> None:
+    (tmp_path / "good.csv").write_text(GOOD)
+    for name in ("thesis.docx", "ratings.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as box:
+            box.writestr("word/document.xml", "pmf-model")
+    np.savez(tmp_path / "a.npz", data=np.arange(3))
+    checkpoint.save(tmp_path / "c", "a run", {"before": None, "now": None})
+    (tmp_path / "net.pt").write_bytes(saved({"weight": torch.zeros(3)}))
+    (tmp_path / "notes.pt").write_text("pmf-model")
+    before = tree(tmp_path)
+    for name in sorted(before.keys() - {"good.csv"}):
+        done = answer("train", "--data", "good.csv", "--epochs", "2", "-o", name)
+        assert (done.returncode, done.stderr) == (
+            2,
+            f"pmf: --output {name}: is there and is no model; give another file, or remove it\n",
+        )
+    assert tree(tmp_path) == before
+    for name, content in (("old.pt", OLD), ("whole.pt", sample_file.read_bytes()), ("empty.pt", b"")):
+        (tmp_path / name).write_bytes(content)
+        assert answer("train", "--data", "good.csv", "--epochs", "2", "-o", name).returncode == 0
+        assert load(tmp_path / name).data["name"] == "good.csv"
 
 
 def test_no_file_is_written_over_another_of_the_same_run(answer: Run, tmp_path: Path) -> None:
@@ -785,7 +810,7 @@ def test_other_separators_are_letters_of_ids(answer: Run, tmp_path: Path, separa
     assert (done.returncode, "standard input:2: " in done.stderr) == (3, True)
 
 
-@pytest.mark.parametrize("old", [None, b"PK\x03\x04 the old model"])
+@pytest.mark.parametrize("old", [None, OLD])
 def test_a_killed_train_leaves_no_model_or_the_old_one(tmp_path: Path, old: bytes | None) -> None:
     (tmp_path / "good.csv").write_text(GOOD)
     if old is not None:

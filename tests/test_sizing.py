@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Run, ratings_of
+from test_artifact import OLD
 
 from pmfcli import sizing
 from pmfcli.artifact import Model, dumps
@@ -153,13 +154,13 @@ def test_seconds_are_those_of_a_part_times_what_the_whole_has_more(sample: Ratin
     ],
 )
 def test_too_little_memory_is_refused(answer: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
-    (tmp_path / "pmf.pt").write_bytes(b"PK\x03\x04 the old model")
+    (tmp_path / "pmf.pt").write_bytes(OLD)
     done = answer("train", "--data", "sample", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     said = [line for line in done.stderr.splitlines() if line.startswith("pmf: ")]
     assert len(said) == 1
     assert message in said[0]
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"PK\x03\x04 the old model"]
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [OLD]
 
 
 def test_enough_memory_changes_nothing(answer: Run, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pmfcli.data.ratings import Ratings
     from pmfcli.updating import Forgotten, Updated
 
-_ZIP = b"PK\x03\x04"  # how a model begins
+_HEAD = 512  # bytes of a file that tell what it is
 
 
 def in_parts(source: Source) -> bool:
@@ -213,17 +213,19 @@ def check_output(output: Path, as_json: bool) -> None:
 
 
 def check_is_model(output: Path) -> None:
-    """Refuse to write a model over what is none.
+    """Refuse to write a model over what is none. What is empty, or no file, is nothing to keep.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: it is something else, such as a checkpoint, or cannot be read.
     """
+    if not output.is_file() or not output.stat().st_size:
+        return
+    from pmfcli.artifact import begins_a_model
+
     begins = b""
-    with contextlib.suppress(OSError):
-        if output.is_file():
-            with output.open("rb") as file:
-                begins = file.read(len(_ZIP))
-    if begins not in (b"", _ZIP):
+    with contextlib.suppress(OSError), output.open("rb") as file:
+        begins = file.read(_HEAD)
+    if not begins_a_model(begins):
         raise UsageError(f"--output {output}: is there and is no model; give another file, or remove it")
 
 
