@@ -4,6 +4,7 @@ A flag wins over PMF_* in the environment, that over a file, that over the defau
 """
 
 import difflib
+import reprlib
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -342,7 +343,11 @@ def settle(given: Mapping[str, Given]) -> Settings:
             raise UsageError(message) from None
         key = str(first["loc"][0])
         message = message[0].lower() + message[1:]
-        raise UsageError(f"{given[key].origin}: {message}, not {first['input']!r}") from None
+        try:
+            shown = reprlib.repr(first["input"])
+        except ValueError:  # more digits than Python writes
+            shown = "so long a number"
+        raise UsageError(f"{given[key].origin}: {message}, not {shown}") from None
     for key, one in given.items():
         if way := settings.lacks(key):
             raise UsageError(f"{one.origin}: it is for {way}; this run is not, leave it out")
@@ -356,6 +361,8 @@ def _load(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: {error.strerror or error}; give a TOML file of settings by --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: not TOML: {error}") from None
+    except (ValueError, RecursionError):
+        raise UsageError(f"{file}: a number in it is too long, or a list too deep; give settings, a value for each") from None
 
 
 def _known(key: str, where: str, prefix: str) -> None:

@@ -1,4 +1,4 @@
-"""How this process deals with memory that it has freed."""
+"""Memory of this process: that what is freed is kept, and whether there was not enough."""
 
 import ctypes
 import sys
@@ -20,3 +20,9 @@ def keep() -> None:
         mallopt(_TRIM_THRESHOLD, _KEPT)
         mallopt(_MMAP_THRESHOLD, _LARGEST)
         mallopt(_ARENA_MAX, 1)
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether there was not enough of it, as Python or torch says so."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "alloc" in text or "out of memory" in text.lower()

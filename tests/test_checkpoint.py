@@ -112,6 +112,32 @@ def test_what_is_no_checkpoint_of_this_run_is_refused(few: Ratings, tmp_path: Pa
         checkpoint.save(tmp_path, name, {})
 
 
+FOREIGN = {
+    "empty": lambda snapshot: {"before": None, "now": {}},
+    "text": lambda snapshot: "fit-3",
+    "generator": lambda snapshot: (
+        snapshot | {"now": snapshot["now"] | {"fit": snapshot["now"]["fit"] | {"generator": torch.ones(1)}}}
+    ),
+    "what came before": lambda snapshot: snapshot | {"before": {"epochs": 2}},
+    "its metrics": lambda snapshot: snapshot | {"before": snapshot["before"] | {"metrics": None}},  # used at the end
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_checkpoint_of_this_run_with_other_contents_is_told(answer: Run, sample: Ratings, tmp_path: Path, kind: str) -> None:
+    settings = Settings(epochs=4, latent=2)
+    name = identity(sample, settings)
+    snapshot = next(report.snapshot() for report in train(sample, settings) if report.phase == "refit")
+    checkpoint.save(tmp_path / "c", name, FOREIGN[kind](snapshot))
+    flags = ("--epochs", "4", "-k", "2", "--checkpoint", "c", "--resume")
+    done = answer("train", "--data", "sample", *flags)
+    said = done.stderr.splitlines()[-1]
+    assert (done.returncode, said.startswith("pmf: --checkpoint c: damaged checkpoint (")) == (4, True), done.stderr
+    assert said.endswith("; remove it to start anew")
+    checkpoint.save(tmp_path / "c", name, snapshot)
+    assert answer("train", "--data", "sample", *flags).returncode == 0
+
+
 def started(folder: Path, *more: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "pmfcli", "train", "--data", "sample", "-j", "1", "-o", "m.pt"]
     command += ["--checkpoint", "c", "--checkpoint-every", "0", "--resume", *more]

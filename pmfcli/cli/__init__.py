@@ -32,6 +32,7 @@ from pmfcli.cli import (
 from pmfcli.config import settings_of
 from pmfcli.console import say
 from pmfcli.errors import PmfError
+from pmfcli.memory import ran_out
 from pmfcli.text import clean, short
 
 app = typer.Typer(
@@ -126,8 +127,7 @@ def run(arguments: list[str], debug: bool = False) -> int:
     except PmfError as error:
         return _fail(str(error), error.exit_code, debug)
     except (MemoryError, RuntimeError, OSError) as error:
-        text = str(error)
-        if isinstance(error, MemoryError) or "alloc" in text or "out of memory" in text.lower():
+        if ran_out(error):
             return _fail("not enough memory for this; try a smaller --latent or fewer ratings", 1, debug)
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             return _fail(f"{short(str(error.filename))}: {error.strerror}; give a shorter one", 2, debug)

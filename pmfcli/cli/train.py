@@ -25,7 +25,8 @@ from pmfcli.cli.options import AsJson, Config, Source, with_data_and_settings
 from pmfcli.cli.trained import say, summary
 from pmfcli.config import resolve
 from pmfcli.console import Progress, document, hush, progress
-from pmfcli.errors import UsageError
+from pmfcli.errors import ModelError, UsageError
+from pmfcli.memory import ran_out
 from pmfcli.steps import Steps
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def train(
     keeper = Keeper(checkpoint, checkpoint_every, identity(ratings, settings) if checkpoint is not None else "", team)
     old = keeper.before() if resume else None
     with Log(log, began) as lines, progress("fit") as bar, keeper:
-        model = _follow(steps(ratings, settings, old, part), lines, bar, keeper)
+        training = steps(ratings, settings, old, part)
+        model = _follow(training if old is None else _gone_on(training, checkpoint), lines, bar, keeper)
     seconds = time.perf_counter() - began
     content = b""
     if first:
@@ -141,6 +143,21 @@ def _read(source: Source, team: "Team | None", leave_cache: bool) -> "tuple[Rati
 
     ratings = read_data(source, (team.rank, team.size))
     return (exchange if in_parts(source) else share_out)(ratings, team)
+
+
+def _gone_on(training: "Generator[Report, None, Model]", checkpoint: Path | None) -> "Generator[Report, None, Model]":
+    """Training from a checkpoint, which shows only now whether it holds what such a run left.
+
+    Raises:
+        ModelError: it does not.
+    """
+    try:
+        return (yield from training)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if ran_out(error):
+            raise
+        why = f"damaged checkpoint ({type(error).__name__} on going on from it)"
+        raise ModelError(f"--checkpoint {checkpoint}: {why}; remove it to start anew") from error
 
 
 def _follow(training: "Generator[Report, None, Model]", lines: Log, bar: Progress, keeper: Keeper) -> "Model":
