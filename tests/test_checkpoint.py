@@ -140,8 +140,14 @@ def test_a_checkpoint_of_this_run_with_other_contents_is_told(answer: Run, sampl
 
 def started(folder: Path, *more: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "pmfcli", "train", "--data", "sample", "-j", "1", "-o", "m.pt"]
-    command += ["--checkpoint", "c", "--checkpoint-every", "0", "--resume", *more]
+    command += ["--checkpoint", "c", "--checkpoint-every", "0", "--resume", "--log", "log", *more]
     return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def beginnings(log: Path) -> int:
+    """How many runs began at the first step, of those that a log is of."""
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    return [(entry["phase"], entry["step"]) for entry in entries].count(("fit", 0))
 
 
 @pytest.mark.parametrize("kind", [["--epochs", "30"], ["--method", "bayes", "-k", "2", "--epochs", "15"]], ids=["map", "bayes"])
@@ -153,8 +159,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_model(tmp_path: Path, kind:
     killed = 0
     while True:
         process = started(tmp_path, *kind)
-        wait = time.monotonic() + dice.uniform(0, 4)
-        while time.monotonic() < wait and process.poll() is None:
+        wait = time.monotonic() + (dice.uniform(0, 4) if killed else 0)
+        while (time.monotonic() < wait or not (tmp_path / "c").exists()) and process.poll() is None:
             time.sleep(0.01)
         if killed < KILLS and process.poll() is None:
             process.kill()
@@ -163,22 +169,27 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_model(tmp_path: Path, kind:
             continue
         assert process.wait() == 0, process.stderr.read()
         break
+    assert (killed > 0, beginnings(tmp_path / "log")) == (True, 1)
     assert (tmp_path / "m.pt").read_bytes() == (whole / "m.pt").read_bytes()
     assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_told_to_stop_it_leaves_a_checkpoint(tmp_path: Path, number: int, code: int) -> None:
-    process = started(tmp_path, "--method", "bayes", "--epochs", "1000")
-    while not (tmp_path / "c").exists():
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, said = process.communicate()
-    assert process.returncode == code
-    assert "stopping after this step; once more stops at once" in said
-    assert "--resume goes on from c" in said
-    assert (tmp_path / "c").exists()
-    assert not (tmp_path / "m.pt").exists()
+    path = tmp_path / "c"
+    for _ in range(2):  # from the start, and from where that ended
+        before = path.read_bytes() if path.exists() else None
+        process = started(tmp_path, "--method", "bayes", "--epochs", "1000")
+        while process.poll() is None and (not path.exists() or path.read_bytes() == before):
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, said = process.communicate()
+        assert process.returncode == code
+        assert "stopping after this step; once more stops at once" in said
+        assert "--resume goes on from c" in said
+        assert path.exists()
+        assert not (tmp_path / "m.pt").exists()
+    assert beginnings(tmp_path / "log") == 1
 
 
 def test_checkpoints_on_the_command_line(answer: Run, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import Run, ratings_of
+from test_checkpoint import beginnings
 from torch import Tensor
 
 from pmfcli import checkpoint
@@ -285,8 +286,8 @@ def test_they_stop_together() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the system for the processes")
 def test_torchrun_goes_on_when_one_is_killed(tmp_path: Path, sample: Ratings) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
-    command += ["-m", "pmfcli", "train", "--data", "sample", "--epochs", "60", "--holdout", "0", "-o", "two.pt"]
-    command += ["--checkpoint", "c", "--checkpoint-every", "0", "--resume"]
+    command += ["-m", "--", "pmfcli", "train", "--data", "sample", "--epochs", "60", "--holdout", "0", "-o", "two.pt"]
+    command += ["--checkpoint", "c", "--checkpoint-every", "0", "--resume", "--log", "log"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
     while not (tmp_path / "c").exists() and running.poll() is None:
@@ -300,7 +301,8 @@ def test_torchrun_goes_on_when_one_is_killed(tmp_path: Path, sample: Ratings) ->
     plain = run(train(sample, Settings(epochs=60, holdout=0)))
     two = load(tmp_path / "two.pt")
     torch.testing.assert_close(two.posterior.factors.V, plain.posterior.factors.V, rtol=0, atol=1e-3)
-    assert [file.name for file in tmp_path.iterdir()] == ["two.pt"]
+    assert beginnings(tmp_path / "log") == 1
+    assert {file.name for file in tmp_path.iterdir()} == {"two.pt", "log"}
 
 
 @pytest.mark.parametrize("count", [2, 3])
