@@ -2,12 +2,21 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Run
 
+from pmfcli import evaluation, tuning
+from pmfcli.cli.tune import _say
 from pmfcli.config import Settings, resolve
+from pmfcli.data.ratings import Ratings
+from pmfcli.data.split import random_mask
+from pmfcli.evaluation import cross_score
+from pmfcli.steps import run
+from pmfcli.tuning import Found, tune
 
 
 @pytest.fixture
@@ -103,3 +112,48 @@ def test_what_cannot_be_searched_is_refused(answer: Run, small: Path) -> None:
         assert notes.read_text() == content
     done = answer("tune", "--data", "small.csv", "--trials", "1", "--journal", "x.toml", "-o", "x.toml")
     assert (done.returncode, "is the file of --output" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize("holdout", [0.2, 0.0])
+def test_the_best_is_compared_to_the_start_on_ratings_that_the_search_saw_as_training(
+    sample: Ratings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holdout: float
+) -> None:
+    few = sample.select(sample.user < 150)
+    start = Settings(epochs=10, latent=4, sigma=0.6, holdout=holdout)  # which others are better than
+    asked = {}
+
+    def recorded(ratings: Ratings, settings: Settings, held: list[np.ndarray]) -> Iterator[evaluation.Tested]:
+        for mask, test in zip(held, cross_score(ratings, settings, held), strict=True):
+            asked[settings.sigma] = (mask, test.scored)
+            yield test
+
+    monkeypatch.setattr(tuning, "cross_score", recorded)
+    fixed = set(Settings.model_fields) - {"sigma"}
+    found = run(tune(few, start, fixed, 4, tmp_path / "journal"))
+    assert found.rmse < found.start
+    assert asked.keys() == {start.sigma, found.changed["sigma"]}
+    (mask, of_start), (same, of_best) = asked[start.sigma], asked[found.changed["sigma"]]
+    assert (mask == same).all()
+    searched = random_mask(few.n, holdout or 0.1, start.seed)
+    assert not (mask & searched).any()
+    assert 0.07 * few.n < mask.sum() < 0.1 * few.n
+    row = found.check[0]
+    for name, scored in (("first", of_start), ("value", of_best)):
+        assert row[name] == pytest.approx(float((scored.model - scored.stars).square().mean().sqrt()), rel=1e-4)
+    assert row["difference"] == pytest.approx(row["value"] - row["first"])
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "verdict"),
+    [
+        (-0.15, -0.05, "better (-0.1500 to -0.0500)"),
+        (0.05, 0.15, "worse (+0.0500 to +0.1500)"),
+        (-0.05, 0.05, "not clearly different (-0.0500 to +0.0500)"),
+        (None, None, "too few users to tell them apart"),
+    ],
+)
+def test_the_verdict(capsys: pytest.CaptureFixture[str], lo: float | None, hi: float | None, verdict: str) -> None:
+    row = {"score": "rmse", "first": 0.95, "value": 0.85, "difference": -0.1, "lo": lo, "hi": hi}
+    _say(Found({"sigma": 0.3}, 0.8, 0.9, [row]), Path("t.toml"))
+    said = "held-out RMSE 0.8000, before 0.9000; on other held-out ratings 0.8500, before 0.9500: "
+    assert capsys.readouterr().err.startswith(f"{said}{verdict}\n")
