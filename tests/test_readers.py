@@ -290,13 +290,47 @@ def test_ids_of_parquet_that_are_floats(tmp_path: Path) -> None:
     assert read_ratings(tmp_path / "a.parquet").ratings.users.ids == ("1", "2", "3")
 
 
-def test_a_long_text_of_parquet_that_comes_often_is_kept_once(tmp_path: Path) -> None:
-    rows = 2000
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()], ids=str)
+def test_a_long_text_of_parquet_that_comes_often_is_kept_once(
+    tmp_path: Path, kind: pa.DataType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 200
     often = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), ["x" * 1_000_000])
-    table = pa.table({"user": list(range(rows)), "movie": often, "rating": [1.0, 2.0] * (rows // 2)})
-    pq.write_table(table, tmp_path / "a.parquet", store_schema=False)
-    assert read_ratings(tmp_path / "a.parquet").ratings.n == rows
-    assert pa.default_memory_pool().max_memory() < 1 << 30
+    table = pa.table(
+        {"user": list(range(rows)), "movie": often.cast(pa.string()).cast(kind), "rating": [1.0, 2.0] * (rows // 2)}
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    del table
+    held, read = [], pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *those: held.append(read(*those)) or held[0])
+    assert read_ratings(tmp_path / "a.parquet").ratings.movies.ids == ("x" * 1_000_000,)
+    assert held[0].nbytes < 1 << 23
+
+
+def test_texts_of_parquet_are_read_however_they_are_kept(tmp_path: Path) -> None:
+    texts = pa.array(["5", None, "é"])
+    ordered = pa.DictionaryArray.from_arrays([1, None, 0], ["é", "5"], ordered=True)
+    for kind in (
+        *(texts.cast(kind) for kind in (pa.binary(), pa.large_string())),
+        texts.cast(pa.binary()).dictionary_encode(),
+        ordered,
+    ):
+        table = {"user": kind, "movie": pa.array([b"aa"] * 3, pa.binary(2)), "rating": [b"1", b"2", b"3"]}
+        pq.write_table(pa.table(table | {"time": [b"2001-02-03", b"7", b"8"]}), tmp_path / "a.parquet")
+        found = read_ratings(tmp_path / "a.parquet", skip_bad=True).ratings
+        assert triples(found) == [("5", "aa", 1.0, 981158400), ("é", "aa", 3.0, 8)]
+
+
+def test_lists_of_parquet_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", None)
+    table = {"user": [1, 2], "movie": [1, 1], "rating": [1.0, 2.0]}
+    lists = pa.array([[1], [2]], pa.list_(pa.int32()))
+    wide = pa.array([b"x" * 65] * 2, pa.binary(65))
+    kept = pa.ExtensionArray.from_storage(pa.json_(), pa.array(["1", "2"]))
+    for role, column in (("user", lists), ("movie", wide), ("rating", pa.array([{"a": 1}] * 2)), ("user", kept)):
+        pq.write_table(pa.table(table | {role: column}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=rf"a\.parquet: column {role} is of type .*; make it text or numbers"):
+            read_ratings(tmp_path / "a.parquet")
 
 
 def test_parts_of_parquet_may_have_other_widths_and_orders(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from pmfcli.errors import DataError
 from pmfcli.text import short
 
 _ROW = 32  # bytes of memory that one row takes at least
+_WIDEST = 64  # bytes of an entry that is as long as all others: a digest in hexadecimal
+_TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
 def read_parquet(file: Path, columns: Columns, part: tuple[int, int]) -> Table:
@@ -48,13 +50,34 @@ def _rows(file: Path, wanted: list[str], first: int, last: int) -> list[pa.Table
     other = next((name for name in wanted if kinds.names.count(name) != 1), None)
     if other is not None:
         raise DataError(f"{file}: {kinds.names.count(other)} columns are called {short(other)}; other parts have one")
-    texts = [name for name in wanted if pa.types.is_string(kinds.field(name).type)]
+    texts = []
+    for name in wanted:
+        kind = kinds.field(name).type
+        if _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind):
+            texts.append(name)
+        elif not _is_small(kind):
+            raise DataError(f"{file}: column {short(name)} is of type {short(str(kind))}; make it text or numbers")
     found, place = [], 0
     with pq.ParquetFile(file, read_dictionary=texts) as opened:
         for group in range(opened.num_row_groups):
             count = opened.metadata.row_group(group).num_rows
             low, high = max(first - place, 0), min(last - place, count)
             if low < high:
-                found.append(opened.read_row_group(group, wanted).slice(low, high - low))
+                rows = opened.read_row_group(group, wanted).slice(low, high - low)
+                as_text = [field.with_type(_TEXT) if field.name in texts else field for field in rows.schema]
+                found.append(rows.cast(pa.schema(as_text)))
             place += count
     return found
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether an entry may be of any length."""
+    string = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(string or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_small(kind: pa.DataType) -> bool:
+    """Whether an entry takes few bytes, whatever it says: no list, nor what is made of others."""
+    if pa.types.is_fixed_size_binary(kind):
+        return bool(kind.byte_width <= _WIDEST)
+    return bool(pa.types.is_null(kind) or pa.types.is_primitive(kind) or pa.types.is_decimal(kind))
