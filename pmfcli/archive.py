@@ -3,6 +3,7 @@
 import io
 import pickle
 import pickletools
+import struct
 import warnings
 import zipfile
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from pmfcli.errors import ModelError
 
 _NAMES = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"}  # that tensors are saved by, beside their storages
+_END = struct.Struct("<4s36xQQ4s4xQ4x4s16xH")  # of a directory: how long it is, where; where this record is; its comment
 
 
 def load(content: bytes, name: str, what: str, remedy: str) -> Any:
@@ -44,14 +46,24 @@ def _check_records(content: bytes, name: str, what: str, remedy: str) -> None:
             damaged = box.testzip()
             if damaged is not None:
                 raise ModelError(f"{name}: damaged {what} (checksum of {damaged}); {remedy}")
-            names = {member.lower(): member for member in box.namelist()}  # torch does not tell them apart by case
-            pickles = [member for member in names if member.endswith("data.pkl")]
-            if len(names) < len(box.namelist()) or len(pickles) != 1:
+            members = {one.orig_filename.lower(): one for one in box.infolist()}  # torch does not tell them apart by case
+            pickles = [one for label, one in members.items() if label.endswith("data.pkl")]
+            if not _is_of_torch(content) or len(members) < len(box.infolist()) or len(pickles) != 1:
                 raise ModelError(f"{name}: not a {what}; {remedy}")
-            if not _is_plain(box.read(names[pickles[0]])):
+            if not _is_plain(box.read(pickles[0])):
                 raise _refused(name)
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError):
         raise ModelError(f"{name}: not a {what}, or cut short, or damaged; {remedy}") from None
+
+
+def _is_of_torch(content: bytes) -> bool:
+    """Whether it begins and ends as torch writes it, so that torch finds no other records in it than ``zipfile`` does."""
+    if not content.startswith(b"PK\x03\x04") or len(content) < _END.size:
+        return False
+    place = len(content) - _END.size
+    first, size, start, second, where, third, comment = _END.unpack_from(content, place)
+    signed = (first, second, third) == (b"PK\x06\x06", b"PK\x06\x07", b"PK\x05\x06")
+    return signed and start + size == where == place and not comment
 
 
 def _is_plain(pickled: bytes) -> bool:

@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import resource
+import struct
 import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
@@ -100,6 +101,56 @@ def test_a_file_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ModelError, match="not a model file"):
         loads(buffer.getvalue(), "evil.pt")
     assert not (tmp_path / "it-ran").exists()
+
+
+def directory(content: bytes, moved: int) -> bytearray:
+    """Where the records of a file lie that was moved by so much."""
+    (start,) = struct.unpack_from("<Q", content, len(content) - 50)
+    found = bytearray(content[start:-98])
+    for place in range(len(found)):
+        if found[place : place + 4] == b"PK\x01\x02":
+            (offset,) = struct.unpack_from("<I", found, place + 42)
+            struct.pack_into("<I", found, place + 42, offset + moved)
+    return found
+
+
+def end(where: int, entries: int, size: int) -> bytes:
+    """The end of a directory, without the record that says where it is."""
+    return struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, entries, entries, size, where)
+
+
+def behind(prefix: bytes, content: bytes) -> bytes:
+    """A file with something before it, that knows where it lies."""
+    found = directory(content, len(prefix))
+    records = prefix + content[: -98 - len(found)]
+    place = len(records) + len(found)
+    last = end(len(records), found.count(b"PK\x01\x02"), len(found)) + struct.pack("<4sIQI", b"PK\x06\x07", 0, place, 1)
+    return records + bytes(found) + last + content[-22:]
+
+
+def with_two_directories(seen: bytes, hidden: bytes) -> bytes:
+    """A file in which ``zipfile`` finds the records of one, and torch those of the other."""
+    first, second = directory(seen, 0), directory(hidden, len(seen))
+    records = seen + hidden[: -98 - len(second)]
+    place = len(records) + len(second)
+    records += bytes(second) + end(len(records), second.count(b"PK\x01\x02"), len(second))
+    struct.pack_into("<H", first, first.rfind(b"PK\x01\x02") + 32, 20)  # what follows is a comment, says its last entry
+    first += struct.pack("<4sIQI", b"PK\x06\x07", 0, place, 1)
+    n = first.count(b"PK\x01\x02")
+    return records + bytes(first) + struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, n, n, len(first), len(records), 0)
+
+
+def test_what_is_checked_is_what_torch_reads() -> None:
+    legacy, good, evil = io.BytesIO(), saved({"a": torch.zeros(3)}), saved(Long())
+    torch.save(Long(), legacy, _use_new_zipfile_serialization=False)
+    old = legacy.getvalue()
+    for content in (old + good, behind(old, good), with_two_directories(good, evil)):
+        with zipfile.ZipFile(io.BytesIO(content)) as box:
+            assert "archive/data/0" in box.namelist()  # of the good one
+        with pytest.raises(MemoryError):  # 50 TB
+            torch.load(io.BytesIO(content), weights_only=True)
+        with pytest.raises(ModelError, match="not a model file"):
+            loads(content, "evil.pt")
 
 
 def test_what_is_no_model_is_refused(sample_model: Model, tmp_path: Path) -> None:
