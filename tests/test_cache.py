@@ -71,6 +71,29 @@ def test_it_is_given_up_when_the_file_or_the_question_changes(file: Path) -> Non
     assert "u9" in cache.read(file, COLUMNS, False)[0].ratings.users.ids
 
 
+@pytest.mark.parametrize("moment", ["reading", "hashing", "writing"])
+def test_a_file_that_changes_while_it_is_read_leaves_no_cache(file: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name = {"reading": (readers, "read_ratings"), "hashing": (cache, "_digest"), "writing": (np, "savez")}[moment]
+    does = getattr(owner, name)
+
+    def and_the_file_changes(*given: object, **named: object) -> object:
+        done = does(*given, **named)
+        file.write_text(file.read_text().replace("u1,", "u2,"))
+        os.utime(file, ns=(1, 1))
+        return done
+
+    def never(*_: object) -> None:
+        raise AssertionError("a cache was there for a moment")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, and_the_file_changes)
+        patch.setattr(os, "replace", never)
+        reading, left = cache.read(file, COLUMNS, False)
+    assert (left, "u1" in reading.ratings.users.ids) == (None, True)
+    assert [one.name for one in file.parent.glob(".*")] == []
+    assert "u1" not in cache.read(file, COLUMNS, False)[0].ratings.users.ids
+
+
 def test_a_cache_that_is_no_good_is_none(file: Path) -> None:
     plain, left = cache.read(file, COLUMNS, False)
     content = left.read_bytes()

@@ -7,6 +7,7 @@ what it should be, is as good as none. A link in its place leads to what nobody 
 import hashlib
 import json
 import math
+import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -60,12 +61,8 @@ def read(path: Path, columns: Columns, skip_bad: bool, leave: bool = True) -> tu
     try:
         if file.is_symlink():
             return reading, None
-        _store(file, source, asked, reading)
-    except OSError:  # a folder that cannot be written to, a full disk, a name that becomes too long
-        return reading, None
-    after = source.stat()
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        file.unlink(missing_ok=True)  # it was written to meanwhile
+        _store(file, source, before, asked, reading)
+    except OSError:  # a folder that cannot be written to, a full disk, a name that becomes too long, a source that changes
         return reading, None
     return reading, file
 
@@ -83,12 +80,12 @@ def _beside(source: Path) -> Path:
     return source.with_name(f".{source.name}{_SUFFIX}")
 
 
-def _store(file: Path, source: Path, asked: dict[str, Any], reading: Reading) -> None:
+def _store(file: Path, source: Path, before: os.stat_result, asked: dict[str, Any], reading: Reading) -> None:
     ratings = reading.ratings
     about = {
         "format": FORMAT,
-        "size": source.stat().st_size,
-        "mtime_ns": source.stat().st_mtime_ns,
+        "size": before.st_size,
+        "mtime_ns": before.st_mtime_ns,
         "sha256": _digest(source),
         "asked": asked,
         "ratings": ratings.n,
@@ -104,6 +101,9 @@ def _store(file: Path, source: Path, asked: dict[str, Any], reading: Reading) ->
     text = np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), dtype=np.uint8)
     with replacing(file, f".{file.name}.") as out:
         np.savez(out, about=text, **arrays)  # type: ignore[arg-type]
+        after = source.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise OSError(f"{source} was written to meanwhile")
 
 
 def _about(file: Path) -> dict[str, Any] | None:
