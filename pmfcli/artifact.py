@@ -174,6 +174,8 @@ def _model(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
         raise ValueError("a power of the hierarchical means is out of bounds")
     if not all(isinstance(name, str) for name in users.ids + movies.ids) or len(meta["titles"]) != n_movies:
         raise ValueError("the titles do not fit the ids")
+    if not all(clean(name) == name for name in users.ids + movies.ids):
+        raise ValueError("an id holds control characters, or blanks around it")
     if len(set(users.ids)) != n_users or len(set(movies.ids)) != n_movies:
         raise ValueError("an id stands twice")
     if isinstance(posterior, Blend) and len(seen.movie) and int(seen.movie.max()) >= min(posterior.movies):

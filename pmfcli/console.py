@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
 from pmfcli.errors import UsageError
-from pmfcli.text import clean
+from pmfcli.text import clean, escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +50,7 @@ def note(text: str) -> None:
 def say(text: str) -> None:
     """A line on stderr, said by every process; where it cannot be written, as nobody reads it any more, the work goes on."""
     try:
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write("".join(f"{clean(line)}\n" for line in text.split("\n")))
         sys.stderr.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
@@ -81,7 +81,7 @@ def write_lines(rows: Iterable[Row], columns: Sequence[str], output: Literal["ts
     """Write rows to a stream as they come, a line each."""
     if output == "jsonl":
         for row in rows:
-            out.write(json.dumps(_plain(row, columns), ensure_ascii=False, allow_nan=False) + "\n")
+            out.write(_json(_plain(row, columns)) + "\n")
     elif output == "csv":
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(columns)
@@ -95,7 +95,7 @@ def write_lines(rows: Iterable[Row], columns: Sequence[str], output: Literal["ts
 def document(content: Row, schema: str) -> None:
     """Write one JSON document, with its schema and version, to stdout."""
     whole = {"schema": f"pmf.{schema}", "version": 1, **content}
-    sys.stdout.write(json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(_json(whole) + "\n")
 
 
 def terminal(stream: TextIO) -> "Console":
@@ -149,6 +149,10 @@ class Progress:
 
     def close(self) -> None:
         """The download is over."""
+
+
+def _json(value: Row) -> str:
+    return escaped(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def _plain(row: Row, columns: Sequence[str]) -> Row:

@@ -10,6 +10,11 @@ def clean(text: str) -> str:
     return _CONTROL.sub(" ", text).strip()
 
 
+def escaped(document: str) -> str:
+    """JSON without line breaks that says the same, with an escape for each of these characters."""
+    return _CONTROL.sub(lambda found: "".join(f"\\u{ord(letter):04x}" for letter in found[0]), document)
+
+
 def file_size(count: int) -> str:
     """Bytes as people say them."""
     return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.0f} kB"

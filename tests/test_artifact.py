@@ -240,6 +240,8 @@ def test_seen_ratings_are_narrow_and_come_back(n_movies: int, different: int) ->
         {"scale": [0, 1e999]},
         {"scale": [5, 5]},
         {"users": ["1"] * 2000},
+        {"users": ["\x9b1", *map(str, range(1999))]},
+        {"users": [" 1", *map(str, range(1999))]},
         {"titles": []},
         {"movies": 3},
         {"settings": None},

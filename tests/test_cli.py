@@ -12,6 +12,7 @@ import sys
 import time
 import weakref
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from test_artifact import OLD, saved
 from pmfcli import checkpoint, cli
 from pmfcli.artifact import dumps, load
 from pmfcli.config import Settings
+from pmfcli.console import say
 from pmfcli.processes import _deaf_to_interrupts
 from pmfcli.steps import run
 from pmfcli.text import clean, file_size
@@ -891,3 +893,18 @@ def test_runs_that_are_too_short_say_so(answer: Run) -> None:
 def test_what_strangers_write_does_not_turn_a_line_round() -> None:
     assert clean("Evil\u202egpj.exe\x1b[2J\n") == "Evil gpj.exe [2J"
     assert [file_size(count) for count in (12_345, 99_999, 5_000_000)] == ["12 kB", "100 kB", "5.0 MB"]
+
+
+def test_no_line_and_no_json_holds_what_a_terminal_obeys(
+    answer: Run, sample_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    say("one\x1b]0;pwned\x07\ntwo\x9b")
+    assert capfd.readouterr().err == "one ]0;pwned\ntwo\n"
+    name = "1\x9b2\u202e\U0001f600"
+    model = load(sample_file)
+    (tmp_path / "m.pt").write_bytes(dumps(replace(model, data=model.data | {"name": name})))
+    for more in (["--json"], ["--format", "jsonl"]):
+        shown = answer("info", "-m", "m.pt", *more).stdout
+        assert not {"\x9b", "\u202e"} & set(shown)
+        rows = [json.loads(line) for line in shown.splitlines()]
+        assert name in [row.get("value", row.get("data", {}).get("name")) for row in rows]

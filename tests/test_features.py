@@ -63,10 +63,13 @@ def test_tables_find_ids_years_and_typed_columns(tmp_path: Path) -> None:
         ("x,y\n1,2\n", "no column of movie ids"),
         ("movie,y\n1,2,x\n3,4,x\n", "more fields than the header"),
         ("movie\n1\n", "no columns"),
+        ("movie,y,y \n1,2,3\n", "two columns are called 'y'"),
     ):
         (tmp_path / "bad.csv").write_text(text)
         with pytest.raises(DataError, match=said):
             read_table(tmp_path / "bad.csv", "movie")
+    (tmp_path / "codes.csv").write_text(" movie,\x1b]0;pwned\x07\x1b[31mkind\n1,a\n")
+    assert read_table(tmp_path / "codes.csv", "movie").to_dict("index") == {"1": {"]0;pwned [31mkind": "a"}}
     (tmp_path / "trailing.csv").write_text("movie,y\n1,2,\n3,4,\n")
     assert read_table(tmp_path / "trailing.csv", "movie").to_dict("index") == {"1": {"y": "2"}, "3": {"y": "4"}}
     (tmp_path / "quote.tsv").write_text('movie\ty\n1\t"a\n2\tb"\n')

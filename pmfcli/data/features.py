@@ -155,7 +155,11 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
         raise DataError(f"{path}: not UTF-8 text; convert it, for instance by iconv -f latin1 -t utf8") from None
     except (ValueError, csv.Error) as error:
         raise DataError(f"{path}: not a table ({short(str(error))})") from None
-    names = [str(name) for name in raw.columns]
+    names = [clean(str(name)) for name in raw.columns]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}:1: two columns are called '{short(twice)}'; rename one")
+    raw.columns = pd.Index(names)
     roles = by_role(names, Columns())
     if side not in roles:
         raise DataError(f"{path}:1: no column of {side} ids among {', '.join(map(short, names[:12]))}; call one '{side}'")
@@ -170,9 +174,9 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
         if (years != "").mean() > 0.5 and "year" not in table:
             table["year"] = years.to_numpy()
     table.columns = [re.sub(r":\w+$", "", str(name)) for name in table.columns]
-    twice = table.index[table.index.duplicated() & (table.index != "")]
-    if len(twice):
-        raise DataError(f"{path}: {side} '{short(str(twice[0]))}' stands twice; leave one row of each")
+    again = table.index[table.index.duplicated() & (table.index != "")]
+    if len(again):
+        raise DataError(f"{path}: {side} '{short(str(again[0]))}' stands twice; leave one row of each")
     return table
 
 
