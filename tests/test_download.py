@@ -234,6 +234,42 @@ def test_a_replacement_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypa
     assert (tmp_path / "ml-test" / "mark").exists()
 
 
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("call", range(5))
+def test_an_interrupt_loses_nothing_of_ones_own(tmp_path: Path, call: int, done: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.zip").write_bytes(GOOD)
+    folder = tmp_path / "data" / "ml-test"
+    (folder / "work").mkdir(parents=True)
+    (folder / "work" / "notes.txt").write_text("mine")
+    (folder / "ratings.csv").write_bytes(b"old")
+    (folder / "link").symlink_to("nowhere")
+    rename, calls = os.rename, iter(range(1000))
+
+    def interrupted(source: Path, target: Path) -> None:
+        now = next(calls) == call
+        if done or not now:
+            rename(source, target)
+        if now:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    if call < 4:
+        with pytest.raises(KeyboardInterrupt):
+            fetch(data_set(), tmp_path / "data", str(tmp_path / "mine.zip"), True)
+    else:
+        fetch(data_set(), tmp_path / "data", str(tmp_path / "mine.zip"), True)
+    new = (folder / "ratings.csv").read_bytes() == RATINGS
+    assert new == ((call, done) == (3, True) or call == 4)
+    assert left(tmp_path / "data") == [
+        "ml-test",
+        *(["ml-test/README.txt"] if new else []),
+        "ml-test/link",
+        "ml-test/ratings.csv",
+        "ml-test/work",
+        "ml-test/work/notes.txt",
+    ]
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
 def test_damage_in_any_compression_is_damage(tmp_path: Path, method: int) -> None:
     buffer = io.BytesIO()

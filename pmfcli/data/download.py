@@ -56,7 +56,7 @@ def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progre
         DataError: a local archive that is damaged, unsafe or not the published data.
         OutputError: the folder cannot be written.
 
-    What else lies in a folder that is replaced stays there, unless the folder is a link.
+    What else lies in a folder that is replaced stays there, unless the folder is a link, also where this is interrupted.
     """
     folder = data_dir / data.name
     remote = source is None or bool(re.match(r"https?://", source))
@@ -199,17 +199,21 @@ def _verify(data: DataSet, md5_expected: str | None, md5_found: str, unpacked: P
 
 
 def _move(unpacked: Path, folder: Path, work: Path) -> None:
-    """Put the new folder in its place; the old one comes back if that fails. What else it had, but no ratings, is kept."""
-    old = work / "replaced"
-    if folder.exists():
-        os.rename(folder, old)
+    """Put the new folder in its place, with what else the old one had, but no ratings; if that breaks off, the old is back."""
+    old, kept = work / "replaced", []
+    if folder.exists() and not folder.is_symlink():
+        mine = (left.name for left in folder.iterdir() if left.name not in (*LAYOUTS, *BESIDE))
+        kept = [name for name in mine if not os.path.lexists(unpacked / name)]
     try:
+        for name in kept:
+            os.rename(folder / name, unpacked / name)
+        if folder.exists():
+            os.rename(folder, old)
         os.rename(unpacked, folder)
-    except OSError:
-        if old.exists():
+    except BaseException:
+        if os.path.lexists(old) and not folder.exists():
             os.rename(old, folder)
+        for name in kept:
+            if os.path.lexists(unpacked / name):
+                os.rename(unpacked / name, folder / name)
         raise
-    if old.is_dir() and not old.is_symlink():
-        for left in old.iterdir():
-            if left.name not in (*LAYOUTS, *BESIDE) and not (folder / left.name).exists():
-                os.rename(left, folder / left.name)
