@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pmfcli.data import catalog
+from pmfcli.data import catalog, download
 from pmfcli.data.catalog import CATALOG, DataSet
 from pmfcli.data.download import fetch
 from pmfcli.errors import DataError, NetworkError, OutputError
@@ -106,6 +106,20 @@ def test_what_goes_wrong_on_the_way(site: dict[str, bytes], tmp_path: Path) -> N
     with pytest.raises(NetworkError, match="no connection"):
         fetch(data_set(), tmp_path, "http://127.0.0.1:1/x.zip", False)
     assert left(tmp_path) == []
+
+
+def test_no_more_is_taken_than_a_set_can_be(site: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site["/ml-test.zip"] = GOOD
+    site["/ml-test.zip.md5"] = hashlib.md5(GOOD).hexdigest().encode() + b" " * 1_000_000 + b"!"  # the end is not waited for
+    assert fetch(data_set(md5=None), tmp_path / "a", None, False).checked.startswith("MD5")
+    site["/ml-test.zip"] = site["/large.zip"] = GOOD + b" " * 1_000_000 + b"!"
+    monkeypatch.setattr(download, "_LEAST", 100_000)
+    for source in (None, f"{catalog._SITE}/large.zip"):
+        with pytest.raises(NetworkError, match=r"\.zip: more than 0\.1 MB, too much for ml-test; give an archive by --from"):
+            fetch(data_set(), tmp_path / "b", source, False)
+        with pytest.raises(NetworkError, match=r"broke off|no connection"):
+            fetch(data_set()._replace(ratings=1_000_000), tmp_path / "b", source, False)
+    assert left(tmp_path / "b") == []
 
 
 def test_an_archive_that_one_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

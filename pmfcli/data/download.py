@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import lzma
 import os
 import re
@@ -14,11 +15,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pmfcli.data.catalog import DataSet
 from pmfcli.data.reading import BESIDE, LAYOUTS, ratings_file
 from pmfcli.errors import DataError, NetworkError, OutputError
+from pmfcli.text import file_size
 
 _MAX_MEMBERS = 1000
 _MAX_RATIO = 50  # unpacked size over archive size; MovieLens archives have about 5
@@ -32,6 +34,7 @@ _OF_ARCHIVES = (  # errors from the decompressor, which have no number, or due t
     errno.EISDIR,
     errno.EEXIST,
 )
+_MOST, _LEAST = 100, 1 << 24  # bytes that a server may send for each rating of a set; and for the smallest
 _TIMEOUT = 30  # seconds without an answer
 
 
@@ -68,7 +71,7 @@ def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progre
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".pmf-download-", dir=data_dir) as temporary:
             work = Path(temporary)
-            archive = _download(source or data.url, work, progress) if remote else _local(source or "", work)
+            archive = _download(source or data.url, data, work, progress) if remote else _local(source or "", work)
             try:
                 md5_expected = data.md5 or (_published_md5(data.url) if source is None else None)
                 md5_found = _md5(archive)
@@ -85,15 +88,36 @@ def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progre
     return Fetched(folder, False, checked)
 
 
-def _download(url: str, folder: Path, progress: Any) -> Path:
+class _Bounded:
+    """A file that takes no more than so many bytes of a data set."""
+
+    def __init__(self, file: IO[bytes], url: str, data: DataSet) -> None:
+        self._file, self._url, self._name = file, url, data.name
+        self._most = max(_LEAST, _MOST * data.ratings)
+
+    def write(self, piece: bytes) -> None:
+        if self._file.tell() + len(piece) > self._most:
+            raise NetworkError(f"{self._url}: more than {file_size(self._most)}, too much for {self._name}; {_INSTEAD}")
+        self._file.write(piece)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _download(url: str, data: DataSet, folder: Path, progress: Any) -> Path:
     import logging
 
     import pooch
 
     pooch.get_logger().setLevel(logging.ERROR)
     downloader = pooch.HTTPDownloader(progressbar=progress, timeout=_TIMEOUT)
+
+    def bounded(url: str, output: str, of: Any) -> None:
+        with open(output, "wb") as file:
+            downloader(url, _Bounded(file, url, data), of)
+
     with _network_errors(url):
-        return Path(pooch.retrieve(url, None, fname="archive.zip", path=folder, downloader=downloader))
+        return Path(pooch.retrieve(url, None, fname="archive.zip", path=folder, downloader=bounded))
 
 
 def _local(source: str, folder: Path) -> Path:
@@ -113,10 +137,10 @@ def _path(source: str) -> Path:
 def _published_md5(url: str) -> str:
     import requests
 
-    with _network_errors(url + ".md5"):
-        answer = requests.get(url + ".md5", timeout=_TIMEOUT)
+    with _network_errors(url + ".md5"), requests.get(url + ".md5", timeout=_TIMEOUT, stream=True) as answer:
         answer.raise_for_status()
-    found = re.search(r"\b[0-9a-f]{32}\b", answer.text[:1000].lower())
+        head = b"".join(itertools.islice(answer.iter_content(1), 1000))
+    found = re.search(r"\b[0-9a-f]{32}\b", head.decode("latin-1").lower())
     if found is None:
         raise NetworkError(f"{url}.md5 holds no MD5 sum; give an archive by --from")
     return found.group()
