@@ -105,23 +105,25 @@ def trained_on(model: Model, pairs: Pairs) -> Tensor:
     return (model.seen.find(pairs.user, pairs.movie) >= 0) & pairs.user_known & pairs.movie_known
 
 
-def cross_score(ratings: Ratings, settings: Settings, held: Sequence[Array], k: int | None = None) -> Iterator[Tested]:
-    """For each mask (n,) of held-out ratings: train on the rest, score on it. In parallel where cores allow.
+def cross_score(ratings: Ratings, settings: Settings, part: Array, k: int | None = None) -> Iterator[Tested]:
+    """For each part that is held out: train on the rest, score on it. In parallel where cores allow.
 
     Args:
+        part: which of them a rating is in, from 0, -1 if in none: (n,).
         k: also rank movies, and look at so many.
     """
-    for mask in held:
-        if not 0 < mask.sum() < len(mask):
-            raise DataError(f"{ratings.name}: {ratings.n} ratings are too few for this split")
+    sizes = np.bincount(part[part >= 0], minlength=1)
+    if not ((sizes > 0) & (sizes < ratings.n)).all():
+        raise DataError(f"{ratings.name}: {ratings.n} ratings are too few for this split")
     cores = settings.threads or os.cpu_count() or 1
-    workers = min(len(held), cores) if choose_device(settings.device).type == "cpu" else 1
+    workers = min(len(sizes), cores) if choose_device(settings.device).type == "cpu" else 1
     if workers == 1:
-        for mask in held:
-            yield _train_and_score(ratings, settings, mask, k)
+        for number in range(len(sizes)):
+            yield _train_and_score(ratings, settings, part == number, k)
         return
     share = settings.model_copy(update={"threads": cores // workers})
-    yield from side_by_side(_train_and_score, [(ratings, share, mask, k) for mask in held], workers)
+    calls = ((ratings, share, part == number, k) for number in range(len(sizes)))
+    yield from side_by_side(_train_and_score, calls, workers)
 
 
 def _train_and_score(ratings: Ratings, settings: Settings, mask: Array, k: int | None) -> Tested:

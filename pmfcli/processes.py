@@ -5,16 +5,19 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from pmfcli.errors import ProcessError
 
+_AHEAD = 2  # calls that are made for each process: one waits while one runs
 
-def side_by_side(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Any]:
-    """What a function gives for the arguments of each call, in order, so many at once.
+
+def side_by_side(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Any]:
+    """What a function gives for the arguments of each call, in order, so many at once. Calls are asked for as they are made.
 
     If one fails, or this process is interrupted, the others end.
 
@@ -22,11 +25,15 @@ def side_by_side(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]],
         ProcessError: one was killed.
     """
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    started: deque[Future[Any]] = deque()
     try:
-        with _deaf_to_interrupts():  # as are the processes that begin here: it is this one that ends them
-            started = [pool.submit(function, *arguments) for arguments in calls]
-        for running in started:
-            yield running.result()
+        for arguments in calls:
+            with _deaf_to_interrupts():  # as are the processes that begin here: it is this one that ends them
+                started.append(pool.submit(function, *arguments))
+            if len(started) == _AHEAD * workers:
+                yield started.popleft().result()
+        while started:
+            yield started.popleft().result()
     except BrokenProcessPool:
         raise ProcessError(f"one of {workers} processes was killed, perhaps for lack of memory; try fewer by -j") from None
     except BaseException:

@@ -127,7 +127,7 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
     if changed:
         held = random_mask(ratings.n, start.holdout or _HELD, start.seed)  # as ``train`` holds them out
         mask = random_mask(ratings.n, _CHECK, start.seed + 1) & ~held
-        scored = [next(cross_score(ratings, settings, [mask])).scored for settings in (start, best)]
+        scored = [next(cross_score(ratings, settings, mask.astype(np.int8) - 1)).scored for settings in (start, best)]
         check = compare(*scored)
     return Found(changed, float(study.best_value), float(first.value or np.nan), check)
 

@@ -94,7 +94,7 @@ def test_the_people_of_a_split_are_those_of_the_data() -> None:
     """Also those whom training does not know: all of a person's ratings are drawn together."""
     ratings = ratings_of([0, 0, 1, 1, 2, 2, 2], [0, 1, 0, 1, 0, 1, 2], [1, 2, 3, 4, 5, 4, 1])
     mask = np.array([False] * 4 + [True] * 3)
-    ((found, _),) = cross_score(ratings, Settings(epochs=2, latent=1, holdout=0.0), [mask])
+    ((found, _),) = cross_score(ratings, Settings(epochs=2, latent=1, holdout=0.0), mask.astype(int) - 1)
     assert found.user.tolist() == [2, 2, 2]
     assert found.user_count.tolist() == [0, 0, 0]
 

@@ -3,6 +3,7 @@ import os
 import platform
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -10,16 +11,17 @@ import pytest
 import torch
 from conftest import ratings_of
 
-from pmfcli import fitting
+from pmfcli import evaluation, fitting
 from pmfcli.artifact import dumps, loads
 from pmfcli.config import Settings
 from pmfcli.core.metrics import scores
 from pmfcli.core.predict import means_of_pairs
 from pmfcli.data.ratings import Ratings
-from pmfcli.data.split import random_mask
+from pmfcli.data.split import fold_numbers, random_mask
 from pmfcli.errors import DataError, UsageError
 from pmfcli.evaluation import cross_score, score_model
 from pmfcli.fitting import PACES, Report
+from pmfcli.processes import side_by_side
 from pmfcli.reports import report
 from pmfcli.steps import Steps, run
 from pmfcli.training import choose_device, held_out, train
@@ -148,11 +150,36 @@ def test_a_side_with_nothing_left_to_learn_from_is_unknown() -> None:
     assert pairs.movie_known.tolist() == [False, True]
 
 
+def test_parts_are_held_out_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask of each at once would be as much memory as ratings times folds."""
+    monkeypatch.setattr(evaluation, "side_by_side", lambda _, calls, workers: (call[2].sum() for call in calls))
+    n = 10_000
+    ratings = ratings_of(list(range(n)), [0, 1] * (n // 2), [1, 2] * (n // 2))
+    numbers = fold_numbers(n, 1000, 0)
+    tracemalloc.start()
+    try:
+        assert list(cross_score(ratings, Settings(threads=2), numbers)) == [10] * 1000
+        assert tracemalloc.get_traced_memory()[1] < 100 * n
+    finally:
+        tracemalloc.stop()
+    for part in (numbers * 0, numbers * 0 - 1, numbers * 2):
+        with pytest.raises(DataError, match="10000 ratings are too few for this split"):
+            next(cross_score(ratings, Settings(threads=2), part))
+
+
+def test_calls_side_by_side_are_asked_for_as_they_are_made() -> None:
+    asked: list[int] = []
+    calls = ((asked.append(number) or -number,) for number in range(20))
+    found = side_by_side(abs, calls, 2)
+    assert (next(found), len(asked)) == (0, 4)
+    assert list(found) == list(range(1, 20))
+
+
 def test_evaluation_of_a_saved_model_is_that_of_the_split(sample: Ratings) -> None:
     mask = np.zeros(sample.n, dtype=bool)
     mask[::10] = True
     settings = Settings(epochs=100, latent=4)
-    ((split, _),) = cross_score(sample, settings, [mask])
+    ((split, _),) = cross_score(sample, settings, mask.astype(int) - 1)
     model = run(train(sample.select(~mask), settings))
     scored = score_model(model, sample.select(mask))
     for a, b in zip(split, scored, strict=True):

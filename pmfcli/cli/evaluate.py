@@ -87,19 +87,19 @@ def evaluate(
             raise UsageError(f"--test-fraction: {test_fraction} is not between 0 and 1")
         settings = resolve(given, config, os.environ)
         ratings = read_data(source)
-        masks = _masks(ratings, folds, split or "random", test_fraction, last_n, settings.seed)
+        held_out = _parts(ratings, folds, split or "random", test_fraction, last_n, settings.seed)
         if ratings.time is not None:
             say_if_dates_are_told([settings.time], ratings, False)
         if split in ("last", "time"):
-            held, rest = ratings.select(masks[0]), ratings.select(~masks[0])
+            held, rest = ratings.select(held_out == 0), ratings.select(held_out != 0)
             _say_if_the_future_is_known(held, None if rest.time is None or not rest.n else int(rest.time.max()), _ADVICE)
         from pmfcli.evaluation import cross_score
 
         tests = []
         with progress("fold") as bar:
-            for part in cross_score(ratings, settings, masks, ranking):
+            for part in cross_score(ratings, settings, held_out, ranking):
                 tests.append(part)
-                bar.show(len(tests), len(masks), f"{len(tests)}/{len(masks)}")
+                bar.show(len(tests), folds or 1, f"{len(tests)}/{folds or 1}")
     from pmfcli.reports import report, report_ranking
 
     result = report([test.scored for test in tests])
@@ -136,18 +136,19 @@ def _check_flags(context: typer.Context, test: str | None, folds: int | None, sp
         )
 
 
-def _masks(ratings: "Ratings", folds: int | None, split: str, fraction: float, last_n: int, seed: int) -> "list[Array]":
-    """Which ratings are held out, one part after the other."""
+def _parts(ratings: "Ratings", folds: int | None, split: str, fraction: float, last_n: int, seed: int) -> "Array":
+    """The part in which each rating is held out, from 0; -1 if in none."""
     from pmfcli.data.split import fold_numbers, last_mask, random_mask, time_mask
 
     if folds is not None:
         if folds > ratings.n:
             raise UsageError(f"--folds {folds}: more than the {ratings.n:,} ratings of {ratings.name}")
-        numbers = fold_numbers(ratings.n, folds, seed)
-        return [numbers == fold for fold in range(folds)]
+        return fold_numbers(ratings.n, folds, seed)
     if split == "last":
-        return [last_mask(ratings, last_n)]
-    return [random_mask(ratings.n, fraction, seed) if split == "random" else time_mask(ratings, fraction)]
+        mask = last_mask(ratings, last_n)
+    else:
+        mask = random_mask(ratings.n, fraction, seed) if split == "random" else time_mask(ratings, fraction)
+    return mask.astype("int8") - 1
 
 
 def _say_if_the_future_is_known(test: "Ratings", latest: int | None, advice: str) -> None:
