@@ -1,10 +1,23 @@
-"""Memory of this process: that what is freed is kept, and whether there was not enough."""
+"""How much memory there is, how this process deals with what it has freed, and whether there was not enough."""
 
+import contextlib
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # as malloc.h numbers them
 _KEPT, _LARGEST = 1 << 30, 1 << 25  # bytes: freed, at most; of one piece of memory, which the C library bounds by so many
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # of a container: v2, v1
+
+
+def of_this_machine() -> int:
+    """Its bytes, or those of the container that this process runs in, where they are fewer."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is none: no file, or "max"
+            found = min(found, int(limit.read_text()))
+    return found
 
 
 def keep() -> None:

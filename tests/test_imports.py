@@ -21,7 +21,7 @@ ALLOWED = {  # room -> rooms it may import
     "archive": {"errors"},
     "config": {"errors"},
     "core": {"core", "errors"},
-    "data": {"data", "errors", "files", "text"},
+    "data": {"data", "errors", "files", "memory", "text"},
     "packing": {"core", "data.fields", "data.ratings"},
     "artifact": {"archive", "core", "data.fields", "data.ratings", "errors", "files", "packing", "text"},
     "console": {"errors", "text"},

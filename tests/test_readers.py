@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pmfcli import memory
 from pmfcli.data import delimited, parquet
 from pmfcli.data.fields import Columns
 from pmfcli.data.readers import read_ratings
@@ -475,6 +476,24 @@ def test_parquet_that_is_none_or_too_large(tmp_path: Path, monkeypatch: pytest.M
         read_ratings(path)
 
 
+def test_a_container_has_less_memory_than_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, old = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
+    monkeypatch.setattr(memory, "_LIMITS", (new, old))
+    whole = memory.of_this_machine()
+    assert whole > 1 << 28
+    for unlimited in ("max", str(1 << 62)):
+        new.write_text(unlimited)
+        assert memory.of_this_machine() == whole
+    for limit in (new, old):
+        limit.write_text("50\n")
+        assert memory.of_this_machine() == 50
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table({"user": [1, 2], "movie": [2, 3], "rating": [1.0, 2.0]}), path)
+        with pytest.raises(DataError, match="2 rows do not fit into the memory"):
+            read_ratings(path)
+        limit.unlink()
+
+
 def test_a_stream_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     class Endless(io.RawIOBase):
         def __init__(self, content: bytes) -> None:
@@ -488,7 +507,7 @@ def test_a_stream_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
             self.given += len(buffer)
             return len(buffer)
 
-    monkeypatch.setattr(delimited, "_PART", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**8)  # of 100 MB
+    monkeypatch.setattr(delimited, "of_this_machine", lambda: delimited._PART * 10**8)
     for content, said in ((b"\0", "a binary file"), (b"a", "longer than 65,536 bytes"), (b"1,2,3\n", "more than 0.1 GB")):
         stream = Endless(content)
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(stream)))

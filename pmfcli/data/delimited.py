@@ -9,7 +9,6 @@ import csv
 import gzip
 import io
 import itertools
-import os
 import re
 import sys
 import zlib
@@ -25,6 +24,7 @@ import pyarrow.csv as pacsv
 from pmfcli.data.assemble import Table
 from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, UNQUOTED, Columns, by_role, missing, rating, seconds, split
 from pmfcli.errors import DataError
+from pmfcli.memory import of_this_machine
 from pmfcli.text import short
 
 _HEAD, _BLOCK = 1 << 16, 1 << 24  # bytes looked at to recognise a layout; at a time
@@ -69,7 +69,7 @@ def text_of(file: Path | None, name: str) -> Text:
 def _in_memory(file: Path | None) -> bytes:
     """All of standard input, of a pipe, or of a gzip file, unpacked, within bounds: of what is no text, the beginning."""
     name = "standard input" if file is None else str(file)
-    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _PART
+    most = of_this_machine() // _PART
     kept = io.BytesIO()
     with contextlib.nullcontext(sys.stdin.buffer) if file is None else file.open("rb") as stream:
         while piece := stream.read(_BLOCK):

@@ -1,6 +1,5 @@
 """Ratings in Parquet: a file or a folder of them, or an equal part of their rows."""
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +8,7 @@ import pyarrow.parquet as pq
 from pmfcli.data.assemble import Table
 from pmfcli.data.fields import Columns, by_role, missing
 from pmfcli.errors import DataError
+from pmfcli.memory import of_this_machine
 from pmfcli.text import short
 
 _ROW = 32  # bytes of memory that one row takes at least
@@ -28,8 +28,7 @@ def read_parquet(file: Path, columns: Columns, part: tuple[int, int]) -> Table:
             raise DataError(f"{file}: {complaint}")
         rows = sum(counts)
         first, last = (rows * (part[0] + end) // part[1] for end in (0, 1))
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if (last - first) * _ROW > memory:
+        if (last - first) * _ROW > of_this_machine():
             raise DataError(f"{file}: {last - first:,} rows do not fit into the memory of this machine")
         wanted, found, place = [schema.names[field] for field in fields.values()], [], 0
         for one, count in zip(files, counts, strict=True):
