@@ -1,7 +1,7 @@
 """The model file: tensors and JSON metadata, versioned. It answers alone, and loading it runs no code.
 
-A file is a dict of a few texts and a dict of tensors, written by ``torch.save`` and read as ``archive`` does. It is
-written to a temporary name and renamed, and its bytes depend on the content alone.
+A file is a dict of a few texts and a dict of tensors, as ``torch.save`` writes it and ``archive`` reads it. Its bytes depend on
+the content alone.
 """
 
 import io
@@ -22,8 +22,7 @@ from pmfcli.core.neighbourhood import Neighbourhood
 from pmfcli.core.pairs import Seen
 from pmfcli.data.fields import LATEST
 from pmfcli.data.ratings import STEPS, Scale, Vocabulary
-from pmfcli.errors import ModelError, OutputError
-from pmfcli.files import replacing
+from pmfcli.errors import ModelError
 from pmfcli.text import clean
 
 FORMAT = "pmf-model"
@@ -143,19 +142,6 @@ def load(path: Path | str) -> Model:
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}; give a model file by --model") from None
     return loads(content, str(path))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill, sees the old content or the new.
-
-    Raises:
-        OutputError: it cannot be written; nothing is left behind.
-    """
-    try:
-        with replacing(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
 
 
 def _no_number(text: str) -> None:

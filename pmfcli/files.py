@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from pmfcli.errors import OutputError
+
 _PREFIX = ".pmf-"  # of temporary names, which are short, so that no name is too long but for its own sake
 
 
@@ -44,6 +46,30 @@ def replacing(path: Path, prefix: str = _PREFIX) -> Iterator[IO[bytes]]:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """The same, with an error for people.
+
+    Raises:
+        OutputError: it cannot be written; nothing is left behind.
+    """
+    try:
+        with replacing(path) as file:
+            yield file
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a kill, sees the old content or the new.
+
+    Raises:
+        OutputError: it cannot be written; nothing is left behind.
+    """
+    with writing(path) as file:
+        file.write(content)
 
 
 def check_replaceable(path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from pmfcli.console import write_lines
-from pmfcli.errors import OutputError, UsageError
-from pmfcli.files import replacing
+from pmfcli.errors import UsageError
+from pmfcli.files import writing
 
 if TYPE_CHECKING:
     from pmfcli.answers import Recommended
@@ -35,16 +35,13 @@ def write(path: Path, parts: Iterable["Recommended"], columns: Sequence[str]) ->
         OutputError: it cannot be written; nothing is left behind.
     """
     kind = _KINDS[path.suffix.lower()]
-    try:
-        with replacing(path) as file:
-            if kind == "parquet":
-                _write_parquet(file, ({name: part.columns[name] for name in columns} for part in parts))
-            else:
-                text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-                write_lines((row for part in parts for row in part.rows()), columns, kind, text)
-                text.detach()
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
+    with writing(path) as file:
+        if kind == "parquet":
+            _write_parquet(file, ({name: part.columns[name] for name in columns} for part in parts))
+        else:
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            write_lines((row for part in parts for row in part.rows()), columns, kind, text)
+            text.detach()
 
 
 def _write_parquet(file: IO[bytes], parts: Iterator[dict[str, Any]]) -> None:

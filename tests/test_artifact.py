@@ -2,7 +2,6 @@ import io
 import json
 import os
 import pickle
-import resource
 import struct
 import zipfile
 from dataclasses import fields, replace
@@ -11,11 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmfcli.artifact import Model, dumps, load, loads, write_atomically
-from pmfcli.cli.common import check_folder
+from pmfcli.artifact import Model, dumps, load, loads
 from pmfcli.config import Settings
 from pmfcli.core.pairs import Seen
-from pmfcli.errors import ModelError, OutputError, UsageError
+from pmfcli.errors import ModelError
 from pmfcli.packing import pack_seen, unpack_seen
 from pmfcli.steps import run
 from pmfcli.training import train
@@ -279,51 +277,6 @@ def test_a_packed_archive_is_refused_before_it_unpacks(sample_model: Model) -> N
             packed.writestr(member.filename, b"\0" * 10_000_000)
     with pytest.raises(ModelError, match="unpacks to more"):
         loads(buffer.getvalue(), "x")
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "model.pt"
-    write_atomically(path, b"old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OutputError, match="nothing was written"):
-            write_atomically(path, b"x" * 100_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
-    assert path.read_bytes() == b"old"
-
-
-def test_any_name_that_a_file_can_have_can_be_written(tmp_path: Path) -> None:
-    path = tmp_path / ("m" * 255)
-    check_folder("--output", path)
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(UsageError, match=r"^--output .*: File name too long; "):
-        check_folder("--output", tmp_path / ("m" * 256))
-
-
-def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    read = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    write_atomically(path, b"model")
-    assert os.read(read, 100) == b"model"
-    assert path.is_fifo()
-    os.close(read)
-
-
-def test_a_write_goes_through_a_link_and_keeps_the_mode(tmp_path: Path) -> None:
-    real = tmp_path / "real.pt"
-    real.write_bytes(b"old")
-    real.chmod(0o640)
-    (tmp_path / "link.pt").symlink_to(real)
-    write_atomically(tmp_path / "link.pt", b"new")
-    assert (tmp_path / "link.pt").is_symlink()
-    assert real.read_bytes() == b"new"
-    assert real.stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("broken", ["share", "grid", "cuts"])

@@ -18,6 +18,7 @@ from pmfcli.cli.common import (
 from pmfcli.cli.options import AsJson, OutputFormat, Source, with_columns
 from pmfcli.console import Row, Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
+from pmfcli.files import write_atomically
 from pmfcli.text import file_size
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def blend(
     check_folder("--output", output)
     check_is_model(output)
     found = [load_model(model) for model in models]
-    from pmfcli.artifact import dumps, write_atomically
+    from pmfcli.artifact import dumps
     from pmfcli.blending import blend as pool
     from pmfcli.blending import blend_like
 

@@ -12,7 +12,7 @@ from pmfcli.cli.options import Source
 from pmfcli.console import document, note
 from pmfcli.data.catalog import CATALOG, DEFAULT
 from pmfcli.errors import DataError, OutputError, UnknownIdError, UsageError
-from pmfcli.files import check_replaceable
+from pmfcli.files import check_replaceable, write_atomically
 from pmfcli.text import file_size, short
 
 if TYPE_CHECKING:
@@ -235,8 +235,6 @@ def write_model(output: Path, content: bytes) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    from pmfcli.artifact import write_atomically
-
     if str(output) == "-":
         rest = memoryview(content)
         while rest:  # unbuffered, as by PYTHONUNBUFFERED, a write may be of a part

@@ -21,6 +21,7 @@ from pmfcli.cli.options import AsJson, Config, ModelFile, OutputFormat, Source, 
 from pmfcli.config import resolve
 from pmfcli.console import Row, Shape, document, emit, note, pick_format, progress
 from pmfcli.errors import GateError, UsageError
+from pmfcli.files import write_atomically
 
 if TYPE_CHECKING:
     from pmfcli.data.ratings import Array, Ratings
@@ -109,7 +110,6 @@ def evaluate(
     else:
         emit(_rows(result), Shape("evaluate", _COLUMNS, decimals=3), chosen)
     if plot is not None:
-        from pmfcli.artifact import write_atomically
         from pmfcli.plots import draw
 
         write_atomically(plot, draw(result, plot.suffix.lower()))

@@ -12,6 +12,7 @@ from pmfcli.cli.options import AsJson, Config, OutputFormat, Source, with_data_a
 from pmfcli.config import gather, settle
 from pmfcli.console import Row, Shape, emit, note, pick_format, progress
 from pmfcli.errors import UsageError
+from pmfcli.files import write_atomically
 from pmfcli.steps import Steps
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ def tune(
     check_is_not_data("--journal", journal, source.data, source.data_dir)
     check_apart("--journal", journal, read_beside(source, config))
     ratings = read_data(source)
-    from pmfcli.artifact import write_atomically
     from pmfcli.tuning import tune as search
 
     searching = Steps(search(ratings, start, fixed, trials, journal))
