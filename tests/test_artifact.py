@@ -216,6 +216,31 @@ def test_an_index_beyond_what_there_is_is_refused(sample_model: Model, name: str
         loads(saved(raw), "x")
 
 
+def test_seen_pairs_that_are_not_in_order_are_refused(sample_model: Model) -> None:
+    """What is searched for among them would not be found."""
+    raw = torch.load(io.BytesIO(dumps(sample_model)), weights_only=True)
+    movie = raw["tensors"]["seen_movie"]
+    assert int(raw["tensors"]["seen_start"][1]) >= 2
+    for pair in ([1, 0], [0, 0]):
+        damaged = {**raw, "tensors": {**raw["tensors"], "seen_movie": torch.cat([movie[pair], movie[2:]])}}
+        with pytest.raises(ModelError, match="the seen pairs are not in order"):
+            loads(saved(damaged), "x")
+
+
+@pytest.mark.parametrize("name", ["sigma", "noise", "gamma_u", "residual", "doubt", "precision_u", "precision_v"])
+def test_a_variance_of_a_mode_that_is_not_positive_is_refused(sample_model: Model, name: str) -> None:
+    raw = torch.load(io.BytesIO(dumps(sample_model)), weights_only=True)
+    for factor in (0, -1):
+        damaged = {**raw, "tensors": {**raw["tensors"], name: factor * raw["tensors"][name]}}
+        with pytest.raises(ModelError, match="a variance is not positive"):
+            loads(saved(damaged), "x")
+
+
+def test_titles_of_a_strangers_model_are_made_harmless(sample_model: Model) -> None:
+    titles = ("\x1b[31mred\u202e\n", None, *sample_model.titles[2:])
+    assert loads(dumps(replace(sample_model, titles=titles)), "x").titles[:2] == ("[31mred", None)
+
+
 @pytest.mark.parametrize("n_movies", [3, 256, 257, 65_536, 65_537])
 @pytest.mark.parametrize("different", [1, 10, 256, 40_000, 70_000])
 def test_seen_ratings_are_narrow_and_come_back(n_movies: int, different: int) -> None:

@@ -245,6 +245,15 @@ def test_a_model_of_time_is_the_same_from_a_file_and_a_damaged_one_is_refused() 
         without = {**raw, "tensors": {key: part for key, part in raw["tensors"].items() if key != name}}
         with pytest.raises(ModelError, match="damaged model file"):
             loads(saved(without), "x")
+    row, count = raw["tensors"]["drift_row"], int(raw["tensors"]["drift_length"][0])
+    pair = int((row[: count - 1] == row[1:count]).nonzero()[0])  # a stretch and the next of the same user
+    users, starts = torch.arange(len(row)), torch.arange(len(row))
+    users[:count] = row[:count].sort(descending=True, stable=True).indices
+    starts[[pair, pair + 1]] = starts[[pair + 1, pair]]
+    for order in (users, starts):
+        turned = {name: raw["tensors"][name][order] for name in ("drift_row", "drift_start", "drift_end")}
+        with pytest.raises(ModelError, match="the stretches of time are not in order"):
+            loads(saved({**raw, "tensors": raw["tensors"] | turned}), "x")
 
 
 def test_time_on_the_command_line(answer: Run, tmp_path: Path) -> None:

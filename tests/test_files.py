@@ -8,7 +8,7 @@ import pytest
 
 from pmfcli.cli.common import check_folder
 from pmfcli.errors import OutputError, UsageError
-from pmfcli.files import write_atomically
+from pmfcli.files import replacing, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -23,6 +23,26 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
     assert path.read_bytes() == b"old"
+
+
+def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as file:  # noqa: PT012
+        file.write(b"new")
+        raise KeyboardInterrupt
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"model.pt": b"old"}
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_a_new_file_has_the_mode_that_others_have(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "new", b"")
+        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o666 & ~mask
+        assert os.umask(mask) == mask  # it was asked for, and put back
+    finally:
+        os.umask(before)
 
 
 def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
