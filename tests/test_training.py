@@ -83,7 +83,7 @@ def test_who_and_what_held_out_ratings_alone_are_of_is_not_known(sample: Ratings
 def test_a_fold_that_no_model_can_be_fitted_to_is_refused() -> None:
     two = ratings_of([0, 1], [0, 1], [1, 5])
     with pytest.raises(DataError, match=r"only 1 user in 1 rating\(s\)"):
-        list(cross_score(two, Settings(), [np.array([True, False])]))
+        list(cross_score(two, Settings(), np.array([0, -1])))
 
 
 def test_a_fit_stops_when_the_loss_no_longer_moves(sample: Ratings) -> None:

@@ -122,9 +122,9 @@ def test_the_best_is_compared_to_the_start_on_ratings_that_the_search_saw_as_tra
     start = Settings(epochs=10, latent=4, sigma=0.6, holdout=holdout)  # which others are better than
     asked = {}
 
-    def recorded(ratings: Ratings, settings: Settings, held: list[np.ndarray]) -> Iterator[evaluation.Tested]:
-        for mask, test in zip(held, cross_score(ratings, settings, held), strict=True):
-            asked[settings.sigma] = (mask, test.scored)
+    def recorded(ratings: Ratings, settings: Settings, part: np.ndarray) -> Iterator[evaluation.Tested]:
+        for test in cross_score(ratings, settings, part):
+            asked[settings.sigma] = (part == 0, test.scored)
             yield test
 
     monkeypatch.setattr(tuning, "cross_score", recorded)
