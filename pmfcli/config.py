@@ -4,6 +4,7 @@ A flag wins over PMF_* in the environment, that over a file, that over the defau
 """
 
 import difflib
+import os
 import reprlib
 import sys
 import tomllib
@@ -300,7 +301,7 @@ def gather(flags: Mapping[str, Any], file: Path | None, environment: Mapping[str
     Raises:
         UsageError: an unknown key (names the nearest), a file that is none.
     """
-    if file is None and LOCAL_FILE.is_file():
+    if file is None and os.path.lexists(LOCAL_FILE):
         file = LOCAL_FILE
     found: dict[str, Given] = {}
     if file is not None:
@@ -356,7 +357,8 @@ def settle(given: Mapping[str, Given]) -> Settings:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        return tomllib.loads(text.removeprefix("\ufeff"))
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}; give a TOML file of settings by --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -67,6 +67,23 @@ def test_what_is_wrong_and_where_it_came_from(tmp_path: Path, given: dict, file:
     assert "\n" not in str(caught.value)
 
 
+def test_the_file_of_a_folder_is_read_however_it_begins_and_never_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    local = tmp_path / "pmf.toml"
+    local.write_bytes(b"\xef\xbb\xbflatent = 3\n")
+    assert resolve({}, None, {}).latent == 3
+    local.unlink()
+    local.mkdir()
+    with pytest.raises(UsageError, match=r"^pmf\.toml: Is a directory"):
+        resolve({}, None, {})
+    local.rmdir()
+    local.symlink_to("none.toml")
+    with pytest.raises(UsageError, match=r"^pmf\.toml: No such file"):
+        resolve({}, None, {})
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         resolve({}, tmp_path / "none.toml", {})

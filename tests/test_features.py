@@ -1,6 +1,7 @@
 """What else is known of movies and users: how it is read, what the sampler makes of it, and what an answer says of it."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_tables_find_ids_years_and_typed_columns(tmp_path: Path) -> None:
     assert read_table(tmp_path / "b.item", "movie").to_dict("index") == {"7": {"class": "Comedy|War", "title": "Toy Story"}}
     for text, said in (
         ("x,y\n1,2\n", "no column of movie ids"),
-        ("movie,y\n1,2,x\n3,4,x\n", "more fields than the header"),
+        ("movie,y\n1,2,x\n3,4,x\n", "3 fields under a header of 2 names"),
         ("movie\n1\n", "no columns"),
         ("movie,y,y \n1,2,3\n", "two columns are called 'y'"),
     ):
@@ -187,6 +188,31 @@ def test_what_is_odd_in_a_table() -> None:
     assert [block.columns for block in found.movie_features] == [("same",)]
     huge = pd.DataFrame({"x": [f"{(-1) ** row}e308" for row in range(80)]}, index=table.index)
     assert all(np.isfinite(block.weight).all() for block in attach(ratings, {"movie": [huge]}).movie_features)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('movie,x\n1,"a\nb"\n2,b\n\n"4,c\n', ":6: a quote is not closed; mend the row"),
+        ("movie,x\n\n1,a,3\n", ":3: 3 fields under a header of 2 names"),
+        ("movie::x\n1::a\n2::a::b\n", ":3: 3 fields under a header of 2 names"),
+        ('movie,x\n1,"a\nb"\n2,b\n1,c\n', ":5: movie '1' stands twice"),
+        ("movie,x,x\n1,a,b\n", ":1: two columns are called 'x'"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said_by_its_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "films.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=re.escape(f"films.csv{said}")):
+        read_table(path, "movie")
+
+
+def test_rows_of_a_table_may_be_short_and_a_quote_a_letter(tmp_path: Path) -> None:
+    path = tmp_path / "films.tsv"
+    path.write_text('movie\tx\ty\n1\t"a\tb\n2\tc\n')
+    found = read_table(path, "movie")
+    assert found.loc["1"].tolist() == ['"a', "b"]
+    assert found.loc["2"].tolist() == ["c", ""]
 
 
 def test_ids_that_are_nobody_are_refused() -> None:

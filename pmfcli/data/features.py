@@ -6,8 +6,7 @@ separated by ``|``, of things of which one effect each is learned.
 
 import csv
 import re
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -134,27 +133,16 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
         separator = next((mark for mark in SEPARATORS if len(split(line, mark)) > 1), None)
         if separator is None:
             raise DataError(f"{path}:1: no columns in '{short(line)}'; expected {side} ids and what is known of them")
-        quoting: Literal[0, 3] = 3 if separator in UNQUOTED else 0  # QUOTE_NONE, QUOTE_MINIMAL
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows with more fields than the header
-            raw = pd.read_csv(
-                path,
-                sep=separator,
-                engine="python",
-                dtype=str,
-                keep_default_na=False,
-                encoding="utf-8-sig",
-                quoting=quoting,
-                index_col=False,
-            )
-    except pd.errors.ParserWarning:
-        raise DataError(f"{path}: rows have more fields than the header has names") from None
+        lines, (header, *rows) = zip(*_rows(path, separator), strict=True)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; give a table of features") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; convert it, for instance by iconv -f latin1 -t utf8") from None
-    except (ValueError, csv.Error) as error:
-        raise DataError(f"{path}: not a table ({short(str(error))})") from None
+    for line, row in zip(lines[1:], rows, strict=True):
+        if any(row[len(header) :]):
+            raise DataError(f"{path}:{line}: {len(row)} fields under a header of {len(header)} names; mend one")
+    rows = [(row + [""] * len(header))[: len(header)] for row in rows]
+    raw = pd.DataFrame(rows, columns=header, dtype=str)
     names = [clean(str(name)) for name in raw.columns]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -174,10 +162,34 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
         if (years != "").mean() > 0.5 and "year" not in table:
             table["year"] = years.to_numpy()
     table.columns = [re.sub(r":\w+$", "", str(name)) for name in table.columns]
-    again = table.index[table.index.duplicated() & (table.index != "")]
+    again = np.flatnonzero(table.index.duplicated() & (table.index != ""))
     if len(again):
-        raise DataError(f"{path}: {side} '{short(str(again[0]))}' stands twice; leave one row of each")
+        name = short(str(table.index[again[0]]))
+        raise DataError(f"{path}:{lines[1:][again[0]]}: {side} '{name}' stands twice; leave one row of each")
     return table
+
+
+def _rows(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table, and the line on which each begins; its first is the header.
+
+    Raises:
+        DataError: a quote is not closed, or a field too long.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        if separator in UNQUOTED:
+            for line, text in enumerate(stream, 1):
+                if text.strip():
+                    yield line, split(text.rstrip("\r\n"), separator)
+            return
+        reader, begins = csv.reader(stream, delimiter=separator, strict=True), 1
+        try:
+            for row in reader:
+                if any(row):
+                    yield begins, [field.strip() for field in row]
+                begins = reader.line_num + 1
+        except csv.Error as error:
+            what = "a quote is not closed" if "unexpected end" in str(error) else str(error)
+            raise DataError(f"{path}:{begins}: {what}; mend the row") from None
 
 
 def attach(ratings: Ratings, tables: dict[Side, list[pd.DataFrame]]) -> Ratings:
