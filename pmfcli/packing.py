@@ -201,9 +201,10 @@ def _shapes_of_a_mode(tensors: dict[str, Tensor], latent: int, n_users: int, n_m
     user, movie, prior = (n_users, latent), (n_movies, latent), (d, d)
     shapes = {"U": user, "V": movie, "Y": user, "Z": movie, "W": movie, "X": user, "b": (n_users,), "c": (n_movies,)}
     shapes |= {"precision_u": prior, "precision_v": prior, "gamma_u": (n_users,)}
-    shapes |= dict.fromkeys(("sigma", "noise", "residual", "doubt", "within"), ())
+    shapes |= dict.fromkeys(("sigma", "noise", "residual", "doubt"), ())
     steps, groups = (len(tensors["grid"]), len(tensors["people"])) if "grid" in tensors else (1, 1)
-    shapes |= {"grid": (steps,), "stars": (2,), "cuts": (groups, steps - 1), "people": (groups,)}
+    shapes |= {"grid": (steps,), "stars": (2,), "cuts": (groups, steps - 1), "people": (groups,), "within": (groups,)}
+    shapes |= {"rounding": (groups,)}
     return {name: (shape, torch.float32) for name, shape in shapes.items()}
 
 
@@ -254,8 +255,9 @@ def _usage(tensors: dict[str, Tensor]) -> Usage | None:
     _check_cuts(found.groups.cuts)
     if not float(stars[1]) > float(stars[0]):
         raise ValueError("the scale is none")
-    people = found.groups.people
-    if not bool((people >= 0).all()) or not bool(people.any()) or not float(found.groups.within) >= _LEAST_NOISE:
+    _, people, within, rounding = found.groups
+    positive = bool((people >= 0).all()) and bool((within >= _LEAST_NOISE).all()) and bool((rounding >= 0).all())
+    if not positive or not bool(people.any()):
         raise ValueError("the groups are none")
     return found
 

@@ -198,7 +198,8 @@ def test_a_damaged_byte_is_noticed_or_harmless(sample_model: Model) -> None:
         ("stars", torch.tensor([5.0, 0.5])),
         ("cuts", torch.arange(72.0).view(8, 9).flip(1)),
         ("grid", torch.linspace(1, 0, 10)),
-        ("within", torch.tensor(0.0)),
+        ("within", torch.zeros(8)),
+        ("rounding", torch.full((8,), -0.1)),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(sample_model: Model, name: str, tensor: torch.Tensor) -> None:

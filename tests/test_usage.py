@@ -94,13 +94,15 @@ def test_planted_groups_are_found(ratings: Ratings) -> None:
 
 
 def test_belonging_is_bayes_rule() -> None:
-    groups = Groups(torch.tensor([[0.2, 0.6], [0.4, 0.5]]), torch.tensor([30.0, 10.0]), torch.tensor(0.2))
+    groups = Groups(
+        torch.tensor([[0.2, 0.6], [0.4, 0.5]]), torch.tensor([30.0, 10.0]), torch.tensor([0.2, 0.3]), torch.zeros(2)
+    )
     level, row = torch.tensor([0, 2, 2, 1]), torch.tensor([0, 0, 0, 1])
     given, mean = counted(row, level, (3, 3)), torch.tensor([[0.5], [0.3], [0.0]])
     for person in range(3):
         expected = []
-        for cuts, people in zip(groups.cuts.tolist(), (30, 10), strict=True):
-            edges = [0.0, *(0.5 * math.erfc((float(mean[person]) - cut) / 0.2 / math.sqrt(2)) for cut in cuts), 1.0]
+        for cuts, people, sd in zip(groups.cuts.tolist(), (30, 10), (0.2, 0.3), strict=True):
+            edges = [0.0, *(0.5 * math.erfc((float(mean[person]) - cut) / sd / math.sqrt(2)) for cut in cuts), 1.0]
             of = [edges[k + 1] - edges[k] for k in level[row == person].tolist()]
             expected.append(people * math.prod(of))
         assert belonging(groups, given, mean)[person].tolist() == pytest.approx(np.divide(expected, sum(expected)), rel=1e-4)

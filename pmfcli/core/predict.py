@@ -12,6 +12,7 @@ from pmfcli.core.posterior import Factors, mean, sides, slope
 from pmfcli.core.predictive import Masses, Mixture, Predictive
 from pmfcli.core.rows import Rows, rows_of
 
+_LEFT = 0.25  # of the variance of a rating as a number, at least, once it is a step
 _AT_ONCE = 1 << 13  # pairs whose means alone are wanted: their rows stay in the cache
 
 
@@ -77,7 +78,11 @@ def means_of_pairs(factors: Factors, pairs: Pairs) -> Tensor:
 def _in_steps(p: Laplace, share: Tensor, said: Mixture) -> Masses:
     """What a mode says of ratings as numbers, in the steps that people take. It predicts the same."""
     assert p.usage is not None
-    exact = (p.usage.groups.cuts[None], share, said.centre, said.spread)  # probabilities near 1 are apart, too
+    groups, square = p.usage.groups, said.spread.square()
+    spread = (
+        (square - share @ groups.rounding).maximum(_LEFT * square).sqrt()
+    )  # the noise of numbers has that of rounding in it
+    exact = (groups.cuts[None], share, said.centre, spread)  # probabilities near 1 are apart, too
     mass = ordinal.masses(*(part.double() for part in exact)).to(share)
     return Masses(mass, p.usage.grid, said.mean())
 

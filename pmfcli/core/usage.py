@@ -1,11 +1,11 @@
 """How people use the steps of a scale: groups of them, each with its own cut points.
 
-    r_ij = k   iff   c_s(k-1) < z_ij <= c_sk,   s = s_i          z_ij ~ N(z_i, v)          P(s_i = s) ~ n_s
+    r_ij = k   iff   c_s(k-1) < z_ij <= c_sk,   s = s_i          z_ij ~ N(z_i, v_s)          P(s_i = s) ~ n_s
 
-z_i is the mean of what person i gave, so that groups differ in how they use the scale, not in how high they rate: some never
-give half stars, say. A group is as likely as it has people, n_s. By EM (Dempster, Laird & Rubin, JRSS B 1977), but that cut
-points of a group are where a normal z, with the group's mean and variance, has its ratings. Scales used in ways of one's own:
-Rossi, Gilula & Allenby, "Overcoming scale usage heterogeneity" (JASA 2001).
+z_i is the mean of what person i gave, and v_s how noisily the group rates, so that cut points say how people use the scale, not
+how high or how noisily they rate: some never give half stars, say. A group is as likely as it has people, n_s. By EM (Dempster,
+Laird & Rubin, JRSS B 1977), but that cut points of a group are where a normal z, with the group's mean and variance, has its
+ratings. Scales used in ways of one's own: Rossi, Gilula & Allenby, "Overcoming scale usage heterogeneity" (JASA 2001).
 
 Sampling mixes such cut points within each person (``ordinal.py``), and starts from here. A mode is fitted to ratings as
 numbers; its answers become steps by the groups that somebody may belong to.
@@ -34,7 +34,8 @@ class Groups(NamedTuple):
 
     cuts: Tensor  # (S, K - 1) ascending in each row, on the scale of z
     people: Tensor  # (S,) in each
-    within: Tensor  # () standard deviation of a person's z around their mean
+    within: Tensor  # (S,) standard deviation of a person's z around their mean
+    rounding: Tensor  # (S,) variance of z within a step
 
 
 class Usage(NamedTuple):
@@ -88,29 +89,42 @@ def learn(steps: int, level: Tensor, row: Tensor, z: Tensor, share: Tensor, team
     given = counted(row, level, (len(share), steps)).to(z)
     n = given.sum(1, keepdim=True)
     mean = z.new_zeros(len(share), 1).index_add(0, row, z[:, None]) / n.clamp(min=1)
-    square = z.square().sum()
-    sums = torch.stack([n.sum(), square - (n * mean.square()).sum(), z.sum(), square]).double()
-    total, own, first, second = team.sum(sums)
-    within = (own / total).clamp(min=_LEAST_WITHIN * (second / total - (first / total).square()))
-    moments = torch.cat([given, n * mean, n * mean.square()], 1)
-    usual = team.sum(moments.sum(0).double()) * _PRIOR / total
+    own = z.new_zeros(len(share), 1).index_add(0, row, (z - mean[row, 0]).square()[:, None])
+    moments = torch.cat([given, n * mean, n * mean.square(), own], 1)
+    everything = team.sum(moments.sum(0).double())
+    total, (first, second, within) = everything[:steps].sum(), everything[steps:]
+    least = _LEAST_WITHIN * ((second + within) / total - (first / total).square())
+    usual = everything * _PRIOR / total
     for _ in range(_STEPS_OF_EM):
-        have, first, second = (team.sum((share.mT @ moments).double()) + usual).split([steps, 1, 1], 1)
+        have, first, second, within = (team.sum((share.mT @ moments).double()) + usual).split([steps, 1, 1, 1], 1)
         people = team.sum(share.sum(0))
         count = have.sum(1, keepdim=True)
         reached = ((have / count + _RARE).cumsum(1) / (1 + steps * _RARE))[:, :-1]
         centre = first / count
+        within = (within / count).clamp(min=least)
         deviation = (within + (second / count - centre.square()).clamp(min=0)).sqrt()
-        groups = Groups((centre + deviation * torch.special.ndtri(reached)).to(z), people, within.sqrt().to(z))
+        cuts = (centre + deviation * torch.special.ndtri(reached)).to(z)
+        groups = Groups(cuts, people, within[:, 0].sqrt().to(z), _rounding(cuts, (have / count).to(z)))
         share = belonging(groups, given, mean)
     return groups, share
+
+
+def _rounding(cuts: Tensor, part: Tensor) -> Tensor:
+    """The variance of z within a step, (S,), of parts (S, K) of the ratings each: as if z were evenly spread between its cut
+    points, and the open steps at the ends as wide as their neighbours (Sheppard's correction). None of two steps is closed.
+    """
+    if cuts.shape[1] == 1:
+        return torch.zeros_like(cuts[:, 0])
+    width = cuts.diff()
+    return (part * torch.cat([width[:, :1], width, width[:, -1:]], 1).square()).sum(1) / 12
 
 
 def belonging(groups: Groups, given: Tensor, mean: Tensor) -> Tensor:
     """How probably people are of each group, (rows, S), by how often they gave each step, (rows, K), and their mean."""
 
     def fits(own: slice) -> Tensor:
-        edges = [below((cuts - mean[own]) / groups.within) for cuts in padded(groups.cuts)]
+        of_groups = zip(padded(groups.cuts), groups.within, strict=True)
+        edges = [below((cuts - mean[own]) / within) for cuts, within in of_groups]
         return torch.stack([(each.diff(dim=1).clamp(min=_RARE).log() * given[own]).sum(1) for each in edges], 1)
 
     return (torch.cat(by_parts(fits, len(given), given.device)) + groups.people.log()).softmax(1)
