@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pmfcli.cli.common import check_folder
+from pmfcli.cli.outputs import check_folder
 from pmfcli.errors import OutputError, UsageError
 from pmfcli.files import replacing, write_atomically
 

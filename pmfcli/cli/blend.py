@@ -5,17 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmfcli.cli.common import (
-    by_hand,
-    check_apart,
-    check_folder,
-    check_is_model,
-    check_is_not_data,
-    load_model,
-    read_data,
-    say_if_dates_are_told,
-)
-from pmfcli.cli.options import AsJson, OutputFormat, Source, with_columns
+from pmfcli.cli.inputs import load_model, read_data, say_if_dates_are_told
+from pmfcli.cli.options import AsJson, OutputFormat, Source, by_hand, with_columns
+from pmfcli.cli.outputs import check_apart, check_folder, check_is_model, check_is_not_data
 from pmfcli.console import Row, Shape, emit, note, pick_format
 from pmfcli.errors import UsageError
 from pmfcli.files import write_atomically

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pmfcli.cli.common import load_model, read_data, say_if_dates_are_told, say_if_off_the_scale
+from pmfcli.cli.inputs import load_model, read_data, say_if_dates_are_told, say_if_off_the_scale
 from pmfcli.cli.options import AsJson, OutputFormat, Source, with_columns
 from pmfcli.console import Shape, emit, note, pick_format
 from pmfcli.errors import UsageError

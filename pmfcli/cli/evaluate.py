@@ -6,18 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pmfcli.cli.common import (
-    by_hand,
-    check_apart,
-    check_folder,
-    check_is_not_data,
-    load_model,
-    read_beside,
-    read_data,
-    say_if_dates_are_told,
-    say_if_off_the_scale,
-)
-from pmfcli.cli.options import AsJson, Config, ModelFile, OutputFormat, Source, with_data_and_settings
+from pmfcli.cli.inputs import load_model, read_data, say_if_dates_are_told, say_if_off_the_scale
+from pmfcli.cli.options import AsJson, Config, ModelFile, OutputFormat, Source, by_hand, with_data_and_settings
+from pmfcli.cli.outputs import check_apart, check_folder, check_is_not_data, read_beside
 from pmfcli.config import resolve
 from pmfcli.console import Row, Shape, document, emit, note, pick_format, progress
 from pmfcli.errors import GateError, UsageError

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pmfcli.cli.common import check_is_model, check_output, load_model, state_of, write_changed
+from pmfcli.cli.inputs import load_model
 from pmfcli.cli.options import AsJson, ModelFile
+from pmfcli.cli.outputs import check_is_model, check_output, state_of, write_changed
 from pmfcli.console import note
 from pmfcli.errors import UsageError
 

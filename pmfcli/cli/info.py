@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pmfcli.cli.common import load_model
+from pmfcli.cli.inputs import load_model
 from pmfcli.cli.options import AsJson, ModelFile, OutputFormat
 from pmfcli.console import Row, Shape, document, emit, pick_format
 

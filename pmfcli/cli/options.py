@@ -137,6 +137,12 @@ def _check_standard_input(source: Source, config: Path | None) -> None:
         raise UsageError("--data and --config cannot both come from standard input")
 
 
+def by_hand(context: typer.Context, name: str) -> bool:
+    """Whether a flag was given on the command line, not by the environment or by default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _own(command: Callable[..., None]) -> list[inspect.Parameter]:
     return [p for p in inspect.signature(command).parameters.values() if p.name not in ("source", "given", "columns")]
 

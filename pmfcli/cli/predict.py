@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pmfcli.cli.common import load_model, read_visitor
+from pmfcli.cli.inputs import load_model, read_visitor
 from pmfcli.cli.options import AsJson, ByRow, Interval, ModelFile, OutputFormat, VisitorRatings
 from pmfcli.console import Row, Shape, emit, note, pick_format
 from pmfcli.data.fields import seconds

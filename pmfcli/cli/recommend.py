@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pmfcli import tables
-from pmfcli.cli.common import check_apart, check_folder, load_model, read_visitor
+from pmfcli.cli.inputs import load_model, read_visitor
 from pmfcli.cli.options import AsJson, ByRow, Count, Interval, ModelFile, OutputFormat, VisitorRatings
+from pmfcli.cli.outputs import check_apart, check_folder
 from pmfcli.console import Format, Progress, Shape, emit, note, pick_format, progress
 from pmfcli.errors import UsageError
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pmfcli.cli.common import load_model
+from pmfcli.cli.inputs import load_model
 from pmfcli.cli.options import AsJson, ByRow, Count, ModelFile, OutputFormat
 from pmfcli.console import Shape, emit, note, pick_format
 from pmfcli.errors import UsageError

@@ -8,20 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmfcli.cli.common import (
-    check_folder,
-    check_is_model,
-    check_is_not_data,
-    check_output,
-    in_parts,
-    read_beside,
-    read_data,
-    write_model,
-)
 from pmfcli.cli.dry_run import look_ahead, size_of
+from pmfcli.cli.inputs import in_parts, read_data
 from pmfcli.cli.keeper import Keeper
 from pmfcli.cli.log import Log
 from pmfcli.cli.options import AsJson, Config, Source, with_data_and_settings
+from pmfcli.cli.outputs import check_folder, check_is_model, check_is_not_data, check_output, read_beside, write_model
 from pmfcli.cli.trained import say, summary
 from pmfcli.config import resolve
 from pmfcli.console import Progress, document, hush, progress

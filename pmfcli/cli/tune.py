@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmfcli.cli.common import check_apart, check_folder, check_is_not_data, read_beside, read_data
+from pmfcli.cli.inputs import read_data
 from pmfcli.cli.options import AsJson, Config, OutputFormat, Source, with_data_and_settings
+from pmfcli.cli.outputs import check_apart, check_folder, check_is_not_data, read_beside
 from pmfcli.config import gather, settle
 from pmfcli.console import Row, Shape, emit, note, pick_format, progress
 from pmfcli.errors import UsageError

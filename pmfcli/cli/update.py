@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pmfcli.cli.common import check_is_model, check_is_not_data, check_output, load_model, read_data, state_of, write_changed
+from pmfcli.cli.inputs import load_model, read_data
 from pmfcli.cli.options import AsJson, Source, with_columns
+from pmfcli.cli.outputs import check_is_model, check_is_not_data, check_output, state_of, write_changed
 from pmfcli.console import note, progress
 from pmfcli.errors import UsageError
 
