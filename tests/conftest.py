@@ -16,15 +16,13 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: threads of one would wait for those of the other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import pytest
 import torch
 
 from pmfcli import cli
 from pmfcli.artifact import Model, dumps
 from pmfcli.config import Settings
-from pmfcli.core.sparse import Pattern
-from pmfcli.data.ratings import Ratings, Scale, Vocabulary
+from pmfcli.data.ratings import Ratings
 from pmfcli.data.sample import read_sample
 from pmfcli.steps import run
 from pmfcli.training import train
@@ -32,34 +30,8 @@ from pmfcli.training import train
 torch.set_num_threads(1)  # small problems: threads would wait for each other
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = [command.name for command in cli.app.registered_commands]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def ratings_of(user: list[int], movie: list[int], stars: list[float], time: list[int] | None = None) -> Ratings:
-    """Ratings from rows that are already sorted and dense."""
-    values = np.array(stars, dtype=np.float32)
-    movies = Vocabulary(tuple(str(10 * row) for row in range(max(movie) + 1)))
-    return Ratings(
-        user=np.array(user, dtype=np.int32),
-        movie=np.array(movie, dtype=np.int32),
-        stars=values,
-        time=None if time is None else np.array(time, dtype=np.int64),
-        users=Vocabulary(tuple(f"u{row}" for row in range(max(user) + 1))),
-        movies=movies,
-        titles=tuple(f"Film {name} (2000)" for name in movies.ids),
-        scale=Scale(float(values.min()), float(values.max())),
-        name="made for a test",
-    )
-
-
-def random_pattern(n_users: int, n_movies: int, density: float, seed: int) -> Pattern:
-    """A random pattern in which every user and movie has a rating."""
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(n_users, n_movies, generator=generator) < density
-    mask[torch.arange(n_users), torch.arange(n_users) % n_movies] = True
-    mask[torch.arange(n_movies) % n_users, torch.arange(n_movies)] = True
-    user, movie = torch.nonzero(mask, as_tuple=True)
-    return Pattern.of(user, movie, (n_users, n_movies))
 
 
 def in_a_terminal(command: str, folder: Path, **environment: str | None) -> tuple[int, str]:

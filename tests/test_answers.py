@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import random_pattern
+from made import random_pattern, seeded
 
 from pmfcli.core import recommend as recommend_module
 from pmfcli.core.approximation import Laplace
@@ -20,13 +20,9 @@ from pmfcli.core.recommend import rank
 from pmfcli.core.rows import movies_of, of_unknown_movies, of_unknown_users, users_of
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 @pytest.fixture
 def factors() -> Factors:
-    g = generator()
+    g = seeded()
     return Factors(
         torch.randn(5, 3, generator=g),
         torch.randn(8, 3, generator=g),
@@ -145,7 +141,7 @@ def test_films_beyond_the_scale_are_told_apart(factors: Factors) -> None:
 def test_a_mixture_against_its_draws() -> None:
     """Mean, sd, quantiles and masses of a mixture against a million draws of it."""
     centre, spread = torch.tensor([[0.3], [0.7], [0.6]]).double(), torch.tensor([[0.05], [0.1], [0.2]]).double()
-    m, g = Mixture(centre, spread), generator(2)
+    m, g = Mixture(centre, spread), seeded(2)
     which = torch.randint(3, (1_000_000,), generator=g)
     draws = centre[which, 0] + spread[which, 0] * torch.randn(1_000_000, generator=g).double()
     assert float(m.mean()) == pytest.approx(float(centre.mean()))
@@ -169,7 +165,7 @@ def test_quantiles_of_one_gaussian_and_of_the_same_twice(q: float) -> None:
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
 def test_neighbours_are_the_nearest(metric: str) -> None:
-    vectors = torch.randn(20, 3, generator=generator(1))
+    vectors = torch.randn(20, 3, generator=seeded(1))
     x = vectors.double().numpy()
     near = {
         "cosine": [x[i] @ x[4] / np.linalg.norm(x[i]) / np.linalg.norm(x[4]) for i in range(20)],
@@ -193,7 +189,7 @@ def test_scores_are_their_definitions() -> None:
 def test_biases_are_the_ridge_regression() -> None:
     """The alternating fit against one joint least-squares solution of the same penalised problem."""
     pattern = random_pattern(12, 9, 0.7, seed=2)
-    stars = 3 + torch.randn(pattern.n, generator=generator(3))
+    stars = 3 + torch.randn(pattern.n, generator=seeded(3))
     design = np.zeros((pattern.n, 21))
     design[np.arange(pattern.n), pattern.row.numpy()] = 1
     design[np.arange(pattern.n), 12 + pattern.col.numpy()] = 1

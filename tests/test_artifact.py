@@ -1,14 +1,15 @@
 import io
 import json
-import os
 import pickle
 import struct
 import zipfile
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from made import seeded
+from saved import Code, contents, saved
 
 from pmfcli.artifact import Model, dumps, load, loads
 from pmfcli.config import Settings
@@ -17,17 +18,6 @@ from pmfcli.errors import ModelError
 from pmfcli.packing import pack_seen, unpack_seen
 from pmfcli.steps import run
 from pmfcli.training import train
-
-
-def plain(value: object) -> object:
-    """The same with tensors as types and numbers, which can be compared."""
-    if isinstance(value, torch.Tensor):
-        return value.dtype, value.tolist()
-    return (type(value), [plain(part) for part in value]) if isinstance(value, tuple) else value
-
-
-def contents(model: Model) -> dict[str, object]:
-    return {field.name: plain(getattr(model, field.name)) for field in fields(model)}
 
 
 def test_a_model_comes_back_as_it_was(sample_model: Model) -> None:
@@ -59,27 +49,11 @@ def test_one_seed_gives_the_same_bytes(sample) -> None:
     assert a == b != other
 
 
-class Code:
-    """A pickled object that would make a file when loaded."""
-
-    def __reduce__(self):
-        return os.mkdir, ("it-ran",)
-
-
 class Long:
     """What a small file can hold that is not small when it is loaded."""
 
     def __reduce__(self):
         return bytearray, (50 * 10**12,)
-
-
-def saved(content: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
-
-
-OLD = saved({"format": "pmf-model", "version": 1})  # what begins as a model, of an earlier pmf
 
 
 def test_a_file_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +219,7 @@ def test_titles_of_a_strangers_model_are_made_harmless(sample_model: Model) -> N
 @pytest.mark.parametrize("n_movies", [3, 256, 257, 65_536, 65_537])
 @pytest.mark.parametrize("different", [1, 10, 256, 40_000, 70_000])
 def test_seen_ratings_are_narrow_and_come_back(n_movies: int, different: int) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     users, each = 40_000, min(n_movies, 2)
     movie = torch.cat([torch.zeros(users, 1), torch.full((users, 1), n_movies - 1.0)], 1)[:, :each].int().flatten()
     stars = torch.randint(different, (len(movie),), generator=generator) / 8

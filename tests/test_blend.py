@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run
-from test_artifact import contents, saved
-from test_drift import moody
-from test_map import seeded
+from made import moody, seeded
+from saved import contents, saved
 
 from pmfcli.answers import Asked, Choice, Detail, Visitor, predict, recommend, similar
 from pmfcli.artifact import Model, dumps, loads

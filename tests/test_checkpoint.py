@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Run
-from test_artifact import Code, saved
-from test_drift import moody
+from made import moody
+from saved import Code, beginnings, saved
 
 from pmfcli import checkpoint
 from pmfcli.artifact import dumps
@@ -142,12 +142,6 @@ def started(folder: Path, *more: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "pmfcli", "train", "--data", "sample", "-j", "1", "-o", "m.pt"]
     command += ["--checkpoint", "c", "--checkpoint-every", "0", "--resume", "--log", "log", *more]
     return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-
-
-def beginnings(log: Path) -> int:
-    """How many runs began at the first step, of those that a log is of."""
-    entries = [json.loads(line) for line in log.read_text().splitlines()]
-    return [(entry["phase"], entry["step"]) for entry in entries].count(("fit", 0))
 
 
 @pytest.mark.parametrize("kind", [["--epochs", "30"], ["--method", "bayes", "-k", "2", "--epochs", "15"]], ids=["map", "bayes"])

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run, in_a_terminal, ratings_of
-from test_artifact import OLD, saved
+from conftest import COMMANDS, Run, in_a_terminal
+from made import ratings_of
+from saved import OLD, Code, saved
 
 from pmfcli import checkpoint, cli
 from pmfcli.artifact import dumps, load
@@ -32,22 +33,6 @@ from pmfcli.training import train
 
 GOOD = "user,movie,rating\n" + "".join(f"{u},{m},{1 + (u * m) % 5}\n" for u in range(1, 9) for m in range(1, 9))
 SIMULATED = "A model of the embedded sample: real films, simulated viewers.\n"
-COMMANDS = (
-    "download",
-    "train",
-    "predict",
-    "recommend",
-    "similar",
-    "evaluate",
-    "compare",
-    "blend",
-    "update",
-    "forget",
-    "tune",
-    "info",
-    "cache",
-    "demo",
-)
 TRAIN = ["model", "method", "epochs", "loss", "sigma", "holdout_rmse", "train_rmse", "seconds", "ratings", "users", "movies"]
 PREDICT = ["user", "movie", "title", "rating", "prediction", "sd", "lo", "hi", "p_ge_4", "source"]
 
@@ -169,11 +154,7 @@ def test_model_errors_are_4_and_unknown_ids_5(answer: Run, tmp_path: Path, sampl
     torch.save({"format": "pmf-model", "version": 99, "meta": "", "tensors": {}}, tmp_path / "new.pt")
     check(4, "upgrade pmf", "recommend", "--user", "4", "-m", "new.pt")
 
-    class Code:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "it-ran"),)
-
-    torch.save(Code(), tmp_path / "evil.pt")
+    (tmp_path / "evil.pt").write_bytes(saved(Code()))
     check(4, "refused", "similar", "--movie", "1", "-m", "evil.pt")
     assert not (tmp_path / "it-ran").exists()
 

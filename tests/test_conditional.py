@@ -4,8 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import random_pattern
-from test_map import BASE, problem, seeded
+from made import BASE, problem, random_pattern, seeded
 
 from pmfcli.core import als
 from pmfcli.core import map as map_fit

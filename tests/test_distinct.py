@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from made import seeded
 
 from pmfcli.core.distinct import distinct, indexed
 
@@ -9,7 +10,7 @@ from pmfcli.core.distinct import distinct, indexed
 @pytest.mark.parametrize("n", [0, 1, 1000, 700_000])
 @pytest.mark.parametrize("different", [1, 10, 10**9])
 def test_as_unique_finds_them(n: int, different: int) -> None:
-    values = torch.randint(different, (n,), generator=torch.Generator().manual_seed(0)).float()
+    values = torch.randint(different, (n,), generator=seeded(0)).float()
     found, place = values.unique(return_inverse=True)
     assert torch.equal(distinct(values), found)
     among, index = indexed(values)

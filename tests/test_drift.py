@@ -8,25 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run, random_pattern, ratings_of
-from test_artifact import saved
-from test_fold_in import copies
-from test_map import seeded
+from conftest import Run
+from made import DAY, copies, moody, random_pattern, ratings_of, seeded
+from saved import saved
 
 from pmfcli.answers import Asked, Detail, Visitor, predict
 from pmfcli.artifact import dumps, loads
 from pmfcli.config import Settings
 from pmfcli.core import drift
 from pmfcli.core.fold_in import draw_mood, fold_in, fold_in_draws, with_mood
-from pmfcli.data.ratings import Ratings, Scale
 from pmfcli.errors import ModelError, TrainingError, UsageError
 from pmfcli.evaluation import score_model
 from pmfcli.reports import report
 from pmfcli.steps import run
 from pmfcli.training import train
-
-DAY = 86_400
-MOOD = 0.7  # stars
 
 
 def test_stretches_end_where_a_person_pauses() -> None:
@@ -107,23 +102,6 @@ def test_times_that_are_no_seconds_are_refused() -> None:
     rows = torch.tensor([0, 999_999])
     with pytest.raises(TrainingError, match="span too far"):
         drift.groups(rows, rows, torch.tensor([0, 10**14]), users=True, movies=False)
-
-
-def moody(seed: int = 1) -> tuple[Ratings, Ratings, np.ndarray]:
-    """Ratings of people who are in a mood of their own on each day, as training and test; and the moods of the test's."""
-    g = np.random.default_rng(seed)
-    pattern = random_pattern(80, 60, 0.5, seed=seed)
-    user, movie = pattern.row.numpy(), pattern.col.numpy()
-    day = g.integers(0, 5, len(user))
-    mood = MOOD * g.normal(size=(80, 5))
-    stars = 3 + 0.5 * g.normal(size=80)[user] + mood[user, day] + 0.3 * g.normal(size=len(user))
-    ratings = ratings_of(
-        user.tolist(), movie.tolist(), stars.tolist(), (day * 30 * DAY + g.integers(0, 600, len(user))).tolist()
-    )
-    ratings = replace(ratings, scale=Scale(0.0, 6.0))
-    held = g.random(len(user)) < 0.2
-    own = mood - mood.mean(1, keepdims=True)
-    return ratings.select(~held), ratings.select(held), own[user, day][held]
 
 
 def test_moods_are_found_where_the_time_is_told() -> None:

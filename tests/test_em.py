@@ -1,7 +1,7 @@
 """What EM learns: against the means of many draws."""
 
 import torch
-from conftest import random_pattern
+from made import random_pattern, seeded
 
 from pmfcli.core.conditional import pack, unpack
 from pmfcli.core.em import doubted
@@ -11,7 +11,7 @@ from pmfcli.core.means import Means
 
 def test_rows_and_their_prior_are_as_unsure_as_the_means_make_them() -> None:
     """Prior means that are drawn anew take their rows along, by what the ratings leave to the prior."""
-    g = torch.Generator().manual_seed(4)
+    g = seeded(4)
     rows, columns, k = 30, 20, 3
     pattern = random_pattern(rows, columns, 0.5, 4)
     means = Means.of(0.4 * torch.ones(pattern.n, dtype=torch.float64), pattern)

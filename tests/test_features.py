@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Run, random_pattern, ratings_of
-from test_map import seeded
+from conftest import Run
+from made import random_pattern, ratings_of, seeded
 
 from pmfcli.answers import Asked, Detail, Visitor, predict
 from pmfcli.config import Settings

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 from conftest import Run
+from made import ALPHA, LAMBDA, NOBODY, VAR, V, W, copies
 
 from pmfcli.answers import Asked, Choice, Detail, Visitor, predict, recommend
 from pmfcli.artifact import Model, dumps
 from pmfcli.config import Settings
-from pmfcli.core.approximation import Draws, Head
 from pmfcli.core.fold_in import fold_in
-from pmfcli.core.pairs import Pairs, Seen
+from pmfcli.core.pairs import Pairs
 from pmfcli.core.predict import predict_pairs
 from pmfcli.steps import run
 from pmfcli.training import train
@@ -60,36 +60,7 @@ def test_draws_give_the_same_to_sampling_error(draws: Model) -> None:
     assert float(difference.abs().max()) < 0.5 * float(spread.mean())
 
 
-V, W, VAR, LAMBDA, ALPHA, DOF = 0.5, 0.75, 0.5, 2.0, 4.0, 3.0
-NOBODY = Seen(torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0))
-
-
-def copies(count: int, dof: float | None) -> Draws:
-    """So many times the same draw, of one feature, one user and two movies."""
-    dofs = None if dof is None else torch.full((count, 2), dof)
-    row = torch.ones(count, 1, 1)
-    return Draws(
-        U=0 * row.half(),
-        V=(V * row).expand(count, 2, 1).half(),
-        W=(W * row).expand(count, 2, 1).half(),
-        var_w=torch.full((2,), VAR),
-        gamma_u=2 * row[..., 0].half(),
-        gamma_v=(0.5 * row[..., 0]).expand(count, 2).half(),
-        mean_u=0 * row[:, 0],
-        mu_u=0 * row[:, 0],
-        mu_v=0 * row[:, 0],
-        Lambda_u=LAMBDA * row,
-        Lambda_v=LAMBDA * row,
-        alpha=ALPHA * row[:, 0, 0],
-        prior_dof=dofs,
-        noise_dof=dofs,
-        share=None,
-        cuts=None,
-        habits=None,
-        grid=None,
-        drift=None,
-        head=Head(1, 0.0, "linear"),
-    )
+DOF = 3.0
 
 
 def test_the_mean_of_a_newcomer_is_as_unsure_as_its_weights() -> None:

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import random_pattern
-from test_map import seeded
+from made import PLAIN, random_pattern, sampled, seeded
 
 from pmfcli.core import chains, drift, feature_scales, gibbs, ordinal
 from pmfcli.core.diagnostics import effective_size, r_hat
@@ -13,9 +12,7 @@ from pmfcli.core.gibbs import GibbsSettings, Problem, Side, State
 from pmfcli.core.means import Means
 from pmfcli.core.ordinal import Habits, Levels
 from pmfcli.core.posterior import observe
-from pmfcli.steps import run
 
-PLAIN = GibbsSettings(2, True, False, False, False, False, False, 0)
 FULL = GibbsSettings(2, True, True, True, True, True, True, 0)
 ORDINAL = PLAIN._replace(user_noise=True, habits=2)
 LEVELS = 4
@@ -232,10 +229,6 @@ def test_it_fails_when_a_step_of_the_ordinal_model_is_broken(broken: str, monkey
     assert geweke(ORDINAL, replicates=100 if broken == "draw_cuts" else 400).abs().max() > 6  # which shows at once
 
 
-def sample(how: GibbsSettings, o, **more) -> chains.Sampled:
-    return run(chains.fit(o, how, **({"sweeps": 200, "chains": 2, "keep": 40, "seed": 1} | more)))
-
-
 def test_chains_do_not_agree_while_the_factors_still_grow() -> None:
     """Predictions that are mostly biases may agree long before."""
     run_of = chains._Run.__new__(chains._Run)
@@ -261,7 +254,7 @@ def planted(n_users: int = 150, n_movies: int = 100, noise: float = 0.08):
 
 def test_what_was_planted_is_found() -> None:
     o, truth = planted()
-    found = sample(PLAIN, o)
+    found = sampled(PLAIN, o)
     sigma = 0.25 / found.draws.alpha.sqrt()
     assert sigma.min() < 0.08 < sigma.max() or abs(float(sigma.mean()) - 0.08) < 3 * float(sigma.std())
     U, V = found.draws.U.float(), found.draws.V.float()
@@ -275,14 +268,14 @@ def test_means_of_nobody_change_nothing() -> None:
     o, _ = planted(40, 30)
     empty = o._replace(F=torch.zeros_like(o.F), G=torch.zeros_like(o.G))
     with_means, plain = (
-        sample(PLAIN._replace(user_means=means, movie_means=means), data).fitted for means, data in ((True, empty), (False, o))
+        sampled(PLAIN._replace(user_means=means, movie_means=means), data).fitted for means, data in ((True, empty), (False, o))
     )
     assert float((with_means - plain).abs().mean()) < 0.02
 
 
 def test_same_seed_same_draws_and_chains_differ() -> None:
     o, _ = planted(40, 30)
-    one, two, other = (sample(FULL, o, sweeps=30, seed=seed).draws for seed in (1, 1, 2))
+    one, two, other = (sampled(FULL, o, sweeps=30, seed=seed).draws for seed in (1, 1, 2))
     assert torch.equal(one.V, two.V)
     assert not torch.equal(one.V, other.V)
     assert not torch.equal(one.V[0], one.V[-1])

@@ -158,6 +158,10 @@ def test_no_arrow_is_allowed_that_nothing_needs() -> None:
         assert {room for room in rooms if not any(within(name, {room}) for name in users)} == set(), library
 
 
+def test_no_test_imports_another() -> None:
+    assert not [path for path in (ROOT / "tests").glob("*.py") if any(name.startswith("test_") for name in imports(path))]
+
+
 def loads(*arguments: str) -> set[str]:
     """The libraries that a fresh process has loaded after a ``pmf`` command."""
     probe = "import sys, pmfcli.cli; pmfcli.cli.run(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"

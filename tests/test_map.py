@@ -1,35 +1,11 @@
 import pytest
 import torch
-from conftest import random_pattern
-from test_posterior import SCALES, dense_log_posterior
+from made import BASE, SCALES, dense_log_posterior, problem, random_pattern, seeded
 
 from pmfcli.core import map as map_fit
-from pmfcli.core.map import MapSettings
-from pmfcli.core.posterior import Observations, log_posterior, mean, observe, score
+from pmfcli.core.posterior import log_posterior, mean, observe, score
 from pmfcli.core.sparse import Pattern
 from pmfcli.errors import TrainingError
-
-BASE = MapSettings(
-    latent=4,
-    scales=SCALES,
-    sigma=0.3,
-    learn_sigma=False,
-    biases=True,
-    user_means=True,
-    movie_means=True,
-    lr=0.03,
-    blocks=1,
-)
-
-
-def problem(n_users: int = 7, n_movies: int = 11, seed: int = 3) -> Observations:
-    pattern = random_pattern(n_users, n_movies, 0.4, seed)
-    t = torch.rand(pattern.n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return observe(pattern, t)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("learn_sigma", [False, True])

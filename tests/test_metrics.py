@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ratings_of
-from test_map import seeded
+from made import ratings_of, seeded
 
 from pmfcli.answers import Choice, Detail, recommend
 from pmfcli.config import Settings

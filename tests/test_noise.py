@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import random_pattern, ratings_of
+from made import random_pattern, ratings_of, seeded
 from torch import Tensor
 
 from pmfcli.config import Settings
@@ -21,10 +21,6 @@ from pmfcli.core.team import ALONE, Share
 from pmfcli.data.ratings import Ratings
 from pmfcli.steps import run
 from pmfcli.training import train
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("link", ["sigmoid", "linear"])

@@ -5,10 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import random_pattern
-from test_fold_in import NOBODY, copies
-from test_gibbs import PLAIN, sample
-from test_map import seeded
+from made import NOBODY, PLAIN, copies, random_pattern, sampled, seeded
 
 from pmfcli.core import ordinal
 from pmfcli.core.fold_in import fold_in
@@ -73,7 +70,7 @@ def planted(habits: int = 2):
 def test_planted_cut_points_and_factors_are_found() -> None:
     """In units of the noise: the scale of z is for the prior to say."""
     o, cuts, x = planted(1)
-    found = sample(PLAIN._replace(habits=1), o, sweeps=300, chains=1).draws
+    found = sampled(PLAIN._replace(habits=1), o, sweeps=300, chains=1).draws
     per_noise = found.alpha.sqrt()[:, None] * 4
     gaps = found.cuts[:, 0].diff(dim=1) * per_noise
     assert ((gaps.mean(0) - cuts[0].diff()).abs() < 4 * gaps.std(0)).all()
@@ -99,7 +96,7 @@ def test_planted_habits_are_apart_at_the_start() -> None:
 
 def test_planted_habits_are_found() -> None:
     o, cuts, _ = planted()
-    found = sample(PLAIN._replace(habits=2), o, sweeps=300, chains=1).draws
+    found = sampled(PLAIN._replace(habits=2), o, sweeps=300, chains=1).draws
     of_users = found.share.float()[:, :, 0].mean(0)
     apart = (of_users[0::2].mean() - of_users[1::2].mean()).abs()
     assert apart > 0.8

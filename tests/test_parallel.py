@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_map import seeded
+from made import seeded
 
 from pmfcli.core import ordinal, parallel
 

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from conftest import random_pattern
-from torch.distributions import HalfNormal, Normal
+from made import SCALES, dense_log_posterior, random_pattern, seeded
 
-from pmfcli.core.posterior import Parameters, Scales, log_posterior, observe
+from pmfcli.core.posterior import Parameters, log_posterior, observe
 
 N_USERS, N_MOVIES, LATENT = 7, 11, 4
-SCALES = Scales(0.3, 0.4, 0.15, 0.2, 0.5)
 MODELS = {
     "the post": {"W": False, "X": False, "biases": False, "with_offset": False, "sigma": 1.0, "spread": 0.01},
     "the paper": {"W": True, "X": False, "biases": False, "with_offset": False, "user_power": 1.0, "sigma": 0.3, "spread": 0.4},
@@ -19,7 +17,7 @@ MODELS = {
 def make(W: bool, X: bool, biases: bool, sigma: float, spread: float, **powers):
     """Observations and parameters of a random problem, in float64."""
     pattern = random_pattern(N_USERS, N_MOVIES, 0.4, seed=3)
-    generator = torch.Generator().manual_seed(4)
+    generator = seeded(4)
 
     def randn(*shape: int) -> torch.Tensor:
         return spread * torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -35,36 +33,6 @@ def make(W: bool, X: bool, biases: bool, sigma: float, spread: float, **powers):
         sigma=torch.tensor(sigma, dtype=torch.float64),
     )
     return observe(pattern, t, **powers), parameters
-
-
-def dense_log_posterior(o, p: Parameters, user_power: float = 0.5, with_offset: bool = True) -> torch.Tensor:
-    """The same density, written down from MATH: dense matrices, loops, torch.distributions."""
-    rated = torch.zeros(N_USERS, N_MOVIES, dtype=torch.bool)
-    t = torch.zeros(N_USERS, N_MOVIES, dtype=torch.float64)
-    rated[o.pattern.row, o.pattern.col] = True
-    t[o.pattern.row, o.pattern.col] = o.t
-    n, m = rated.sum(1).double(), rated.sum(0).double()
-    U, V = p.Y.clone(), p.Z.clone()
-    for i in range(N_USERS):
-        for k in range(N_MOVIES):
-            if rated[i, k] and p.W is not None:
-                U[i] += n[i] ** -user_power * p.W[k]
-            if rated[i, k] and p.X is not None:
-                V[k] += m[k] ** -0.25 * n[i] ** -0.25 * p.X[i]
-    x = U @ V.T
-    if p.b is not None and p.c is not None:
-        x = x + p.b[:, None] + p.c[None, :]
-    if with_offset:
-        mean = t[rated].mean()
-        x = x + torch.log(mean / (1 - mean))
-    total = Normal(1 / (1 + torch.exp(-x)), p.sigma).log_prob(t)[rated].sum()
-    total = total + HalfNormal(torch.tensor(100.0, dtype=torch.float64)).log_prob(p.sigma)
-    scales = {"Y": SCALES.sigma_u, "Z": SCALES.sigma_v, "W": SCALES.sigma_w, "X": SCALES.sigma_x}
-    for name, scale in {**scales, "b": SCALES.sigma_b, "c": SCALES.sigma_b}.items():
-        part = getattr(p, name)
-        if part is not None:
-            total = total + Normal(0.0, torch.tensor(scale, dtype=torch.float64)).log_prob(part).sum()
-    return total
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -91,7 +59,7 @@ def test_its_gradient_is_the_dense_one(name: str) -> None:
 
 def test_a_rotation_of_the_factors_changes_nothing() -> None:
     observations, p = make(**MODELS["the post"])
-    generator = torch.Generator().manual_seed(5)
+    generator = seeded(5)
     Q, _ = torch.linalg.qr(torch.randn(LATENT, LATENT, generator=generator, dtype=torch.float64))
     rotated = p._replace(Y=p.Y @ Q, Z=p.Z @ Q)
     before, after = (float(log_posterior(q, observations, SCALES)) for q in (p, rotated))

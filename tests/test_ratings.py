@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from conftest import ratings_of
 from hypothesis import given
 from hypothesis import strategies as st
+from made import ratings_of
 
 from pmfcli.data.ratings import Ratings, Scale, Vocabulary
 from pmfcli.data.sample import read_sample

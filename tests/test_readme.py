@@ -6,8 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, in_a_terminal
-from test_cli import COMMANDS
+from conftest import COMMANDS, ROOT, in_a_terminal
 
 README = (ROOT / "README.md").read_text()
 

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import Run
-from test_map import seeded
+from made import seeded
 
 from pmfcli import tables
 from pmfcli.answers import Asked, Choice, Detail, Recommended, predict, recommend, recommend_all

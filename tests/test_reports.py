@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run
-from test_map import seeded
+from made import seeded
 
 from pmfcli.artifact import Model, dumps
 from pmfcli.config import Settings

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import Run, ratings_of
-from test_checkpoint import beginnings
+from conftest import Run
+from made import ratings_of
+from saved import beginnings
 from torch import Tensor
 
 from pmfcli import checkpoint

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run, ratings_of
-from test_artifact import OLD
+from conftest import Run
+from made import ratings_of
+from saved import OLD
 
 from pmfcli import sizing
 from pmfcli.artifact import Model, dumps

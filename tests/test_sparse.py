@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import random_pattern
+from made import random_pattern, seeded
 
 from pmfcli.core import sparse
 from pmfcli.core.sparse import Pattern, sampled_dot, spmm
@@ -23,7 +23,7 @@ def pattern() -> Pattern:
 
 
 def factors(rows: int, seed: int, latent: int = 3) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     return torch.randn(rows, latent, generator=generator, dtype=torch.float64, requires_grad=True)
 
 

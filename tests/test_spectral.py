@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_pattern
-from test_map import BASE, seeded
+from made import BASE, random_pattern, seeded
 from torch import Tensor
 
 from pmfcli.core import map as map_fit

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ratings_of
+from made import ratings_of
 
 from pmfcli import evaluation, fitting
 from pmfcli.artifact import dumps, loads

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run, ratings_of
-from test_artifact import contents
-from test_drift import moody
-from test_fold_in import copies
-from test_map import seeded
+from conftest import Run
+from made import copies, moody, ratings_of, seeded
+from saved import contents
 
 from pmfcli import artifact, updating
 from pmfcli.answers import Asked, Detail, predict

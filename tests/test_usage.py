@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ratings_of
+from made import ratings_of, seeded
 
 from pmfcli.answers import Asked, Detail, Visitor, predict
 from pmfcli.artifact import Model, dumps, loads
@@ -24,7 +24,7 @@ USERS, MOVIES = 120, 60
 
 def made() -> Ratings:
     """Ratings of 1 to 5 by halves, that every other person rounds to whole stars."""
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     user, movie = torch.nonzero(torch.rand(USERS, MOVIES, generator=g) < 0.5).T
     x = 3 + torch.randn(USERS, generator=g)[user] * 0.5 + torch.randn(MOVIES, generator=g)[movie] * 0.7
     x = x + 0.5 * torch.randn(len(x), generator=g)
@@ -110,7 +110,7 @@ def test_belonging_is_bayes_rule() -> None:
 
 def test_one_group_has_its_cut_points_where_its_ratings_are() -> None:
     """A normal with the mean and the variance of all has the part of each step between them."""
-    g = torch.Generator().manual_seed(1)
+    g = seeded(1)
     level = torch.randint(4, (2000,), generator=g)
     row, z = torch.arange(2000) % 50, level / 3
     groups, share = learn(4, level, row, z, torch.ones(50, 1))
