@@ -1,0 +1,48 @@
+"""What `pmf evaluate` says of a test."""
+
+from pmfcli.console import Row, note
+
+COLUMNS = ("group", "ratings", "n", "rmse", "mae", "rmse_bias", "rmse_mean", "nll", "crps", "inside_90")
+
+
+def rows(result: Row) -> list[Row]:
+    """All ratings, then groups of them by how many training ratings there were, as rows of ``COLUMNS``."""
+    beside = {f"rmse_{name}": result["baselines"][name]["rmse"] for name in ("bias", "mean")}
+    found = [{"group": "all", **result, **beside}]
+    for group in ("user", "movie"):
+        found += [{"group": f"{group}s with", **part} for part in result[f"by_{group}_ratings"]]
+    return [{name: (row | {"inside_90": row["coverage"]["0.9"]}).get(name) for name in COLUMNS} for row in found]
+
+
+def describe(result: Row) -> None:
+    """Notes of a result for people, and warnings where it is no test, or not good."""
+    if result["n_cold"]:
+        note(f"{result['n_cold']:,} of {result['n']:,} test ratings are of users or movies that training did not have")
+    if result["n_trained_on"]:
+        note(f"warning: {result['n_trained_on']:,} of {result['n']:,} test pairs were in the training data; this is no test")
+    inside, width, auc = result["coverage"]["0.9"], result["width"]["0.9"], result["auc_sd"]
+    told = "" if auc is None else f"; sd tells errors over {result['large_error']:g} from others with AUC {auc:.2f}"
+    note(f"the 90 % intervals hold {100 * inside:.1f} % of the ratings, {width:.2f} wide{told}")
+    if result["ranking"]:
+        _describe_ranking(result["ranking"])
+    if result["n_off_grid"]:
+        note(
+            f"warning: {result['n_off_grid']:,} of {result['n']:,} test ratings are none that training had: "
+            "for NLL and CRPS they count as the nearest"
+        )
+    if result["n_cold"] == result["n"]:
+        note("warning: no test rating has both its user and its movie in training; is it the right file, are the ids the same?")
+    elif result["rmse"] > result["baselines"]["mean"]["rmse"]:
+        note("warning: worse than always answering the mean; is the scale the same? Else try the default settings")
+
+
+def _describe_ranking(found: Row) -> None:
+    if not found["users"]:
+        note("ranking: no test rating in the upper quarter of the scale is of a known user and a movie new to them")
+        return
+    popular = found["popular"]
+    note(
+        f"ranking, {found['users']:,} users, all movies they had not rated in training: the best {found['k']} hold "
+        f"{100 * found['recall']:.1f} % of those they liked in the test, NDCG {found['ndcg']:.3f}; "
+        f"the most rated hold {100 * popular['recall']:.1f} %, NDCG {popular['ndcg']:.3f}"
+    )
