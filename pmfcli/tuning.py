@@ -1,7 +1,7 @@
 """Settings that do better on held-out ratings, by a search that can be taken up again. The search is optuna's."""
 
 import json
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,29 +20,38 @@ _LONGEST_RECORD = 1 << 20  # characters
 _HELD = 0.1  # of the ratings, where the settings hold none out
 _CHECK = 0.1  # of the ratings, others than the search saw as held out, compare the best to the default
 
-_Range = tuple[float, float]
-SPACE: dict[str, dict[str, _Range]] = {  # whole numbers and scales are drawn by their logarithm
+
+class Range(NamedTuple):
+    """Where a setting is searched."""
+
+    low: float
+    high: float
+    whole: bool = False  # whole numbers alone
+    log: bool = True  # drawn by the logarithm
+
+
+_POWER = Range(0.0, 1.0, log=False)
+SPACE: dict[str, dict[str, Range]] = {
     "map": {
-        "latent": (5, 80),
-        "sigma": (0.1, 0.6),
-        "sigma_u": (0.1, 1.0),
-        "sigma_v": (0.1, 1.0),
-        "sigma_w": (0.03, 0.5),
-        "sigma_x": (0.05, 1.0),
-        "sigma_b": (0.1, 1.5),
-        "user_power": (0.0, 1.0),
-        "movie_power": (0.0, 1.0),
-        "rater_power": (0.0, 1.0),
+        "latent": Range(5, 80, whole=True),
+        "sigma": Range(0.1, 0.6),
+        "sigma_u": Range(0.1, 1.0),
+        "sigma_v": Range(0.1, 1.0),
+        "sigma_w": Range(0.03, 0.5),
+        "sigma_x": Range(0.05, 1.0),
+        "sigma_b": Range(0.1, 1.5),
+        "user_power": _POWER,
+        "movie_power": _POWER,
+        "rater_power": _POWER,
     },
     "bayes": {
-        "latent": (4, 30),
-        "habits": (1, 4),
-        "user_power": (0.0, 1.0),
-        "movie_power": (0.0, 1.0),
-        "rater_power": (0.0, 1.0),
+        "latent": Range(4, 30, whole=True),
+        "habits": Range(1, 4, whole=True),
+        "user_power": _POWER,
+        "movie_power": _POWER,
+        "rater_power": _POWER,
     },
 }
-_POWERS = ("user_power", "movie_power", "rater_power")
 
 
 class Tried(NamedTuple):
@@ -74,18 +83,38 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
         UsageError: optuna is missing; the journal is none, or of other ratings or settings; nothing is left to search.
         TrainingError: the fit that it starts from broke down.
     """
-    try:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError:
-        raise UsageError("pmf tune needs optuna; pip install optuna") from None
+    optuna = _optuna()
     ratings.check_trainable()
     searched = SPACE[start.method].items()
     space = {name: bounds for name, bounds in searched if name not in set(fixed) and not start.lacks(name)}
     if not space:
         raise UsageError("every setting that is searched was given; leave some out")
+    study = _study(journal, {"ratings": ratings.digest(), "start": start.model_dump(mode="json"), "searched": sorted(space)})
+    yield from _trials(study, ratings, start, space, trials)
+    first = next(old for old in study.trials if old.state == optuna.trial.TrialState.COMPLETE)
+    changed = {name: value for name, value in study.best_params.items() if value != getattr(start, name)}
+    return Found(changed, float(study.best_value), float(first.value or np.nan), _check(ratings, start, changed))
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise UsageError("pmf tune needs optuna; pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _study(journal: Path, mark: dict[str, Any]) -> Any:
+    """The study that a journal keeps, or a new one.
+
+    Args:
+        mark: what it is a search of, by which it is known again.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
     try:
         _check_journal(journal)
         study = optuna.create_study(
@@ -98,38 +127,44 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
         raise UsageError(f"--journal {journal}: {error.strerror or error}; give a file that you may write") from None
     except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
         raise UsageError(f"--journal {journal}: not the journal of a search; give another file") from None
-    mark = {"ratings": ratings.digest(), "start": start.model_dump(mode="json"), "searched": sorted(space)}
     if study.user_attrs.setdefault("mark", mark) != mark:
         raise UsageError(f"{journal}: a search with other ratings or settings; give another --journal, or remove it")
     study.set_user_attr("mark", mark)
-    ended = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
-    done = study.get_trials(deepcopy=False, states=ended)
+    return study
+
+
+def _trials(study: Any, ratings: Ratings, start: Settings, space: dict[str, Range], count: int) -> Iterator[Tried]:
+    """The trials that a study has, then new ones until there are so many."""
+    import optuna
+
+    complete, pruned = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
+    done = study.get_trials(deepcopy=False, states=(complete, pruned))
     for old in done:
-        yield Tried(old.number, old.value if old.state == ended[0] else None, old.params)
+        yield Tried(old.number, old.value if old.state == complete else None, old.params)
     study.sampler = optuna.samplers.TPESampler(seed=start.seed + len(done))  # other numbers than those that are used up
     if not done:
         study.enqueue_trial({name: getattr(start, name) for name in space})
-    for _ in range(trials - len(done)):
+    for _ in range(count - len(done)):
         trial = study.ask()
         settings = start.model_copy(update=_suggest(trial, space) | {"refit": False, "holdout": start.holdout or _HELD})
         try:
             rmse = _held_out_error(ratings, settings, trial)
         except TrainingError:
-            if not study.get_trials(deepcopy=False, states=ended):
+            if not study.get_trials(deepcopy=False, states=(complete, pruned)):
                 raise
             rmse = None
-        study.tell(trial, rmse, state=ended[0] if rmse is not None else ended[1])
+        study.tell(trial, rmse, state=complete if rmse is not None else pruned)
         yield Tried(trial.number, rmse, trial.params)
-    first = next(old for old in study.trials if old.state == ended[0])
-    changed = {name: value for name, value in study.best_params.items() if value != getattr(start, name)}
-    best = start.model_copy(update=changed)
-    check: list[dict[str, Any]] = []
-    if changed:
-        held = random_mask(ratings.n, start.holdout or _HELD, start.seed)  # as ``train`` holds them out
-        mask = random_mask(ratings.n, _CHECK, start.seed + 1) & ~held
-        scored = [next(cross_score(ratings, settings, mask.astype(np.int8) - 1)).scored for settings in (start, best)]
-        check = compare(*scored)
-    return Found(changed, float(study.best_value), float(first.value or np.nan), check)
+
+
+def _check(ratings: Ratings, start: Settings, changed: dict[str, Any]) -> list[dict[str, Any]]:
+    """The changed settings beside the start, on ratings that the search did not hold out; empty if nothing changed."""
+    if not changed:
+        return []
+    held = random_mask(ratings.n, start.holdout or _HELD, start.seed)  # as ``train`` holds them out
+    mask = random_mask(ratings.n, _CHECK, start.seed + 1) & ~held
+    both = start, start.model_copy(update=changed)
+    return compare(*(next(cross_score(ratings, settings, mask.astype(np.int8) - 1)).scored for settings in both))
 
 
 def _check_journal(path: Path) -> None:
@@ -155,14 +190,11 @@ def _check_journal(path: Path) -> None:
             whole += len(line)
 
 
-def _suggest(trial: Any, space: dict[str, _Range]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, (low, high) in space.items():
-        if isinstance(low, int):
-            found[name] = trial.suggest_int(name, low, high, log=True)
-        else:
-            found[name] = trial.suggest_float(name, low, high, log=name not in _POWERS)
-    return found
+def _suggest(trial: Any, space: dict[str, Range]) -> dict[str, Any]:
+    return {
+        name: (trial.suggest_int if whole else trial.suggest_float)(name, low, high, log=log)
+        for name, (low, high, whole, log) in space.items()
+    }
 
 
 def _held_out_error(ratings: Ratings, settings: Settings, trial: Any) -> float | None:
