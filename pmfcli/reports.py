@@ -55,7 +55,10 @@ def report(parts: Sequence[Scored]) -> dict[str, Any]:
 
 
 def report_ranking(parts: Sequence[Ranked], k: int) -> dict[str, Any]:
-    """Means over users of one or several test sets, with 95 % bootstrap intervals, and those of what most rated."""
+    """Means over the users of one or several test sets, and those of what most rated; with 95 % bootstrap intervals.
+
+    Who is in several test sets counts in each of them; the bootstrap draws users, with all that is theirs.
+    """
     whole = Ranked(*(torch.cat(column) for column in zip(*parts, strict=True)))
     means = torch.stack([whole.ndcg, whole.recall], 1)
     sums, count = metrics.bootstrap(whole.user, means, _SEED)

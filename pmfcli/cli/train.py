@@ -14,7 +14,7 @@ from pmfcli.cli.keeper import Keeper
 from pmfcli.cli.log import Log
 from pmfcli.cli.options import AsJson, Config, Source, with_data_and_settings
 from pmfcli.cli.outputs import check_folder, check_is_model, check_is_not_data, check_output, read_beside, write_model
-from pmfcli.cli.trained import say, summary
+from pmfcli.cli.trained import describe, summary
 from pmfcli.config import resolve
 from pmfcli.console import Progress, document, hush, progress
 from pmfcli.errors import ModelError, UsageError
@@ -103,7 +103,7 @@ def train(
 
         leave()
     if first:
-        say(model, output, len(content), seconds)
+        describe(model, output, len(content), seconds)
         if as_json:
             document(summary(model, output, seconds), "train")
 

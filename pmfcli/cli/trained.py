@@ -23,7 +23,7 @@ def summary(model: "Model", output: Path, seconds: float) -> Row:
     }
 
 
-def say(model: "Model", output: Path, size: int, seconds: float) -> None:
+def describe(model: "Model", output: Path, size: int, seconds: float) -> None:
     """Notes of the same for people, and warnings where it is not good."""
     m, d = model.metrics, model.data
     what = "sweeps" if model.method == "bayes" else "epochs"

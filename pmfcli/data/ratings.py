@@ -1,4 +1,4 @@
-"""Ratings, Vocabulary, Scale: the only place where ids become rows and stars become [0, 1], and back."""
+"""Ratings, Vocabulary, Scale: ids become rows and stars become [0, 1], and back."""
 
 import hashlib
 import re
