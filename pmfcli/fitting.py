@@ -82,12 +82,12 @@ class Task(NamedTuple):
     ratings: Ratings
     observations: Observations
     settings: Settings
-    epochs: int | None
-    test: Test | None
-    noise: tuple[Tensor, Tensor] | None  # of a mode, and the doubt of its movies, where they are known
-    rest: float | None  # the noise that users settle by, where it is known
+    epochs: int | None  # at most; None: a sampler stops by itself
     device: torch.device
     blocks: int  # of users, for Adam: the same with and without what is held out
+    test: Test | None = None
+    noise: tuple[Tensor, Tensor] | None = None  # of a mode, and the doubt of its movies, where they are known
+    rest: float | None = None  # the noise that users settle by, where it is known
     resume: Tree = None  # a snapshot of this fit
     start: Parameters | None = None  # where least squares begin, if not at the principal factors
     passing: bool = False  # whether what counts is what it finds out, and another fit makes the model

@@ -61,7 +61,13 @@ def train(
     blocks = number_of_blocks(n, settings.block_ratings)
     if not LEAST_HELD <= out < n:
         task = Task(
-            "fit", ratings, observed(ratings, settings, users), settings, settings.epochs, None, None, None, device, blocks
+            phase="fit",
+            ratings=ratings,
+            observations=observed(ratings, settings, users),
+            settings=settings,
+            epochs=settings.epochs,
+            device=device,
+            blocks=blocks,
         )
         posterior, found = yield from _fitted(task, None, resume)
         found.pop("holdout_rmse")
@@ -72,8 +78,17 @@ def train(
         observations = observed(fitted, settings, users)
         pairs, stars = held_out(ratings, held, users.team)
         test = Test(pairs, stars, ratings.scale)
-        epochs = settings.epochs
-        task = Task("fit", fitted, observations, settings, epochs, test, None, None, device, blocks, passing=settings.refit)
+        task = Task(
+            phase="fit",
+            ratings=fitted,
+            observations=observations,
+            settings=settings,
+            epochs=settings.epochs,
+            device=device,
+            blocks=blocks,
+            test=test,
+            passing=settings.refit,
+        )
         posterior, found = yield from _fitted(task, None, resume)
         rest = found.get("settling_sigma")
         bias = fit_biases(observations.pattern, ratings.scale.to_stars(observations.t), users.team)
@@ -88,10 +103,18 @@ def train(
             again |= {"epochs": MORE, "start": posterior.parameters, "done": found["epochs"]}
         before, resume = {"metrics": metrics, **again}, None
         del posterior, task, test, pairs, stars, observations, bias, fitted  # at size there is no room for two fits
-    observations = observed(ratings, settings, users)
-    start = None if before["start"] is None else Parameters(*before["start"])
-    epochs, noise = before["epochs"], before["noise"]
-    task = Task("refit", ratings, observations, settings, epochs, None, noise, before["rest"], device, blocks, start=start)
+    task = Task(
+        phase="refit",
+        ratings=ratings,
+        observations=observed(ratings, settings, users),
+        settings=settings,
+        epochs=before["epochs"],
+        device=device,
+        blocks=blocks,
+        noise=before["noise"],
+        rest=before["rest"],
+        start=None if before["start"] is None else Parameters(*before["start"]),
+    )
     posterior, found = yield from _fitted(task, before, resume)
     found.pop("holdout_rmse")
     found["epochs"] += before["done"]
