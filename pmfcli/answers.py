@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from pmfcli.artifact import Model, in_stars
-from pmfcli.core import blend
-from pmfcli.core.blend import People
+from pmfcli.core import kinds
+from pmfcli.core.kinds import People
 from pmfcli.core.neighbours import Metric
 from pmfcli.core.neighbours import similar as nearest
 from pmfcli.core.pairs import Pairs
@@ -143,22 +143,22 @@ def _answers(
     user_counts, movie_counts = model.seen.start.diff(), model.movie_counts
     has_features = bool(model.data.get("features"))
     own = {} if visitor is None else dict(zip(visitor.movies, visitor.stars, strict=True))
-    for chunk in _chunks(wanted, blend.chunk_of(posterior)):
+    for chunk in _chunks(wanted, kinds.chunk_of(posterior)):
         user, user_known = model.users.rows([pair.user for pair in chunk])
         movie, movie_known = model.movies.rows([pair.movie for pair in chunk])
         if looked_at >= len(model.seen.movie):  # once for all will be less than for each chunk again
-            posterior = blend.ready(posterior, model.seen)
+            posterior = kinds.ready(posterior, model.seen)
         looked_at += int(movie_counts[np.unique(movie)].sum())
         if person is None:
             times = [pair.time for pair in chunk if pair.time is not None]
             pairs = Pairs(*map(torch.from_numpy, (user, movie, user_known, movie_known)))
             pairs = pairs._replace(time=torch.tensor(times) if times else None)
-            found = blend.predict_pairs(posterior, model.seen, pairs)
+            found = kinds.predict_pairs(posterior, model.seen, pairs)
             rated = _ratings(model, pairs)
         else:
             asked = torch.where(torch.from_numpy(movie_known), torch.from_numpy(movie), -1)
-            movies = blend.movies_of(posterior, model.seen, asked)
-            found = blend.predictive(posterior, person, torch.tensor([0]), movies)
+            movies = kinds.movies_of(posterior, model.seen, asked)
+            found = kinds.predictive(posterior, person, torch.tensor([0]), movies)
             rated = [own.get(m) for m in asked.tolist()]
         for (user_id, movie_id, _), u, m, knows_user, knows_movie, rating, said in zip(
             chunk,
@@ -212,10 +212,10 @@ def recommend_all(model: Model, users: Sequence[int], choice: Choice, detail: De
     """The same for each of many users, by row: a block of them at a time, so that memory is bounded."""
     movies = _allowed(model, choice, detail)
     if len(users) > 1:
-        model = replace(model, posterior=blend.ready(model.posterior, model.seen))
+        model = replace(model, posterior=kinds.ready(model.posterior, model.seen))
     p, seen, has_features = model.posterior, model.seen, bool(model.data.get("features"))
     for block in torch.tensor(users).split(block_of(p, len(movies), choice.n)):
-        people = blend.people(p, seen, block)
+        people = kinds.people(p, seen, block)
         start, place = seen.places_of(block[:0] if choice.include_seen else block)
         rated = torch.arange(len(start) - 1).repeat_interleave(start.diff()), seen.movie[place].long()
         chosen = best(p, seen, people, movies, rated, choice.n, choice.by, detail.interval)
@@ -239,8 +239,8 @@ def _recommended(
     """What was chosen for people, by column; those without a name are visitors."""
     p, person, movie = model.posterior, chosen.person, chosen.movie
     parts = []
-    for part in torch.arange(len(movie)).split(blend.chunk_of(p)):
-        said = blend.predictive(p, people, person[part], blend.movies_of(p, model.seen, movie[part]))
+    for part in torch.arange(len(movie)).split(kinds.chunk_of(p)):
+        said = kinds.predictive(p, people, person[part], kinds.movies_of(p, model.seen, movie[part]))
         parts.append(_numbers(model, said, detail.interval))
     rank = torch.arange(len(person)) - torch.searchsorted(person, person) + 1
     columns = {
@@ -261,7 +261,7 @@ def similar(
     Without a number: 10, or as many as leaves ``n`` to choose from.
     """
     movies = side == "movie"
-    vectors = blend.vectors(model.posterior, movies)
+    vectors = kinds.vectors(model.posterior, movies)
     counts = model.movie_counts if movies else model.seen.start.diff()
     if min_ratings is None:
         others = torch.cat([counts[:row], counts[row + 1 :]]).sort(descending=True).values
@@ -295,7 +295,7 @@ def _movie(model: Model, row: int) -> Row:
 def _folded_in(model: Model, visitor: Visitor) -> People:
     t = model.scale.to_unit(torch.tensor(visitor.stars, dtype=torch.float64)).float()
     movies, power = torch.tensor(visitor.movies, dtype=torch.int64), float(model.settings.get("user_power", 0))
-    return blend.visitor(model.posterior, model.seen, movies, t, power)
+    return kinds.visitor(model.posterior, model.seen, movies, t, power)
 
 
 def _check_detail(model: Model, detail: Detail) -> None:

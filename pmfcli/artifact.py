@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from pmfcli import archive, packing
-from pmfcli.core.blend import Blend, Posterior
+from pmfcli.core.blend import Blend
 from pmfcli.core.distinct import distinct, nearest
+from pmfcli.core.kinds import Posterior
 from pmfcli.core.neighbourhood import Neighbourhood
 from pmfcli.core.pairs import Seen
 from pmfcli.data.fields import LATEST

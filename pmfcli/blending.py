@@ -9,10 +9,9 @@ from torch import Tensor
 
 from pmfcli import __version__
 from pmfcli.artifact import Model
-from pmfcli.core import blend as core
-from pmfcli.core import neighbourhood
-from pmfcli.core.approximation import Draws, Laplace
-from pmfcli.core.blend import Blend
+from pmfcli.core import kinds, neighbourhood
+from pmfcli.core.approximation import Fitted
+from pmfcli.core.blend import Blend, weights
 from pmfcli.core.distinct import nearest
 from pmfcli.core.neighbourhood import Neighbourhood
 from pmfcli.data.ratings import Ratings
@@ -67,7 +66,7 @@ def blend(models: Sequence[Model], names: Sequence[str], held_out: Ratings, with
         found[-1] = _with_noise(found[-1], (last.model - last.stars).square().mean().sqrt())
     tests = [score_model(one, fresh) for one in found]
     scored = [summary(one) for one in tests]
-    weight = core.weights(torch.stack([_mass(one, fresh) for one in found], 1))
+    weight = weights(torch.stack([_mass(one, fresh) for one in found], 1))
     parts = [Part(*each) for each in zip(names, found, weight.tolist(), scored, strict=True)]
     model = _model(parts, {"holdout_ratings": fresh.n})
     whole = summary(score_model(model, fresh))
@@ -130,12 +129,12 @@ def _with_noise(model: Model, noise: Tensor) -> Model:
 def _mass(model: Model, held_out: Ratings) -> Tensor:
     """The probability of every held-out rating, (n,), or of what is very near where there are no steps."""
     pairs, t = matched(model, held_out), model.scale.to_unit(torch.from_numpy(held_out.stars))
-    size = core.chunk_of(model.posterior)
-    posterior = core.ready(model.posterior, model.seen) if len(t) > size else model.posterior
+    size = kinds.chunk_of(model.posterior)
+    posterior = kinds.ready(model.posterior, model.seen) if len(t) > size else model.posterior
     grid = _grid(model)
     found = []
     for part, truth in zip(pairs.split(size), t.split(size), strict=True):
-        said = core.predict_pairs(posterior, model.seen, part)
+        said = kinds.predict_pairs(posterior, model.seen, part)
         if grid is None:
             high, low = truth + _NARROW, truth - _NARROW  # what lies beyond the scale is at its end
             found.append(torch.where(high < 1, said.below(high), 1.0) - torch.where(low > 0, said.below(low), 0.0))
@@ -146,7 +145,7 @@ def _mass(model: Model, held_out: Ratings) -> Tensor:
 
 
 def _grid(model: Model) -> Tensor | None:
-    if isinstance(model.posterior, Laplace | Draws) and model.posterior.grid is not None:
+    if isinstance(model.posterior, Fitted) and model.posterior.grid is not None:
         return model.posterior.grid
     return torch.tensor([model.scale.to_unit(star) for star in model.steps]) if model.steps else None
 
@@ -155,9 +154,7 @@ def _model(parts: Sequence[Part], metrics: dict[str, Any]) -> Model:
     most = max((part.model for part in parts), key=lambda one: len(one.movies))
     told = {str(part.model.settings["time"]) for part in parts} - {"none"}
     of_steps = [
-        part.model
-        for part in parts
-        if isinstance(part.model.posterior, Laplace | Draws) and part.model.posterior.grid is not None
+        part.model for part in parts if isinstance(part.model.posterior, Fitted) and part.model.posterior.grid is not None
     ]
     return replace(
         most,

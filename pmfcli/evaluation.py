@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pmfcli.artifact import Model, in_stars
 from pmfcli.config import Settings
-from pmfcli.core import blend, metrics
+from pmfcli.core import kinds, metrics
 from pmfcli.core.baselines import fit_biases, predict_baselines
 from pmfcli.core.distinct import nearest
 from pmfcli.core.pairs import Pairs
@@ -143,11 +143,11 @@ def _score(model: Model, pairs: Pairs, stars: Tensor, people: Tensor) -> Scored:
     found: dict[str, list[Tensor]] = {
         name: [] for name in ("model", "sd", "nll", "crps", "low", "high", "below", "up_to", "liked")
     }
-    size = blend.chunk_of(model.posterior)
-    posterior = blend.ready(model.posterior, seen) if len(stars) > size else model.posterior
+    size = kinds.chunk_of(model.posterior)
+    posterior = kinds.ready(model.posterior, seen) if len(stars) > size else model.posterior
     grid = torch.tensor(model.steps) if model.steps else None
     for part, truth in zip(pairs.split(size), stars.split(size), strict=True):
-        for name, column in _predicted(blend.predict_pairs(posterior, seen, part), scale, grid, truth).items():
+        for name, column in _predicted(kinds.predict_pairs(posterior, seen, part), scale, grid, truth).items():
             found[name].append(column)
     often = torch.bincount(nearest(grid, seen.stars), minlength=len(grid)) / len(seen.stars) if grid is not None else None
     return Scored(
@@ -188,7 +188,7 @@ def _rank(model: Model, pairs: Pairs, stars: Tensor, k: int) -> Ranked:
         liked = torch.isin(movies, pairs.movie[wanted & (pairs.user == user)])
         if not bool(liked.any()):
             continue
-        who = blend.people(posterior, seen, torch.tensor([user]))
+        who = kinds.people(posterior, seen, torch.tensor([user]))
         score = rank(posterior, seen, who, movies, "mean", LEVELS[0])[0]
         found.append([user, liked_from, *metrics.ranking(score, liked, k), *metrics.ranking(popular[movies], liked, k)])
     columns = torch.tensor(found, dtype=torch.float64).reshape(-1, len(Ranked._fields)).T

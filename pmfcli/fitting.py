@@ -12,7 +12,7 @@ from torch import Tensor
 from pmfcli.config import Settings
 from pmfcli.core import als, chains, drift, gibbs, usage
 from pmfcli.core import map as map_fit
-from pmfcli.core.approximation import Laplace, Posterior
+from pmfcli.core.approximation import Fitted, Laplace
 from pmfcli.core.distinct import distinct
 from pmfcli.core.fold_in import by_noise, noise_at_rest, settled
 from pmfcli.core.means import Means
@@ -127,7 +127,7 @@ def observed(ratings: Ratings, settings: Settings, users: Share = WHOLE) -> Obse
     )
 
 
-Found = tuple[Posterior, dict[str, Any]]
+Found = tuple[Fitted, dict[str, Any]]
 
 
 def climb(task: Task) -> Generator[Report, None, Found]:

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pmfcli.core.approximation import Draws, Head, Laplace
-from pmfcli.core.blend import Blend, Posterior
+from pmfcli.core.approximation import Draws, Fitted, Head, Laplace
+from pmfcli.core.blend import Blend
 from pmfcli.core.distinct import index_kind, indexed
 from pmfcli.core.drift import LARGEST_KEY, MOST_KINDS, Drift, Stretches
+from pmfcli.core.kinds import Posterior
 from pmfcli.core.neighbourhood import NEAREST, Neighbourhood
 from pmfcli.core.pairs import Seen
 from pmfcli.core.parallel import take
@@ -164,7 +165,7 @@ def _blend(about: dict[str, Any], tensors: dict[str, Tensor], n_users: int, n_mo
         part = unpack(one, mine, n_users, known)
         if isinstance(part, Blend):
             raise ValueError("a part is a blend")
-        steps = part.grid if isinstance(part, Laplace | Draws) else None
+        steps = part.grid if isinstance(part, Fitted) else None
         if steps is not None and (grid is None or not torch.equal(grid, steps)):
             raise ValueError("the steps of the scale are not those of a part")
         parts.append(part)

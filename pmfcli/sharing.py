@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pmfcli.core.approximation import Draws, Laplace
+from pmfcli.core.approximation import Fitted, Laplace
 from pmfcli.core.streams import RANGE
 from pmfcli.core.team import Processes, Share, Team, everywhere
 from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary
@@ -160,7 +160,7 @@ def mask(n: int, first: int, fraction: float, seed: int) -> Array:
     return found
 
 
-def collected(ratings: Ratings, posterior: Laplace | Draws, part: Part) -> tuple[Ratings, Laplace | Draws]:
+def collected(ratings: Ratings, posterior: Fitted, part: Part) -> tuple[Ratings, Fitted]:
     """The ratings and rows of all in the first process; in others their own."""
     team = part.share.team
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pmfcli import __version__, memory
 from pmfcli.artifact import Model
 from pmfcli.config import Settings
-from pmfcli.core.approximation import Draws, Laplace, Posterior
+from pmfcli.core.approximation import Fitted, Laplace
 from pmfcli.core.baselines import fit_biases, predict_baselines
 from pmfcli.core.changes import kept
 from pmfcli.core.distinct import distinct
@@ -225,7 +225,7 @@ def held_out(ratings: Ratings, held: Array, team: Team = ALONE) -> tuple[Pairs, 
     return Pairs(*map(torch.from_numpy, parts))._replace(time=time), torch.from_numpy(ratings.stars[held])
 
 
-def _of_rated(ratings: Ratings, posterior: Posterior) -> tuple[Ratings, Posterior]:
+def _of_rated(ratings: Ratings, posterior: Fitted) -> tuple[Ratings, Fitted]:
     """Without whom, and what, is known by held-out ratings alone: the model knows nothing of them."""
     if ratings.user_features or ratings.movie_features:
         return ratings, posterior
@@ -233,12 +233,12 @@ def _of_rated(ratings: Ratings, posterior: Posterior) -> tuple[Ratings, Posterio
     if (len(users), len(movies)) == (len(ratings.users), len(ratings.movies)):
         return ratings, posterior
     rows = kept(posterior, torch.from_numpy(users), torch.from_numpy(movies))
-    assert isinstance(rows, Laplace | Draws)
+    assert isinstance(rows, Fitted)
     return found, rows
 
 
-def _model(ratings: Ratings, settings: Settings, posterior: Posterior, metrics: dict[str, Any], part: Part | None) -> Model:
-    if part is not None and isinstance(posterior, Laplace | Draws):
+def _model(ratings: Ratings, settings: Settings, posterior: Fitted, metrics: dict[str, Any], part: Part | None) -> Model:
+    if part is not None:
         ratings, posterior = collected(ratings, posterior, part)
     ratings, posterior = _of_rated(ratings, posterior)
     return Model(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pmfcli.artifact import Model
-from pmfcli.core.approximation import Draws, Laplace
+from pmfcli.core.approximation import Fitted, Laplace
 from pmfcli.core.blend import Blend
 from pmfcli.core.changes import extended, kept, redrawn, resettled, undated
 from pmfcli.core.pairs import Seen
@@ -92,7 +92,7 @@ def update(model: Model, ratings: Ratings) -> Updated:
     if not found.recomputed_users:
         return found
     posterior, seen = model.posterior, as_seen(merged)
-    assert isinstance(posterior, Laplace | Draws)
+    assert isinstance(posterior, Fitted)
     posterior = extended(posterior, len(users), len(movies))
     if isinstance(posterior, Laplace):
         observations = _observations(merged, posterior, model.settings)
@@ -178,7 +178,7 @@ def _check_kind(model: Model) -> None:
 def _check_scale(model: Model, ratings: Ratings) -> None:
     (lo, hi), p = model.scale, model.posterior
     t = model.scale.to_unit(torch.from_numpy(ratings.stars).double()).float()
-    grid = p.grid if isinstance(p, Laplace | Draws) else None
+    grid = p.grid if isinstance(p, Fitted) else None
     right = (t >= 0) & (t <= 1) if grid is None else torch.isin(t, grid)
     if bool(right.all()):
         return

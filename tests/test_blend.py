@@ -18,7 +18,8 @@ from pmfcli.artifact import Model, dumps, loads
 from pmfcli.blending import _NARROW, NEIGHBOURHOOD, _mass, blend, blend_like
 from pmfcli.config import Settings
 from pmfcli.core import neighbourhood
-from pmfcli.core.blend import chunk_of, predict_pairs, weights
+from pmfcli.core.blend import weights
+from pmfcli.core.kinds import chunk_of, predict_pairs
 from pmfcli.core.pairs import Pairs
 from pmfcli.core.predictive import Masses, Mixture, pooled
 from pmfcli.data.ratings import Block, Ratings

@@ -27,7 +27,7 @@ from pmfcli.core import neighbours
 from pmfcli.core import recommend as core
 from pmfcli.core import rows as core_rows
 from pmfcli.core.approximation import Laplace
-from pmfcli.core.blend import ready
+from pmfcli.core.kinds import ready
 from pmfcli.core.neighbours import similar
 from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, Link, Parameters
@@ -165,8 +165,8 @@ def test_many_pairs_are_answered_as_few_are(models: dict[str, Model], monkeypatc
     pairs = [Asked(user, movie) for user in ("1", "nobody", "7") for movie in (*movies, "nothing")]
     once = {name: list(predict(model, pairs, DETAIL)) for name, model in models.items()}
     made_ready = []
-    monkeypatch.setattr("pmfcli.core.blend.chunk_of", lambda _: 50)
-    monkeypatch.setattr("pmfcli.answers.blend.ready", lambda *of: made_ready.append(ready(*of)) or made_ready[-1])
+    monkeypatch.setattr("pmfcli.core.kinds.chunk_of", lambda _: 50)
+    monkeypatch.setattr("pmfcli.answers.kinds.ready", lambda *of: made_ready.append(ready(*of)) or made_ready[-1])
     for name, model in models.items():
         for a, b in zip(once[name], predict(model, pairs, DETAIL), strict=True):
             assert b == {**a, **{key: pytest.approx(a[key], abs=1e-4) for key in a if type(a[key]) is float}}

@@ -72,4 +72,4 @@ class Draws(NamedTuple):
     head: Head
 
 
-Posterior = Laplace | Draws
+Fitted = Laplace | Draws  # what has factors; a posterior of any kind is in ``kinds.py``

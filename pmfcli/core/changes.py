@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pmfcli.core.approximation import Draws, Laplace
+from pmfcli.core.approximation import Draws, Fitted, Laplace
 from pmfcli.core.conditional import Prior, conditional, features
 from pmfcli.core.distinct import nearest
 from pmfcli.core.drift import Drift
@@ -29,7 +29,7 @@ _SWEEPS = 2  # over the rows of a mode that are found again, users and movies in
 _AT_A_TIME = 1 << 20  # ratings of new movies, counted on every draw
 
 
-def extended(posterior: Laplace | Draws, users: int, movies: int) -> Laplace | Draws:
+def extended(posterior: Fitted, users: int, movies: int) -> Fitted:
     """The same with so many rows: the new ones lie behind the others, at the mean of their prior."""
     p = posterior
     if isinstance(p, Laplace):
@@ -58,7 +58,7 @@ def extended(posterior: Laplace | Draws, users: int, movies: int) -> Laplace | D
     )
 
 
-def kept(posterior: Laplace | Draws | Neighbourhood, users: Tensor, movies: Tensor) -> Laplace | Draws | Neighbourhood:
+def kept(posterior: Fitted | Neighbourhood, users: Tensor, movies: Tensor) -> Fitted | Neighbourhood:
     """The rows of some users and movies alone, by ascending index."""
     p = posterior
     if isinstance(p, Laplace):
@@ -81,7 +81,7 @@ def kept(posterior: Laplace | Draws | Neighbourhood, users: Tensor, movies: Tens
     )
 
 
-def undated(posterior: Laplace | Draws | Neighbourhood) -> Laplace | Draws | Neighbourhood:
+def undated(posterior: Fitted | Neighbourhood) -> Fitted | Neighbourhood:
     """The same without the dates at which movies' stretches of time begin and end, which are those of ratings."""
     p = posterior
     if not isinstance(p, Draws) or p.drift is None:

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from pmfcli.core.approximation import Draws, Laplace, Posterior
+from pmfcli.core.approximation import Draws, Fitted, Laplace
 from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pack
 from pmfcli.core.distinct import nearest
 from pmfcli.core.drift import at_no_time
@@ -31,7 +31,7 @@ _STEP, _STEPS, _CLEARLY = 0.5**0.5, 4, 0.005  # of it, downwards; of the RMSE
 
 
 @torch.no_grad()
-def fold_in(posterior: Posterior, seen: Seen, movies: Tensor, t: Tensor, user_power: float) -> Rows:
+def fold_in(posterior: Fitted, seen: Seen, movies: Tensor, t: Tensor, user_power: float) -> Rows:
     """A user who is not in the data, from their ratings: one row of users.
 
     Of a mode this is the mode of the row's conditional, of draws the conditional on each of them, with the user's own scales

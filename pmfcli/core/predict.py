@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pmfcli.core import ordinal
-from pmfcli.core.approximation import Draws, Laplace, Posterior
+from pmfcli.core.approximation import Draws, Fitted, Laplace
 from pmfcli.core.conditional import features
 from pmfcli.core.drift import at_times
 from pmfcli.core.pairs import Pairs, Seen
@@ -17,7 +17,7 @@ _AT_ONCE = 1 << 13  # pairs whose means alone are wanted: their rows stay in the
 
 
 @torch.no_grad()
-def predictive(posterior: Posterior, users: Rows, movies: Rows) -> Predictive:
+def predictive(posterior: Fitted, users: Rows, movies: Rows) -> Predictive:
     """The predictive distributions of pairs: users and movies aligned, or one of them alone for all of the others."""
     found = mixture(posterior, users, movies)
     if users.share is None or posterior.grid is None:
@@ -29,7 +29,7 @@ def predictive(posterior: Posterior, users: Rows, movies: Rows) -> Predictive:
 
 
 @torch.no_grad()
-def mixture(posterior: Posterior, users: Rows, movies: Rows) -> Mixture:
+def mixture(posterior: Fitted, users: Rows, movies: Rows) -> Mixture:
     """What it is before a rating becomes a step of the scale: of a model of ratings as numbers the same."""
     k, offset, link = posterior.head
     left, right = users.A[..., :k], movies.A[..., :k]
@@ -49,7 +49,7 @@ def mixture(posterior: Posterior, users: Rows, movies: Rows) -> Mixture:
 
 
 @torch.no_grad()
-def predict_pairs(posterior: Posterior, seen: Seen, pairs: Pairs) -> Predictive:
+def predict_pairs(posterior: Fitted, seen: Seen, pairs: Pairs) -> Predictive:
     """The predictive distributions of pairs, known or not, given which ratings the posterior saw."""
     users, movies = rows_of(posterior, seen, pairs)
     if isinstance(posterior, Draws) and posterior.drift is not None and pairs.time is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pmfcli.core.approximation import Laplace
-from pmfcli.core.blend import Movies, People, Posterior, Views, chunk_of, movies_of, predictive
+from pmfcli.core.kinds import Movies, People, Posterior, Views, chunk_of, movies_of, predictive
 from pmfcli.core.pairs import Seen
 from pmfcli.core.rows import Rows, stacked
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pmfcli.core.approximation import Draws, Laplace, Posterior
+from pmfcli.core.approximation import Draws, Fitted, Laplace
 from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pack, unpack
 from pmfcli.core.drift import at_no_time
 from pmfcli.core.pairs import Pairs, Seen
@@ -45,7 +45,7 @@ class Rows(NamedTuple):
         return Rows(self.A[:, index], self.gamma[:, index], C, unknown, share, drift)
 
 
-def chunk_of(posterior: Posterior) -> int:
+def chunk_of(posterior: Fitted) -> int:
     """How many pairs to answer at a time, so that memory is bounded: the fewer, the wider the rows."""
     return chunk(posterior.V[:, 0].numel() if isinstance(posterior, Draws) else posterior.precision_v.numel())
 
@@ -56,7 +56,7 @@ def chunk(numbers: int) -> int:
 
 
 @torch.no_grad()
-def ready(posterior: Posterior, seen: Seen) -> Posterior:
+def ready(posterior: Fitted, seen: Seen) -> Fitted:
     """The same, for many answers: what all of them need of the movies is computed once."""
     if isinstance(posterior, Draws) or posterior.spread_v is not None:
         return posterior
@@ -64,19 +64,19 @@ def ready(posterior: Posterior, seen: Seen) -> Posterior:
     return posterior._replace(spread_v=torch.cat([pack(part) for part in _spreads_of_movies(posterior, seen, everything)]))
 
 
-def rows_of(posterior: Posterior, seen: Seen, pairs: Pairs) -> tuple[Rows, Rows]:
+def rows_of(posterior: Fitted, seen: Seen, pairs: Pairs) -> tuple[Rows, Rows]:
     """The users and the movies of pairs, aligned."""
     (users, user_at), (movies, movie_at) = each_of(posterior, seen, pairs)
     return users.at(user_at), movies.at(movie_at)
 
 
-def each_of(posterior: Posterior, seen: Seen, pairs: Pairs) -> tuple[tuple[Rows, Tensor], tuple[Rows, Tensor]]:
+def each_of(posterior: Fitted, seen: Seen, pairs: Pairs) -> tuple[tuple[Rows, Tensor], tuple[Rows, Tensor]]:
     """The users and the movies of pairs, each of them once, and where among these those of each pair are, (n,)."""
     (user, user_at), (movie, movie_at) = (rows.unique(return_inverse=True) for rows in pairs.rows())
     return (users_of(posterior, seen, user), user_at), (movies_of(posterior, seen, movie), movie_at)
 
 
-def users_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
+def users_of(posterior: Fitted, seen: Seen, rows: Tensor) -> Rows:
     """Users by row, (n,); -1 is an unknown one."""
     p, known = posterior, rows >= 0
     if isinstance(p, Draws):
@@ -98,7 +98,7 @@ def users_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
     return _with_unknown(U[rows], gamma, covariance, known, U.mean(0), of_unknown_users(p))._replace(share=share)
 
 
-def movies_of(posterior: Posterior, seen: Seen, rows: Tensor) -> Rows:
+def movies_of(posterior: Fitted, seen: Seen, rows: Tensor) -> Rows:
     """Movies by row, (n,) ascending; -1 is an unknown one."""
     p, known = posterior, rows >= 0
     if isinstance(p, Draws):
