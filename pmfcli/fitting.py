@@ -14,7 +14,6 @@ from pmfcli.core import als, chains, drift, gibbs, usage
 from pmfcli.core import map as map_fit
 from pmfcli.core.approximation import Fitted, Laplace
 from pmfcli.core.distinct import distinct
-from pmfcli.core.fold_in import by_noise, noise_at_rest, settled
 from pmfcli.core.means import Means
 from pmfcli.core.metrics import scores
 from pmfcli.core.noise import chosen, estimate_noise, scaled
@@ -22,6 +21,7 @@ from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, Observations, Parameters, Scales, effective, observe, sides
 from pmfcli.core.predict import means_of_pairs, predict_pairs
 from pmfcli.core.rows import chunk_of
+from pmfcli.core.settling import by_noise, noise_at_rest, settled
 from pmfcli.core.sparse import Pattern
 from pmfcli.core.team import ALONE, WHOLE, Share, Team, everywhere
 from pmfcli.core.tree import Tree, plain

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from pmfcli.config import Settings
 from pmfcli.core.approximation import Laplace
-from pmfcli.core.fold_in import noise_at_rest
 from pmfcli.core.noise import _directions, _heard, _likeliest, scaled
 from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, Observations, Parameters, mean, observe
 from pmfcli.core.predict import predict_pairs
 from pmfcli.core.rows import each_of, rows_of
+from pmfcli.core.settling import noise_at_rest
 from pmfcli.core.sparse import Pattern
 from pmfcli.core.team import ALONE, Share
 from pmfcli.data.ratings import Ratings

@@ -14,7 +14,7 @@ from pmfcli.core.approximation import Draws, Fitted, Laplace
 from pmfcli.core.conditional import Prior, conditional, features
 from pmfcli.core.distinct import nearest
 from pmfcli.core.drift import Drift
-from pmfcli.core.fold_in import MINI_SWEEPS, fold_in_draws, spread_of
+from pmfcli.core.fold_in import MINI_SWEEPS, SEED, fold_in_draws
 from pmfcli.core.gibbs import draw_scales, draw_tau
 from pmfcli.core.half_step import settle
 from pmfcli.core.neighbourhood import Neighbourhood
@@ -23,6 +23,7 @@ from pmfcli.core.ordinal import draw_kind, draw_latent
 from pmfcli.core.pairs import Seen
 from pmfcli.core.posterior import Factors, Observations, inverse
 from pmfcli.core.rows import Rows, of_unknown, shares_of, stacked, users_of
+from pmfcli.core.settling import spread_of
 from pmfcli.core.sparse import Pattern, named, spmm
 
 _SWEEPS = 2  # over the rows of a mode that are found again, users and movies in turn
@@ -148,7 +149,8 @@ def redrawn(draws: Draws, seen: Seen, t: Tensor, users: Tensor, old: tuple[int, 
         old: how many users and movies, the first ones, are drawn already.
     """
     changing = [name for name in ("U", "V", "gamma_u", "gamma_v", "share") if getattr(draws, name) is not None]
-    p, g = draws._replace(**{name: getattr(draws, name).clone() for name in changing}), torch.Generator().manual_seed(0)
+    p = draws._replace(**{name: getattr(draws, name).clone() for name in changing})
+    g = torch.Generator().manual_seed(SEED)
     n_users, n_movies = p.U.shape[1], p.V.shape[1]
     _draw_users(p, seen, t, users, old, user_power, g)
     new = torch.arange(old[1], n_movies)
