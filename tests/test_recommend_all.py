@@ -131,7 +131,7 @@ def test_the_first_of_many_ties() -> None:
 def test_covariances_in_runs_of_rows_are_inverses_of_curvatures(ratings: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each by a sum over its ratings, with a user and movies that have none; and those that are computed once for all."""
     p, seen = made("linear", True)
-    monkeypatch.setattr(core_rows, "_RATINGS", ratings)
+    monkeypatch.setattr(core_rows, "RATINGS", ratings)
     U, V = (torch.cat([A, torch.ones(len(A), 1)], 1) for A in (p.factors.U, p.factors.V))
     who, which = seen.users(), seen.movie.long()
     w = (0.25 / 0.2) ** 2

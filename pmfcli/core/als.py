@@ -16,6 +16,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined] # is there, b
 from pmfcli.core.em import LEAST, Shape, bound, doubted, expected_error, learned
 from pmfcli.core.half_step import Side, factors_of, half_step
 from pmfcli.core.means import Means, ridge
+from pmfcli.core.parallel import RATINGS
 from pmfcli.core.posterior import (
     Factors,
     Observations,
@@ -32,7 +33,6 @@ from pmfcli.errors import TrainingError
 
 _START = 0.1  # standard deviation of random first factors
 _NOISE_FIRST = 4  # sweeps that leave the priors as they are: under a far too large noise all factors shrink, then their priors
-_RATINGS = 1 << 22  # at a time
 
 
 class AlsSettings(NamedTuple):
@@ -243,7 +243,7 @@ def _objective(state: State, o: Observations, s: AlsSettings) -> float:
     team = o.users.team
     if not (s.learn_priors or s.learn_noise):
         total = log_prior(gather(state, s), s.scales, 1 / team.size).double()
-        for start, stop in o.pattern.blocks(_RATINGS):
+        for start, stop in o.pattern.blocks(RATINGS):
             part = o.view(start, stop)
             x = score(factors_of(users._replace(A=users.A[start:stop]), movies, o, s.latent), part.pattern)
             total += log_likelihood(x, part.t, sigma, o.link)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pmfcli.core.parallel import take
+from pmfcli.core.streams import gamma, normal
 from pmfcli.errors import TrainingError
 
 PAUSES = (60, 600, 3600, 86_400)  # seconds that end a stretch of a user
@@ -132,10 +133,9 @@ def draw(effects: Effects, index: Tensor, weight: Tensor, error: Tensor, g: torc
     value, precision = effects
     error = error + take(value, index)
     P = torch.zeros_like(value).index_add(0, index, weight) + precision
-    white = torch.randn(value.shape, generator=g, dtype=value.dtype, device=value.device)
-    value = torch.zeros_like(value).index_add(0, index, weight * error) / P + white / P.sqrt()
+    value = torch.zeros_like(value).index_add(0, index, weight * error) / P + normal(tuple(value.shape), value, g) / P.sqrt()
     half = 0.5 * value.square().sum()
-    precision = torch._standard_gamma(1 + half.new_full((), 0.5 * len(value)), generator=g) / (1 + half)
+    precision = gamma(1 + half.new_full((), 0.5 * len(value)), 1 + half, g)
     return Effects(value, precision), error - take(value, index)
 
 

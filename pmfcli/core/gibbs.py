@@ -96,7 +96,7 @@ class Own(NamedTuple):
     ratings: Ranges
 
 
-class Sides(NamedTuple):
+class Sources(NamedTuple):
     """Where the random numbers of one side come from, and which processes have some of its rows, or of its columns, each."""
 
     all: torch.Generator
@@ -206,9 +206,9 @@ def step(
         x = x if f is None else x.add_(f)
         habits, z, loss = ordinal.step(habits, p.levels, row, x, weight, g, of_users, of_ratings, team)
     z = z if f is None else z - f
-    users = draw_side(users, movies, p.users.pattern, weight, z, p.user_means, s, Sides(g, of_users, g, team))
+    users = draw_side(users, movies, p.users.pattern, weight, z, p.user_means, s, Sources(g, of_users, g, team))
     by_movie = take(weight, perm), take(z, perm)
-    of_movies = Sides(g, g, of_users, of_columns=team)
+    of_movies = Sources(g, g, of_users, of_columns=team)
     movies = draw_side(movies, users, p.movies.pattern, *by_movie, p.movie_means, s, of_movies)
     users, movies = rescale(users, movies, p.users, weight, z, s.latent, g)
     error = z - products(users, movies, p.users, s.latent)
@@ -252,23 +252,23 @@ def draw_side(
     z: Tensor,
     means: Means | None,
     settings: GibbsSettings,
-    sides: Sides,
+    sources: Sources,
 ) -> Side:
     """mu, Lambda, then W and lambda, then the rows, then their scales, each given all else.
 
     Args:
         pattern: the side's rows x the other's. weight: (n,) precision of each rating. z: (n,) ratings less the offset.
     """
-    s, g = settings, sides.all
-    mu, Lambda = draw_hyper(side, means, sides)
+    s, g = settings, sources.all
+    mu, Lambda = draw_hyper(side, means, sources)
     side = side._replace(mu=mu, Lambda=Lambda)
     if side.W is not None and means is not None:
-        W = draw_weights(side, side.W, means, sides.rows, sides.columns)
-        squares = sides.of_columns.sum(torch.stack([part.sum() for part in ((W @ Lambda) * W).split(means.sizes)]))
-        counts = W.shape[1] * sides.of_columns.sum(torch.tensor(means.sizes).to(squares))
+        W = draw_weights(side, side.W, means, sources.rows, sources.columns)
+        squares = sources.of_columns.sum(torch.stack([part.sum() for part in ((W @ Lambda) * W).split(means.sizes)]))
+        counts = W.shape[1] * sources.of_columns.sum(torch.tensor(means.sizes).to(squares))
         lam = gamma_of(1 + 0.5 * counts, 1 + 0.5 * squares, g)
         side = side._replace(W=W, M=means.up(W), lam=lam)
-    f, noise = features(other.A, s.latent), normal(tuple(side.A.shape), side.A, sides.rows)
+    f, noise = features(other.A, s.latent), normal(tuple(side.A.shape), side.A, sources.rows)
 
     def drawn(start: int, stop: int) -> Tensor:
         part, own = pattern.view(start, stop), slice(int(pattern.crow[start]), int(pattern.crow[stop]))
@@ -276,20 +276,20 @@ def draw_side(
         if other.A.shape[1] > s.latent:
             target = target - other.A[:, s.latent].index_select(0, part.col)
         prior = Prior(side.mu + side.M[start:stop], side.tau[start:stop, None, None] * side.Lambda)
-        return conditional(part, f, weight[own], target, prior, team=sides.of_columns).draw_by(noise[start:stop])
+        return conditional(part, f, weight[own], target, prior, team=sources.of_columns).draw_by(noise[start:stop])
 
-    shared = sides.of_columns.size > 1
+    shared = sources.of_columns.size > 1
     side = side._replace(A=torch.cat(by_blocks(drawn, pattern, side.Lambda.numel(), in_order=shared)))
     if not s.prior_scales:
         return side
-    tau = draw_tau(side.A - side.mu - side.M, side.Lambda, side.prior_dof, sides.rows)
-    return side._replace(tau=tau, prior_dof=draw_dof(tau, g, sides.of_rows))
+    tau = draw_tau(side.A - side.mu - side.M, side.Lambda, side.prior_dof, sources.rows)
+    return side._replace(tau=tau, prior_dof=draw_dof(tau, g, sources.of_rows))
 
 
-def draw_hyper(side: Side, means: Means | None, sides: Sides) -> tuple[Tensor, Tensor]:
+def draw_hyper(side: Side, means: Means | None, sources: Sources) -> tuple[Tensor, Tensor]:
     """mu, Lambda given the rows, their means, scales and W: Normal-Wishart. ICML 2008, Eq. 14, rows weighted by tau."""
     off, tau, d = (side.A - side.M).double(), side.tau.double(), side.A.shape[1]
-    generator, rows, columns = sides.all, sides.of_rows, sides.of_columns
+    generator, rows, columns = sources.all, sources.of_rows, sources.of_columns
     k = rows.sum(tau.sum())
     centre = rows.sum((tau[:, None] * off).sum(0)) / k
     scatter = rows.sum(((off - centre) * tau[:, None]).mT @ (off - centre))

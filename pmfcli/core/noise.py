@@ -16,6 +16,7 @@ from torch import Tensor
 from pmfcli.core.approximation import Laplace
 from pmfcli.core.conditional import Gaussians
 from pmfcli.core.pairs import Pairs, Seen
+from pmfcli.core.parallel import RATINGS
 from pmfcli.core.posterior import Factors, Observations, mean, score
 from pmfcli.core.predict import mixture
 from pmfcli.core.rows import Rows, chunk, curvature, each_of, of_unknown_movies, stacked, users_of
@@ -26,7 +27,6 @@ _MOVIES_AMONG = 256  # movies at a time, whose ratings are several processes'
 _NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
 _SCORING_STEPS, _FAR = 5, 1.0  # of Fisher, in each of these; no farther than so much in a logarithm
 _ALIKE = 5.0  # nu: the scale of a user with so many ratings is half their own
-_RATINGS = 1 << 22  # at a time
 
 
 def chosen(n: int, laplace: Laplace, seed: int, team: Team) -> Tensor:
@@ -67,7 +67,7 @@ def scaled(laplace: Laplace, observations: Observations, some: Tensor | None = N
 def squared_errors(factors: Factors, o: Observations) -> Tensor:
     """The sum of the squared errors of each row, (rows,), in double precision."""
     sums = torch.zeros(o.pattern.shape[0], dtype=torch.float64, device=o.t.device)
-    for start, stop in o.pattern.blocks(_RATINGS):
+    for start, stop in o.pattern.blocks(RATINGS):
         part, b = o.view(start, stop), factors.b
         x = score(factors._replace(U=factors.U[start:stop], b=None if b is None else b[start:stop]), part.pattern)
         square = (mean(x, o.link).clamp(0, 1) - part.t).double().square()

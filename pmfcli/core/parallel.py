@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pmfcli.core.sparse import Pattern
 
-_RATINGS, NUMBERS = 1 << 22, 1 << 23  # in a block, at most: ratings, and numbers of its rows
+RATINGS, NUMBERS = 1 << 22, 1 << 23  # at a time, at most: ratings, and numbers of rows
 _FEW = 1 << 12  # ratings for which a thread is not worth starting
 _LONG = 1 << 19  # an index for which threads are worth starting
 _CACHED = 1 << 15  # elements whose numbers a cache holds through one operation after the other
@@ -43,7 +43,7 @@ def by_blocks(function: Callable[[int, int], Any], pattern: "Pattern", numbers: 
     device = pattern.col.device
     many = device.type == "cpu" and not in_order and pattern.n > _FEW
     least = torch.get_num_threads() if many else 1
-    ratings = max(1, pattern.n) if in_order else min(_RATINGS, max(1, -(-pattern.n // least)))
+    ratings = max(1, pattern.n) if in_order else min(RATINGS, max(1, -(-pattern.n // least)))
     bounds = pattern.blocks(ratings, max(1, NUMBERS // numbers))
     with workers(1 if in_order else len(bounds), device) as each:
         return each(lambda bound: function(*bound), bounds)

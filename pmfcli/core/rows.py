@@ -16,12 +16,12 @@ from pmfcli.core.approximation import Draws, Fitted, Laplace
 from pmfcli.core.conditional import Gaussians, Prior, conditional, features, pack, unpack
 from pmfcli.core.drift import at_no_time
 from pmfcli.core.pairs import Pairs, Seen
+from pmfcli.core.parallel import RATINGS
 from pmfcli.core.posterior import Factors, linearise, mean, score
 from pmfcli.core.sparse import Pattern, named
 from pmfcli.core.team import ALONE, Team
 
 _CHUNK, _CHUNK_NUMBERS = 4096, 8_000_000  # pairs answered at a time: at most so many, nor more numbers of their covariances
-_RATINGS = 1 << 22  # whose curvature is added up at a time
 _ENOUGH, _LEAST_ROWS = 4096, 64  # rows, to say how rows differ; of however many draws
 
 
@@ -150,7 +150,7 @@ def _spreads(p: Laplace, A: Tensor, start: Tensor, others: Tensor, B: Tensor, pr
     """
     first, most = 0, max(1, _CHUNK_NUMBERS // precision.numel())
     while True:
-        full = int(torch.searchsorted(start, start[first] + _RATINGS, right=True)) - 1
+        full = int(torch.searchsorted(start, start[first] + RATINGS, right=True)) - 1
         last = min(max(full, first + 1), first + most, len(A))
         of = torch.arange(last - first).repeat_interleave(start[first : last + 1].diff())
         part = others[int(start[first]) : int(start[last])].long()

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pmfcli.core.parallel import take
+from pmfcli.core.parallel import RATINGS, take
 from pmfcli.core.posterior import Observations, mean, slope
 from pmfcli.core.sparse import Pattern, spmm
 
 _ITERATIONS, _MORE = 4, 5
 _DAMPING = 20.0  # ratings: with so many, a user or movie has half of what its own say; more where g is flat, and R noise
 _NOISE = 0.01  # standard deviation, added: a factor that is 0 on both sides would stay so
-_RATINGS = 1 << 21  # at a time in double precision
+_RATINGS = RATINGS // 2  # at a time: in double precision
 
 
 class Start(NamedTuple):
