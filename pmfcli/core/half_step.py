@@ -31,6 +31,26 @@ class Side(NamedTuple):
     lam: Tensor  # (latent,) precision of W, relative to that of the rows
 
 
+class _Given(NamedTuple):
+    """What the objective of some rows is of, beside them."""
+
+    other: Side
+    o: Observations
+    sigma: Tensor  # ()
+    k: int  # features
+
+    def x(self, A: Tensor) -> Tensor:
+        """x of every rating, (n,), by rows (rows, d)."""
+        return score(Factors.of(A, self.other.A, self.k, self.o.offset, self.o.link), self.o.pattern)
+
+
+class _Spread(NamedTuple):
+    """What the covariances of the columns add to the objective of rows: A' among A + 2 A . pull."""
+
+    among: Tensor  # (rows, d, d)
+    pull: Tensor  # (rows, d)
+
+
 def factors_of(rows: Side, columns: Side, o: Observations, k: int) -> Factors:
     """The effective factors, with ``k`` features."""
     return Factors.of(rows.A, columns.A, k, o.offset, o.link)
@@ -66,10 +86,11 @@ def settle(
         A, M = rows[start:stop].clone(), prior.mean[start:stop]
         side = Side(A, None, prior.precision, None, M, none)
         for number in range(_MOST_HALF_STEPS):
+            given = _Given(other, part, sigma, latent)
             if spread is not None or number < _NEW_CURVATURES or len(left) < len(A):
-                now, found = _solved(side, other, part, sigma, latent)
+                now, found = _solved(side, given)
             else:
-                now = _again(side, other, part, sigma, latent, found)
+                now = _again(side, given, found)
             moves = (now - side.A).abs().amax(1) > _STILL
             side, A[left] = side._replace(A=now), now
             moving = int(moves.sum())
@@ -89,7 +110,7 @@ def half_step(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -
     def solved(start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         spread = None if side.spread is None else side.spread[start:stop]
         part = side._replace(A=side.A[start:stop], M=side.M[start:stop], spread=spread)
-        A, found = _solved(part, other, o.view(start, stop), sigma, k)
+        A, found = _solved(part, _Given(other, o.view(start, stop), sigma, k))
         return A, None if spread is None else pack(found.covariance())
 
     shared = o.movies.team.size > 1  # its processes add up the same blocks at the same time
@@ -97,10 +118,11 @@ def half_step(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -
     return side._replace(A=torch.cat(A), spread=None if side.spread is None else torch.cat(spread))
 
 
-def _solved(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -> tuple[Tensor, Gaussians]:
+def _solved(side: Side, given: _Given) -> tuple[Tensor, Gaussians]:
     """A half step of some rows: where it leads, (rows, d), and the conditional that says so."""
+    other, o, sigma, k = given
     d = side.A.shape[1]
-    x = o.t if o.link == "linear" else score(factors_of(side, other, o, k), o.pattern)  # the linear link looks at t alone
+    x = o.t if o.link == "linear" else given.x(side.A)  # the linear link looks at t alone
     weight, seen = linearise(x, o.t, sigma, o.link)
     target = seen - o.offset
     if d > k:
@@ -117,42 +139,40 @@ def _solved(side: Side, other: Side, o: Observations, sigma: Tensor, k: int) -> 
     found = conditional(o.pattern, features(other.A, k), weight, target, prior, second, o.movies.team)
     A = found.mean
     if o.link != "linear":
-        among = None if second is None else unpack(spmm(weight, second, o.pattern), d)
-        A = _shortened(side, other, A, x, o, sigma, k, among, pull)
+        added = None if second is None else _Spread(unpack(spmm(weight, second, o.pattern), d), pull)
+        A = _shortened(side, given, A, x, added)
     return A, found
 
 
-def _again(side: Side, other: Side, o: Observations, sigma: Tensor, k: int, near: Gaussians) -> Tensor:
+def _again(side: Side, given: _Given, near: Gaussians) -> Tensor:
     """A half step with the curvature of one before, (rows, d), where the other side is certain: by the gradient alone."""
-    x = score(factors_of(side, other, o, k), o.pattern)
+    other, o, sigma, k = given
+    x = given.x(side.A)
     weight, seen = linearise(x, o.t, sigma, o.link)
     gradient = o.movies.team.sum(spmm(weight * (seen - x), features(other.A, k), o.pattern))
     gradient = gradient + (side.M - side.A) @ side.precision
-    return _shortened(side, other, side.A + near._replace(shift=gradient).mean, x, o, sigma, k, None, gradient)
+    return _shortened(side, given, side.A + near._replace(shift=gradient).mean, x)
 
 
-def _shortened(
-    side: Side, other: Side, A: Tensor, x: Tensor, o: Observations, sigma: Tensor, k: int, among: Tensor | None, pull: Tensor
-) -> Tensor:
+def _shortened(side: Side, given: _Given, A: Tensor, x: Tensor, added: _Spread | None = None) -> Tensor:
     """A Gauss-Newton step of each row, halved until its own objective is not worse.
 
     Args:
         A: (rows, d) where it leads. x: (n,) where it starts.
-        among: (rows, d, d) and pull: (rows, d), what the covariances of the columns add, A' among A + 2 A . pull.
     """
+    o = given.o
 
-    def cost(A: Tensor, x: Tensor | None = None) -> Tensor:
-        x = score(factors_of(side._replace(A=A), other, o, k), o.pattern) if x is None else x
+    def cost(A: Tensor, x: Tensor) -> Tensor:
         off = A - side.M
-        error = ((o.t - mean(x, o.link)) / sigma).square()
+        error = ((o.t - mean(x, o.link)) / given.sigma).square()
         total = o.movies.team.sum(spmm(error, error.new_ones(o.pattern.shape[1], 1), o.pattern))[:, 0]
         total = total + ((off @ side.precision) * off).sum(1)
-        return total if among is None else total + ((A[:, None] @ among)[:, 0] * A + 2 * A * pull).sum(1)
+        return total if added is None else total + ((A[:, None] @ added.among)[:, 0] * A + 2 * A * added.pull).sum(1)
 
     before = cost(side.A, x) * (1 + _ROUNDING * torch.finfo(A.dtype).eps)
     for _ in range(_HALVINGS):
-        worse = cost(A) > before
+        worse = cost(A, given.x(A)) > before
         if not worse.any():
             return A
         A = torch.where(worse[:, None], 0.5 * (A + side.A), A)
-    return torch.where((cost(A) > before)[:, None], side.A, A)
+    return torch.where((cost(A, given.x(A)) > before)[:, None], side.A, A)
