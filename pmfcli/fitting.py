@@ -141,7 +141,7 @@ def climb(task: Task) -> Generator[Report, None, Found]:
         raise TrainingError(f"training diverged at its last step; {_remedy(settings)}")
     sigma = mode.parameters.sigma
     ones, one = sigma.new_ones(len(mode.factors.U)), torch.ones_like(sigma)
-    laplace = Laplace(**mode._asdict(), noise=sigma, gamma_u=ones, residual=sigma, doubt=one, mean_field=by_em)
+    laplace = Laplace(**mode._asdict(), noise=sigma, noise_u=ones, residual=sigma, doubt=one, mean_field=by_em)
     asked = _of_noise(laplace, observations, test, settings.seed) if noise is None else None
     few = asked[0].user[asked[0].user_known] if asked is not None and task.passing and not by_em else None
     try:

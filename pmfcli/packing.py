@@ -46,7 +46,8 @@ def pack(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {"kind": "draws", **head._asdict()}, {name: tensor for name, tensor in fields.items() if tensor is not None}
     f, q = p.factors, p.parameters
     found = {"U": f.U, "V": f.V, "sigma": q.sigma, "noise": p.noise}
-    found |= {name: getattr(p, name) for name in ("precision_u", "precision_v", "gamma_u", "residual", "doubt")}
+    found |= {"precision_u": p.precision_u, "precision_v": p.precision_v, "gamma_u": p.noise_u}
+    found |= {"residual": p.residual, "doubt": p.doubt}
     if f.b is not None and f.c is not None:
         found |= {"b": f.b, "c": f.c}
     if q.W is not None:
@@ -238,7 +239,7 @@ def _mode(tensors: dict[str, Tensor], head: Head, mean_field: bool) -> Laplace:
         raise ValueError("one of the biases is missing")
     p = Parameters(tensors.get("Y", U), tensors.get("Z", V), tensors.get("W"), tensors.get("X"), b, c, tensors["sigma"])
     precisions = tensors["precision_u"], tensors["precision_v"]
-    scales = {name: tensors[name] for name in ("noise", "gamma_u", "residual", "doubt")}
+    scales = {name: tensors[name] for name in ("noise", "residual", "doubt")} | {"noise_u": tensors["gamma_u"]}
     positive = all(bool((scale > 0).all()) for scale in (p.sigma, *scales.values()))
     if not positive or not all(_is_positive(matrix) for matrix in precisions):
         raise ValueError("a variance is not positive")

@@ -171,8 +171,8 @@ def collected(ratings: Ratings, posterior: Fitted, part: Part) -> tuple[Ratings,
         f, p = posterior.factors, posterior.parameters
         U, Y = team.collect(f.U), team.collect(p.Y)
         b = rows(f.b)
-        parameters, gamma_u = p._replace(Y=Y, X=rows(p.X), b=b), team.collect(posterior.gamma_u)
-        posterior = posterior._replace(factors=f._replace(U=U, b=b), parameters=parameters, gamma_u=gamma_u)
+        parameters, noise_u = p._replace(Y=Y, X=rows(p.X), b=b), team.collect(posterior.noise_u)
+        posterior = posterior._replace(factors=f._replace(U=U, b=b), parameters=parameters, noise_u=noise_u)
     else:
 
         def draws(own: Tensor) -> Tensor:

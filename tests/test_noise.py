@@ -97,10 +97,10 @@ def test_scales_of_users_are_their_errors_among_those_of_all() -> None:
         centre = expected.mean()
     found = scaled(p, o)
     assert float(found.residual) == pytest.approx(math.sqrt(usual), rel=1e-5)
-    assert found.gamma_u.numpy() == pytest.approx(expected, rel=1e-5)
+    assert found.noise_u.numpy() == pytest.approx(expected, rel=1e-5)
     every = scaled(p, o, pattern.row.long())  # a sample that has all ratings
-    torch.testing.assert_close(every.gamma_u, found.gamma_u)
-    assert torch.equal(scaled(p, o, torch.arange(0)).gamma_u, p.gamma_u)  # and one that has none
+    torch.testing.assert_close(every.noise_u, found.noise_u)
+    assert torch.equal(scaled(p, o, torch.arange(0)).noise_u, p.noise_u)  # and one that has none
 
 
 def test_the_mean_noise_scale_is_that_of_people_not_of_ratings() -> None:
@@ -118,9 +118,9 @@ def test_the_mean_noise_scale_is_that_of_people_not_of_ratings() -> None:
     p = Laplace(f, q, torch.eye(1), torch.eye(1), one, torch.ones(2000), one, one, False)
     every = scaled(p, o)
     means = [
-        float(scaled(p, o, user[torch.randperm(len(user), generator=seeded(seed))[:400]]).gamma_u.mean()) for seed in range(10)
+        float(scaled(p, o, user[torch.randperm(len(user), generator=seeded(seed))[:400]]).noise_u.mean()) for seed in range(10)
     ]
-    assert float(np.mean(means)) == pytest.approx(float(every.gamma_u.mean()), rel=0.05)
+    assert float(np.mean(means)) == pytest.approx(float(every.noise_u.mean()), rel=0.05)
 
 
 @pytest.mark.parametrize("link", ["sigmoid", "linear"])
@@ -146,7 +146,7 @@ def test_intervals_hold_of_those_who_rate_noisily_and_of_those_who_do_not(link: 
         mine = user % 2 == half
         inside = float(((low <= true) & (true <= high))[mine].double().mean())
         assert inside == pytest.approx(0.8, abs=0.04)
-    gamma = model.posterior.gamma_u
+    gamma = model.posterior.noise_u
     assert float(gamma[1::2].mean() / gamma[::2].mean()) == pytest.approx(4, rel=0.3)
 
 
@@ -158,7 +158,7 @@ def test_nobody_who_is_held_out_has_a_rating_left() -> None:
     for solver in ("adam", "als"):
         model = run(train(ratings, Settings(solver=solver, latent=2, epochs=5)))
         assert "holdout_rmse" in model.metrics
-        assert bool((model.posterior.gamma_u > 0).all())
+        assert bool((model.posterior.noise_u > 0).all())
 
 
 def at_start(noise: float, held: int) -> tuple[Laplace, Seen, Observations, Pairs, Tensor]:

@@ -108,7 +108,7 @@ def test_what_is_found_does_not_depend_on_how_many_there_are(sample: Ratings, ki
     for name in ("train_rmse", "holdout_rmse"):
         assert three.metrics[name] == pytest.approx(one.metrics[name], abs=near["atol"])
     assert three.metrics["holdout_baselines"]["bias"]["rmse"] == pytest.approx(one.metrics["holdout_baselines"]["bias"]["rmse"])
-    torch.testing.assert_close(three.posterior.gamma_u, one.posterior.gamma_u, rtol=0.01, atol=0)
+    torch.testing.assert_close(three.posterior.noise_u, one.posterior.noise_u, rtol=0.01, atol=0)
     assert float(three.posterior.residual) == pytest.approx(float(one.posterior.residual), rel=1e-3)
     assert float(three.posterior.noise) == pytest.approx(float(one.posterior.noise), rel=0.1)  # of other pairs
 

@@ -29,7 +29,7 @@ class Laplace(NamedTuple):
     precision_u: Tensor  # (d, d) of the prior of a user's own row: factors, then the bias if there is one
     precision_v: Tensor  # (d, d) of a movie's
     noise: Tensor  # () standard deviation of a rating on the unit scale; the sigma of the fit may be fixed, this is not
-    gamma_u: Tensor  # (n_users,) noise scales: the variance of a user's ratings is as many times that of the noise
+    noise_u: Tensor  # (n_users,) the variance of a user's ratings is as many times that of the noise
     residual: Tensor  # () root mean square error of the ratings that it was fitted to: of a user with scale 1
     doubt: Tensor  # () how many times as uncertain as by their curvature the movies are, held-out ratings say
     mean_field: bool  # whether a row is fitted to the distribution of the other side's rows (EM), or to their mode alone
@@ -54,7 +54,7 @@ class Draws(NamedTuple):
     V: Tensor  # (draws, n_movies, d)
     W: Tensor | None  # (draws, n_movies, d) what rating a movie says of its rater: the mean given the rows of the draw
     var_w: Tensor | None  # (n_movies,) about its variance given the draw, as a part of Lambda_u^-1
-    gamma_u: Tensor  # (draws, n_users) noise scales
+    gamma_u: Tensor  # (draws, n_users) noise scales: the precision of a user's ratings is as many times alpha
     gamma_v: Tensor  # (draws, n_movies)
     mean_u: Tensor  # (draws, d) the average user
     mu_u: Tensor  # (draws, d) prior mean of users, less F W

@@ -34,8 +34,8 @@ def extended(posterior: Fitted, users: int, movies: int) -> Fitted:
     """The same with so many rows: the new ones lie behind the others, at the mean of their prior."""
     p = posterior
     if isinstance(p, Laplace):
-        gamma_u = torch.cat([p.gamma_u, p.gamma_u.mean().expand(users - len(p.gamma_u))])
-        return _each(p, lambda rows: _longer(rows, users), lambda rows: _longer(rows, movies))._replace(gamma_u=gamma_u)
+        noise_u = torch.cat([p.noise_u, p.noise_u.mean().expand(users - len(p.noise_u))])
+        return _each(p, lambda rows: _longer(rows, users), lambda rows: _longer(rows, movies))._replace(noise_u=noise_u)
 
     def behind(rows: Tensor, one: Tensor, count: int) -> Tensor:
         new = one.unsqueeze(1).to(rows).expand(-1, count - rows.shape[1], *rows.shape[2:])
@@ -133,8 +133,8 @@ def resettled(laplace: Laplace, seen: Seen, observations: Observations, users: T
             V[movies] = settle(V[movies], prior, U[their_users], spread, of_movies, q.sigma, k)
     of_theirs = Factors.of(U[users], V[their_movies], k, o.offset, o.link)
     sums, counts = squared_errors(of_theirs, of_users), of_users.pattern.row_counts()
-    scales = noise_scales(sums, counts, laplace.residual, laplace.gamma_u.mean())
-    return now()._replace(gamma_u=laplace.gamma_u.index_copy(0, users, scales))
+    scales = noise_scales(sums, counts, laplace.residual, laplace.noise_u.mean())
+    return now()._replace(noise_u=laplace.noise_u.index_copy(0, users, scales))
 
 
 @torch.no_grad()
@@ -259,7 +259,7 @@ def _each(p: Laplace, users: Callable[[Tensor], Tensor], movies: Callable[[Tenso
     b, c = (None, None) if f.b is None or f.c is None else (users(f.b), movies(f.c))
     W, X = None if q.W is None else movies(q.W), None if q.X is None else users(q.X)
     return p._replace(
-        gamma_u=users(p.gamma_u),
+        noise_u=users(p.noise_u),
         spread_v=None,
         factors=f._replace(U=users(f.U), V=movies(f.V), b=b, c=c),
         parameters=q._replace(Y=users(q.Y), Z=movies(q.Z), W=W, X=X, b=b, c=c),

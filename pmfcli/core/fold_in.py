@@ -57,9 +57,9 @@ def _fold_in_mode(p: Laplace, seen: Seen, movies: Tensor, t: Tensor, weight: flo
     A = settle(m, Prior(m, p.precision_u), V[movies], spread, observations, p.parameters.sigma, k)
     covariance = curvature(p, torch.zeros_like(movies), A, movies, V, p.precision_u).covariance()
     sums = squared_errors(Factors.of(A, V[movies], k, offset, link), observations)
-    gamma = noise_scales(sums, one.row_counts(), p.residual, p.gamma_u.mean())
+    scale = noise_scales(sums, one.row_counts(), p.residual, p.noise_u.mean())
     share = None if p.usage is None else p.usage.shares(torch.zeros_like(movies), t, 1)[None]
-    return Rows(A[None], gamma[None], covariance[None], share=share)
+    return Rows(A[None], scale[None], covariance[None], share=share)
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """The noise of a rating at a mode, from how far ratings are from what it predicts: of all, and of each user.
 
-    t_ij ~ N(g(x_ij), gamma_i sigma^2 + g'^2 (v_i + b v_j))        gamma_i = (nu m + sum_j e_ij^2 / e^2) / (nu + n_i)
+    t_ij ~ N(g(x_ij), s_i sigma^2 + g'^2 (v_i + b v_j))        s_i = (nu m + sum_j e_ij^2 / e^2) / (nu + n_i)
 
 v_i and v_j are what the conditional covariances of the user and of the movie add to Var x; e_ij are the errors at the mode of
-the ratings that it was fitted to, e^2 their mean square, m the mean of gamma: who is new is like most people, and these rate
+the ratings that it was fitted to, e^2 their mean square, m the mean of s: who is new is like most people, and these rate
 more noisily than those who rate much. sigma, and the doubt b of the movies, are the likeliest for ratings that were held out:
 the priors and the noise of a fit are those that predict best, and need not be as wide as movies differ.
 """
@@ -58,10 +58,10 @@ def scaled(laplace: Laplace, observations: Observations, some: Tensor | None = N
     if not weight:  # nobody of theirs has a rating
         return laplace
     usual = (total / n).sqrt().clamp(min=_LEAST_NOISE)
-    centre = excess / usual.square() / weight  # where the mean of gamma is that
-    gamma = noise_scales(sums, counts, usual, centre)
-    every = gamma if rows is None else centre.to(gamma).expand(len(laplace.gamma_u)).index_copy(0, rows, gamma)
-    return laplace._replace(gamma_u=every, residual=usual.float())
+    centre = excess / usual.square() / weight  # where the mean of the scales is that
+    scale = noise_scales(sums, counts, usual, centre)
+    every = scale if rows is None else centre.to(scale).expand(len(laplace.noise_u)).index_copy(0, rows, scale)
+    return laplace._replace(noise_u=every, residual=usual.float())
 
 
 def squared_errors(factors: Factors, o: Observations) -> Tensor:
@@ -76,7 +76,7 @@ def squared_errors(factors: Factors, o: Observations) -> Tensor:
 
 
 def noise_scales(sums: Tensor, counts: Tensor, usual: Tensor, centre: Tensor) -> Tensor:
-    """gamma_i, (rows,), from sums of squared errors over so many ratings, the error that is usual, and the mean of gamma."""
+    """s_i, (rows,), from sums of squared errors over so many ratings, the error that is usual, and the mean of s."""
     return ((_ALIKE * centre + sums / usual.square()) / (_ALIKE + counts)).float()
 
 
@@ -85,7 +85,7 @@ def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted
     """The noise of a rating at a mode, on the unit scale, and the doubt of movies, () each. The sigma of a fit may be fixed at
     more than the noise, against overfitting.
 
-    Of ratings that the mode was fitted to: sigma^2 = mean of ((t - g)^2 + g'^2 Var x) / gamma, the noise step of EM (``em.py``)
+    Of ratings that the mode was fitted to: sigma^2 = mean of ((t - g)^2 + g'^2 Var x) / s, the noise step of EM (``em.py``)
     with the mode's covariances; they say nothing of the doubt, which is 1.
 
     Args:
@@ -97,7 +97,7 @@ def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted
     laplace = laplace._replace(doubt=torch.ones_like(laplace.doubt))
     users, movies = each_of(laplace, seen, pairs) if team.size == 1 else _each_among(laplace, seen, pairs, team)
     of_users, of_movies = _directions(users[0], laplace.precision_u), _directions(movies[0], laplace.precision_v)
-    gamma = users[0].gamma[0].double()[users[1]]
+    scale = users[0].gamma[0].double()[users[1]]
     for _ in range(_NOISE_STEPS):
         times = (laplace.noise.double() / noise).square()
         u, v = _heard(*users, of_users, times, pairs.user_known), _heard(*movies, of_movies, times, pairs.movie_known)
@@ -106,24 +106,24 @@ def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted
         square = (t - found.centre[0]).double().square()
         both, own = found.spread[0].double().square(), alone.spread[0].double().square()
         if fitted:
-            total, n = team.sum(torch.stack([((square + both) / gamma).sum(), noise.new_tensor(len(t))]))
+            total, n = team.sum(torch.stack([((square + both) / scale).sum(), noise.new_tensor(len(t))]))
             noise = (total / n).sqrt().clamp(min=_LEAST_NOISE)
         else:
-            noise, doubt = _likeliest(square, gamma, own, both - own, noise, doubt, laplace.residual.double(), team)
+            noise, doubt = _likeliest(square, scale, own, both - own, noise, doubt, laplace.residual.double(), team)
     return noise.to(laplace.noise), doubt.to(laplace.doubt)
 
 
 def _likeliest(
-    square: Tensor, gamma: Tensor, own: Tensor, of_movies: Tensor, noise: Tensor, doubt: Tensor, usual: Tensor, team: Team
+    square: Tensor, scale: Tensor, own: Tensor, of_movies: Tensor, noise: Tensor, doubt: Tensor, usual: Tensor, team: Team
 ) -> tuple[Tensor, Tensor]:
-    """Noise and doubt by Fisher scoring of their logarithms: e ~ N(0, gamma sigma^2 + v_i + b v_j), with log b and
+    """Noise and doubt by Fisher scoring of their logarithms: e ~ N(0, s_i sigma^2 + v_i + b v_j), with log b and
     log (sigma^2 / usual^2) ~ N(0, 1): where the priors of rows explain all errors, the noise is about that of training.
 
     Args:
-        square, gamma, own, of_movies: (n,) e^2, gamma, v_i and v_j. usual: () error of the ratings that the mode is fitted to.
+        square, scale, own, of_movies: (n,) e^2, s_i, v_i and v_j. usual: () error of the ratings that the mode is fitted to.
     """
     for _ in range(_SCORING_STEPS):
-        parts = torch.stack([gamma * noise.square(), doubt * of_movies])
+        parts = torch.stack([scale * noise.square(), doubt * of_movies])
         variance = parts[0] + own + parts[1]
         part = parts / variance
         slope, bend = part @ (square / variance - 1), part @ part.mT
