@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pmfcli.core.approximation import Draws, Fitted, Head, Laplace
+from pmfcli.core.approximation import Draws, Fitted, Head, Laplace, Ordinal, Weights
 from pmfcli.core.blend import Blend
 from pmfcli.core.distinct import index_kind, indexed
 from pmfcli.core.drift import LARGEST_KEY, MOST_KINDS, Drift, Stretches
@@ -38,12 +38,14 @@ def pack(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if isinstance(p, Neighbourhood):
         return {"kind": "neighbourhood"}, p._asdict()
     if isinstance(p, Draws):
-        fields = p._asdict()
+        fields: dict[str, Any] = {}
+        for name, part in p._asdict().items():
+            fields |= part._asdict() if isinstance(part, Weights | Ordinal) else {name: part}
         head, drift = fields.pop("head"), fields.pop("drift")
         if drift is not None:
             moved = drift._asdict() | drift.stretches._asdict()
             fields |= {f"drift_{name}": moved[name] for name in _DRIFT}
-        return {"kind": "draws", **head._asdict()}, {name: tensor for name, tensor in fields.items() if tensor is not None}
+        return {"kind": "draws", **head._asdict()}, {name: part for name, part in fields.items() if part is not None}
     f, q = p.factors, p.parameters
     found = {"U": f.U, "V": f.V, "sigma": q.sigma, "noise": p.noise}
     found |= {"precision_u": p.precision_u, "precision_v": p.precision_v, "gamma_u": p.noise_u}
@@ -267,15 +269,14 @@ def _usage(tensors: dict[str, Tensor]) -> Usage | None:
 def _draws(tensors: dict[str, Tensor], head: Head, n_users: int, n_movies: int) -> Draws:
     t = dict(tensors)
     drift = _drift({name: t.pop(f"drift_{name}", None) for name in _DRIFT}, n_users, n_movies)
-    scale = ("share", "cuts", "habits", "grid")
-    optional: dict[str, Any] = {name: t.pop(name, None) for name in ("W", "var_w", "prior_dof", "noise_dof", *scale)}
-    one_sided = (optional["W"] is None) != (optional["var_w"] is None) or len({optional[name] is None for name in scale}) > 1
-    if not 0 <= t["U"].shape[2] - head.latent <= 1 or len(t["U"]) == 0 or one_sided:
+    weights, ordinal = (_whole(kind, t) for kind in (Weights, Ordinal))
+    dofs: dict[str, Any] = {name: t.pop(name, None) for name in ("prior_dof", "noise_dof")}
+    if not 0 <= t["U"].shape[2] - head.latent <= 1 or len(t["U"]) == 0:
         raise ValueError("the draws do not fit together")
-    if optional["grid"] is not None:
-        grid, cuts, share = optional["grid"], optional["cuts"], optional["share"].float()
-        _check_grid(grid)
-        _check_cuts(cuts)
+    if ordinal is not None:
+        share = ordinal.share.float()
+        _check_grid(ordinal.grid)
+        _check_cuts(ordinal.cuts)
         if bool((share < 0).any()) or float((share.sum(2) - 1).abs().max()) > _ADD_UP:
             raise ValueError("the shares of habits do not add up")
     least = {"alpha": _LEAST_PRECISION, "gamma_u": 0, "gamma_v": 0, "var_w": 0, "prior_dof": 2, "noise_dof": 2, "habits": 0}
@@ -284,7 +285,17 @@ def _draws(tensors: dict[str, Tensor], head: Head, n_users: int, n_movies: int) 
         raise ValueError("a variance is not positive")
     if drift is not None and t["U"].shape[2] == head.latent:
         raise ValueError("there are effects of time, and no biases")
-    return Draws(**t, **optional, drift=drift, head=head)
+    return Draws(**t, **dofs, weights=weights, ordinal=ordinal, drift=drift, head=head)
+
+
+def _whole(kind: Any, tensors: dict[str, Tensor]) -> Any:
+    """What has all of its tensors, which are taken from among those of the draws; None if it has none."""
+    parts = [tensors.pop(name, None) for name in kind._fields]
+    if all(part is None for part in parts):
+        return None
+    if any(part is None for part in parts):
+        raise ValueError("the draws do not fit together")
+    return kind(*parts)
 
 
 def _drift(parts: dict[str, Any], n_users: int, n_movies: int) -> Drift | None:

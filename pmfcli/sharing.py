@@ -178,8 +178,9 @@ def collected(ratings: Ratings, posterior: Fitted, part: Part) -> tuple[Ratings,
         def draws(own: Tensor) -> Tensor:
             return team.collect(own.transpose(0, 1)).transpose(0, 1).contiguous()
 
-        share = None if posterior.share is None else draws(posterior.share)
-        posterior = posterior._replace(U=draws(posterior.U), gamma_u=draws(posterior.gamma_u), share=share)
+        posterior = posterior._replace(U=draws(posterior.U), gamma_u=draws(posterior.gamma_u))
+        if posterior.ordinal is not None:
+            posterior = posterior._replace(ordinal=posterior.ordinal._replace(share=draws(posterior.ordinal.share)))
     counts = team.collect(torch.from_numpy(np.bincount(ratings.user, minlength=len(ratings.users))))
     movie, stars = (team.collect(torch.from_numpy(column)).numpy() for column in (ratings.movie, ratings.stars))
     time = None if ratings.time is None else team.collect(torch.from_numpy(ratings.time)).numpy()

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import HalfNormal, Normal
 
 from pmfcli.core import chains
-from pmfcli.core.approximation import Draws, Head
+from pmfcli.core.approximation import Draws, Head, Weights
 from pmfcli.core.gibbs import GibbsSettings
 from pmfcli.core.map import MapSettings
 from pmfcli.core.pairs import Seen
@@ -131,8 +131,7 @@ def copies(count: int, dof: float | None) -> Draws:
     return Draws(
         U=0 * row.half(),
         V=(V * row).expand(count, 2, 1).half(),
-        W=(W * row).expand(count, 2, 1).half(),
-        var_w=torch.full((2,), VAR),
+        weights=Weights((W * row).expand(count, 2, 1).half(), torch.full((2,), VAR)),
         gamma_u=2 * row[..., 0].half(),
         gamma_v=(0.5 * row[..., 0]).expand(count, 2).half(),
         mean_u=0 * row[:, 0],
@@ -143,10 +142,7 @@ def copies(count: int, dof: float | None) -> Draws:
         alpha=ALPHA * row[:, 0, 0],
         prior_dof=dofs,
         noise_dof=dofs,
-        share=None,
-        cuts=None,
-        habits=None,
-        grid=None,
+        ordinal=None,
         drift=None,
         head=Head(1, 0.0, "linear"),
     )

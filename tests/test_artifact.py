@@ -282,11 +282,11 @@ def test_a_packed_archive_is_refused_before_it_unpacks(sample_model: Model) -> N
 @pytest.mark.parametrize("broken", ["share", "grid", "cuts"])
 def test_a_scale_that_is_none_is_refused(sample, broken: str) -> None:
     model = run(train(sample, Settings(method="bayes", epochs=3, latent=2)))
-    p = model.posterior
+    p = model.posterior.ordinal
     changed = {
         "share": {"share": -5 * p.share},
         "grid": {"grid": 1e9 * (1 + p.grid)},
         "cuts": {"cuts": p.cuts[:, :0], "share": p.share[..., :0], "habits": p.habits[:, :0]},
     }[broken]
     with pytest.raises(ModelError, match="damaged"):
-        loads(dumps(replace(model, posterior=p._replace(**changed))), "x")
+        loads(dumps(replace(model, posterior=model.posterior._replace(ordinal=p._replace(**changed)))), "x")

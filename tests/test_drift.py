@@ -163,8 +163,7 @@ def test_a_visitors_noise_is_without_the_movies_effects_of_time() -> None:
     effects = drift.Drift(table, 0 * one[:, None].half(), one[:, None], None, torch.zeros(count, n).half())
     p = copies(count, 4.0)._replace(
         V=torch.zeros(count, n, 2).half(),
-        W=None,
-        var_w=None,
+        weights=None,
         gamma_v=torch.ones(count, n).half(),
         mu_u=torch.zeros(count, 2),
         Lambda_u=1e6 * eye,

@@ -161,8 +161,9 @@ def test_users_have_features_too_and_a_visitor_has_the_usual_ones() -> None:
         settings = Settings(method="bayes", epochs=60, latent=2, hierarchical=hierarchical)
         model = run(train(attach(ratings, {"user": [people], "movie": [table]}), settings))
         assert model.data["features"] == ["club", "kind"]
-        assert (model.posterior.W is None) == (hierarchical == "none")
-        assert model.posterior.W is None or model.posterior.W.shape[1] == len(model.movies)
+        weights = model.posterior.weights
+        assert (weights is None) == (hierarchical == "none")
+        assert weights is None or weights.W.shape[1] == len(model.movies)
         films = [f"{10 * row}" for row in range(40)]
 
         def level(user: str, visitor: Visitor | None = None, model=model, films=films) -> float:

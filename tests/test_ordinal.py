@@ -8,6 +8,7 @@ import torch
 from made import NOBODY, PLAIN, copies, random_pattern, sampled, seeded
 
 from pmfcli.core import ordinal
+from pmfcli.core.approximation import Ordinal
 from pmfcli.core.fold_in import fold_in
 from pmfcli.core.posterior import inverse, observe
 from pmfcli.core.predictive import Masses
@@ -72,7 +73,7 @@ def test_planted_cut_points_and_factors_are_found() -> None:
     o, cuts, x = planted(1)
     found = sampled(PLAIN._replace(habits=1), o, sweeps=300, chains=1).draws
     per_noise = found.alpha.sqrt()[:, None] * 4
-    gaps = found.cuts[:, 0].diff(dim=1) * per_noise
+    gaps = found.ordinal.cuts[:, 0].diff(dim=1) * per_noise
     assert ((gaps.mean(0) - cuts[0].diff()).abs() < 4 * gaps.std(0)).all()
     assert (gaps.std(0) < 0.1 * cuts[0].diff()).all()
     U, V = found.U.float(), found.V.float()
@@ -97,11 +98,11 @@ def test_planted_habits_are_apart_at_the_start() -> None:
 def test_planted_habits_are_found() -> None:
     o, cuts, _ = planted()
     found = sampled(PLAIN._replace(habits=2), o, sweeps=300, chains=1).draws
-    of_users = found.share.float()[:, :, 0].mean(0)
+    of_users = found.ordinal.share.float()[:, :, 0].mean(0)
     apart = (of_users[0::2].mean() - of_users[1::2].mean()).abs()
     assert apart > 0.8
     rare = 0 if of_users[1::2].mean() > 0.5 else 1
-    width = (found.cuts.diff(dim=2) * (found.alpha.sqrt() * 4)[:, None, None]).mean(0)
+    width = (found.ordinal.cuts.diff(dim=2) * (found.alpha.sqrt() * 4)[:, None, None]).mean(0)
     torch.testing.assert_close(width[rare], cuts[1].diff(), rtol=0.15, atol=0.1)
 
 
@@ -146,10 +147,12 @@ def test_a_newcomer_is_folded_in_by_their_steps() -> None:
     """One user, one rating on the highest of two steps: a probit regression on one point, integrated on a grid."""
     count = 4000
     p = copies(count, None)._replace(
-        share=torch.ones(count, 1, 1).half(),
-        cuts=torch.full((count, 1, 1), 0.6),
-        habits=torch.ones(count, 1),
-        grid=torch.tensor([0.0, 1.0]),
+        ordinal=Ordinal(
+            share=torch.ones(count, 1, 1).half(),
+            cuts=torch.full((count, 1, 1), 0.6),
+            habits=torch.ones(count, 1),
+            grid=torch.tensor([0.0, 1.0]),
+        )
     )
     row = fold_in(p, NOBODY, torch.tensor([0]), torch.tensor([1.0]), 0.5)
     a = torch.linspace(-8, 8, 16_001).double()

@@ -20,7 +20,7 @@ from pmfcli.answers import Asked, Detail, predict
 from pmfcli.artifact import Model, dumps, loads
 from pmfcli.blending import blend
 from pmfcli.config import Settings
-from pmfcli.core.approximation import Laplace
+from pmfcli.core.approximation import Laplace, Ordinal
 from pmfcli.core.changes import extended, redrawn, resettled
 from pmfcli.core.fold_in import fold_in
 from pmfcli.core.pairs import Seen
@@ -250,7 +250,7 @@ def test_draws_of_known_and_new_users_are_those_of_visitors(draws: Model, parts:
         away = (p.U[:, row].float().mean(0) - visitor.A[:, 0].mean(0)).abs() / spread
         assert float(away.max()) < 0.5  # of a hundred draws that hang together
         torch.testing.assert_close(p.U[:, row].float().std(0) / spread, torch.ones(len(spread)), atol=0.4, rtol=0)
-        assert float((p.share[:, row].float().mean(0) - visitor.share[:, 0].mean(0)).abs().max()) < 0.2
+        assert float((p.ordinal.share[:, row].float().mean(0) - visitor.share[:, 0].mean(0)).abs().max()) < 0.2
     torch.testing.assert_close(p.mean_u, p.U.float().mean(1))
     left = [row for row, name in enumerate(draws.users.ids) if name not in known.users.ids]
     assert torch.equal(p.U[:, left], draws.posterior.U[:, left])
@@ -267,7 +267,7 @@ def test_a_new_movie_on_every_draw_has_its_posterior(kind: str) -> None:
     Its prior is as wide as the two movies that are known differ from the prior's mean, 0, and the prior as a third.
     """
     p = copies(DRAWS, DOF if kind == "tails" else None)
-    p = p._replace(W=None, var_w=None, Lambda_u=1e6 * p.Lambda_u, mu_u=p.mu_u + U, U=(p.U + U).expand(-1, RATERS, 1))
+    p = p._replace(weights=None, Lambda_u=1e6 * p.Lambda_u, mu_u=p.mu_u + U, U=(p.U + U).expand(-1, RATERS, 1))
     p = p._replace(gamma_u=p.gamma_u.expand(-1, RATERS))
     t, cuts, share = torch.tensor([1.0, 1.0, 0.5, 1.0, 1.0]), torch.tensor([[0.3, 0.7], [0.1, 0.9]]), torch.tensor([0.75, 0.25])
     alpha = float(p.alpha[0] * p.gamma_u[0, 0])
@@ -278,8 +278,8 @@ def test_a_new_movie_on_every_draw_has_its_posterior(kind: str) -> None:
         alpha = float(p.alpha[0])  # the scales of people's noise are drawn too, and are 1
     elif kind == "steps":
         turned = torch.tensor([[0, 1], [1, 0]]).repeat(DRAWS // 2, 1)  # which habit is the first means nothing
-        p = p._replace(share=share[turned][:, None].half().expand(-1, RATERS, 2), habits=1e6 * share[turned])
-        p = p._replace(cuts=cuts[turned], grid=torch.tensor([0.0, 0.5, 1.0]))
+        shares = share[turned][:, None].half().expand(-1, RATERS, 2)
+        p = p._replace(ordinal=Ordinal(shares, cuts[turned], 1e6 * share[turned], torch.tensor([0.0, 0.5, 1.0])))
     seen = Seen(torch.arange(RATERS + 1), torch.full((RATERS,), 2, dtype=torch.int32), t)
     found = redrawn(extended(p, RATERS, 3), seen, t, torch.arange(RATERS), (RATERS, 2), 0.5)
     assert torch.equal(found.V[:, :2], p.V)

@@ -47,13 +47,33 @@ class Laplace(NamedTuple):
         return Head(self.factors.U.shape[1], self.factors.offset, self.factors.link)
 
 
+class Weights(NamedTuple):
+    """What rating a movie says of its rater."""
+
+    W: Tensor  # (draws, n_movies, d) half precision: the mean given the rows of the draw
+    var_w: Tensor  # (n_movies,) about its variance given the draw, as a part of Lambda_u^-1
+
+
+class Ordinal(NamedTuple):
+    """Ratings as steps of a scale, which people use by habits."""
+
+    share: Tensor  # (draws, n_users, S) half precision: of a user's ratings, by habit
+    cuts: Tensor  # (draws, S, K - 1) cut points of each habit, on the unit scale
+    habits: Tensor  # (draws, S) parameters of the Dirichlet prior of shares
+    grid: Tensor  # (K,) the different ratings, on the unit scale
+
+    @property
+    def usual(self) -> Tensor:
+        """The share of each habit in general, (draws, S)."""
+        return self.habits / self.habits.sum(1, keepdim=True)
+
+
 class Draws(NamedTuple):
     """Draws of a posterior, stacked. Rows are factors, then the bias if there is one: d of them."""
 
     U: Tensor  # (draws, n_users, d) half precision, as everything that has rows
     V: Tensor  # (draws, n_movies, d)
-    W: Tensor | None  # (draws, n_movies, d) what rating a movie says of its rater: the mean given the rows of the draw
-    var_w: Tensor | None  # (n_movies,) about its variance given the draw, as a part of Lambda_u^-1
+    weights: Weights | None  # None: users have one mean for all, but for their features
     gamma_u: Tensor  # (draws, n_users) noise scales: the precision of a user's ratings is as many times alpha
     gamma_v: Tensor  # (draws, n_movies)
     mean_u: Tensor  # (draws, d) the average user
@@ -64,12 +84,14 @@ class Draws(NamedTuple):
     alpha: Tensor  # (draws,) precision of the noise, on the scale of x
     prior_dof: Tensor | None  # (draws, 2) degrees of freedom of the t priors of users and movies; None if they are Gaussian
     noise_dof: Tensor | None  # (draws, 2) of their noise scales; None if there are none
-    share: Tensor | None  # (draws, n_users, S) of a user's ratings, by habit; None, as the next three, if ratings are numbers
-    cuts: Tensor | None  # (draws, S, K - 1) cut points of each habit, on the unit scale
-    habits: Tensor | None  # (draws, S) parameters of the Dirichlet prior of shares
-    grid: Tensor | None  # (K,) the different ratings, on the unit scale
+    ordinal: Ordinal | None  # None: ratings are numbers
     drift: Drift | None  # effects of time
     head: Head
+
+    @property
+    def grid(self) -> Tensor | None:
+        """The different ratings, on the unit scale, (K,); None if ratings are numbers."""
+        return None if self.ordinal is None else self.ordinal.grid
 
 
 Fitted = Laplace | Draws  # what has factors; a posterior of any kind is in ``kinds.py``

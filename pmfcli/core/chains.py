@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined] # is there, but not exported to type checkers
 
 from pmfcli.core import drift, gibbs, ordinal
-from pmfcli.core.approximation import Draws, Head
+from pmfcli.core.approximation import Draws, Head, Ordinal, Weights
 from pmfcli.core.diagnostics import effective_size, r_hat
 from pmfcli.core.drift import Drift, Group
 from pmfcli.core.gibbs import GibbsSettings, Own, Problem, State
@@ -277,39 +277,43 @@ def _spread_out(draws: list[_Kept], count: int) -> list[_Kept]:
 
 
 def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
-    found: dict[str, Tensor | None] = dict.fromkeys(("W", "var_w", "share", "cuts", "habits"))
-    found |= {name: torch.stack([draw.rows[name] for draw in kept]) for name in kept[0].rows}
+    found = {name: torch.stack([draw.rows[name] for draw in kept]) for name in kept[0].rows}
     found |= {name: torch.stack([draw.small[name] for draw in kept]) for name in kept[0].small if name != "drift"}
     moved = None
     if problem.groups:
         precision = torch.stack([draw.small["drift"] for draw in kept])
         value = found.pop("drift")
-        assert value is not None
         parts = value.split([len(group.row) for group in problem.groups], 1)
         sides = ((False, problem.users.pattern.shape[0]), (True, problem.users.pattern.shape[1]))
         on_cpu = [group._replace(row=group.row.cpu(), part=group.part.float().cpu()) for group in problem.groups]
         means = [drift.usual([part.float() for part in parts], on_cpu, *side) for side in sides]
         usual = [None if one is None else one.half() for one in means]
         moved = Drift(drift.stacked(problem.groups), value, precision, *usual)
-    U, W, mu_u = found["U"], found["W"], found["mu_u"]
-    if W is not None and U is not None and mu_u is not None and problem.user_means is not None:
+    W, weights = found.pop("W", None), None
+    if W is not None and problem.user_means is not None:
         variances = []
         like = problem.z
         for number, draw in enumerate(kept):
-            given = (U[number].to(like), mu_u[number].to(like), draw.tau, draw.lam)
+            given = (found["U"][number].to(like), found["mu_u"][number].to(like), draw.tau, draw.lam)
             W[number], variance = gibbs.mean_weights(*given, problem.user_means, W[number].to(like))
             variances.append(variance)
-        rated = problem.users.pattern.shape[1] if s.user_means else 0  # the rest of W is of features: a visitor's are unknown
-        found["mu_u"] = mu_u + problem.user_means.usual.cpu() @ W.float()
-        found["W"], found["var_w"] = W[:, :rated], torch.stack(variances).mean(0)[:rated].cpu()
-        if not rated:
-            found["W"] = found["var_w"] = None
-    if not s.prior_scales:
-        found["prior_dof"] = None
-    if not s.user_noise and not s.movie_noise:
-        found["noise_dof"] = None
-    grid = problem.grid.cpu() if s.habits else None
-    return Draws(**found, grid=grid, drift=moved, head=Head(s.latent, problem.users.offset, problem.users.link))  # type: ignore[arg-type]
+        found["mu_u"] = found["mu_u"] + problem.user_means.usual.cpu() @ W.float()
+        if s.user_means:  # the rest of W is of features: a visitor's are unknown
+            rated = problem.users.pattern.shape[1]
+            weights = Weights(W[:, :rated], torch.stack(variances).mean(0)[:rated].cpu())
+    steps = None
+    if s.habits:
+        steps = Ordinal(found.pop("share"), found.pop("cuts"), found.pop("habits"), problem.grid.cpu())
+    prior_dof, noise_dof = found.pop("prior_dof"), found.pop("noise_dof")
+    return Draws(
+        **found,
+        prior_dof=prior_dof if s.prior_scales else None,
+        noise_dof=noise_dof if s.user_noise or s.movie_noise else None,
+        weights=weights,
+        ordinal=steps,
+        drift=moved,
+        head=Head(s.latent, problem.users.offset, problem.users.link),
+    )
 
 
 @torch.no_grad()
@@ -328,11 +332,11 @@ def _fitted(draws: Draws, problem: Problem) -> tuple[Tensor, Tensor]:
         if draws.drift is not None:
             x = x + drift.total(draws.drift.value[number].to(o.t).split(sizes), groups, x)
         t = mean(x, o.link)
-        if draws.cuts is None or draws.share is None or draws.grid is None:
+        if draws.ordinal is None:
             total += t.clamp(0, 1)
             continue
         gamma = draws.gamma_u[number].to(o.t)[row] * draws.gamma_v[number].to(o.t)[col]
         spread = 0.25 / (draws.alpha[number].to(o.t) * gamma).sqrt()
-        share, cuts = draws.share[number].to(o.t)[row], draws.cuts[number].to(o.t)
-        total += ordinal.masses(cuts[None], share[None], t[None], spread[None]) @ draws.grid.to(o.t)
+        share, cuts = draws.ordinal.share[number].to(o.t)[row], draws.ordinal.cuts[number].to(o.t)
+        total += ordinal.masses(cuts[None], share[None], t[None], spread[None]) @ draws.ordinal.grid.to(o.t)
     return total / len(draws.U), o.t[own]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pmfcli.core.approximation import Draws, Fitted, Laplace
+from pmfcli.core.approximation import Draws, Fitted, Laplace, Weights
 from pmfcli.core.conditional import Prior, conditional, features
 from pmfcli.core.distinct import nearest
 from pmfcli.core.drift import Drift
@@ -42,20 +42,20 @@ def extended(posterior: Fitted, users: int, movies: int) -> Fitted:
         return torch.cat([rows, new], 1)
 
     ones = torch.ones_like(p.alpha)
-    share, habits, W, var_w = p.share, p.habits, p.W, p.var_w
-    if share is not None and habits is not None:
-        share = behind(share, habits / habits.sum(1, keepdim=True), users)
-    if W is not None and var_w is not None:  # the variance of the prior is not kept, that of the movie known least comes near
-        W = behind(W, torch.zeros_like(p.mu_v), movies)
+    ordinal, weights = p.ordinal, p.weights
+    if ordinal is not None:
+        ordinal = ordinal._replace(share=behind(ordinal.share, ordinal.usual, users))
+    if weights is not None:  # the variance of the prior is not kept, that of the movie known least comes near
+        W, var_w = weights
         var_w = torch.cat([var_w, var_w.max().expand(movies - len(var_w))])
+        weights = Weights(behind(W, torch.zeros_like(p.mu_v), movies), var_w)
     return p._replace(
         U=behind(p.U, p.mu_u, users),
         V=behind(p.V, p.mu_v, movies),
-        W=W,
-        var_w=var_w,
+        weights=weights,
         gamma_u=behind(p.gamma_u, ones, users),
         gamma_v=behind(p.gamma_v, ones, movies),
-        share=share,
+        ordinal=ordinal,
     )
 
 
@@ -72,12 +72,11 @@ def kept(posterior: Fitted | Neighbourhood, users: Tensor, movies: Tensor) -> Fi
     return p._replace(
         U=U,
         V=p.V[:, movies],
-        W=None if p.W is None else p.W[:, movies],
-        var_w=None if p.var_w is None else p.var_w[movies],
+        weights=None if p.weights is None else Weights(p.weights.W[:, movies], p.weights.var_w[movies]),
         gamma_u=p.gamma_u[:, users],
         gamma_v=p.gamma_v[:, movies],
         mean_u=U.mean(1, dtype=torch.float32),
-        share=None if p.share is None else p.share[:, users],
+        ordinal=None if p.ordinal is None else p.ordinal._replace(share=p.ordinal.share[:, users]),
         drift=None if p.drift is None else _kept_in_time(p.drift, users, movies, p.U.shape[1], p.V.shape[1]),
     )
 
@@ -148,8 +147,9 @@ def redrawn(draws: Draws, seen: Seen, t: Tensor, users: Tensor, old: tuple[int, 
         seen, t: all ratings, and the same on the unit scale (n,). users: (u,) ascending rows, all new ones among them.
         old: how many users and movies, the first ones, are drawn already.
     """
-    changing = [name for name in ("U", "V", "gamma_u", "gamma_v", "share") if getattr(draws, name) is not None]
-    p = draws._replace(**{name: getattr(draws, name).clone() for name in changing})
+    p = draws._replace(**{name: getattr(draws, name).clone() for name in ("U", "V", "gamma_u", "gamma_v")})
+    if p.ordinal is not None:
+        p = p._replace(ordinal=p.ordinal._replace(share=p.ordinal.share.clone()))
     g = torch.Generator().manual_seed(SEED)
     n_users, n_movies = p.U.shape[1], p.V.shape[1]
     _draw_users(p, seen, t, users, old, user_power, g)
@@ -172,8 +172,8 @@ def _draw_users(
         weight = max(len(mine), 1) ** -power
         found = fold_in_draws(p, seen.movie[mine].long(), t[mine], weight, g, start)
         p.U[:, user], p.gamma_u[:, user] = _draw(found, g).half(), found.gamma[:, 0].half()
-        if p.share is not None and found.share is not None:
-            p.share[:, user] = found.share[:, 0].half()
+        if p.ordinal is not None and found.share is not None:
+            p.ordinal.share[:, user] = found.share[:, 0].half()
 
 
 def _draw(row: Rows, g: torch.Generator) -> Tensor:
@@ -207,9 +207,9 @@ def _draw_movies(p: Draws, seen: Seen, t: Tensor, movies: Tensor, known: int, g:
     centre, Lambda = (part.repeat_interleave(len(movies), 0) for part in (p.mu_v, wide))
     tau = gamma = torch.ones(len(centre))
     A, share = centre, None
-    if p.cuts is not None and p.share is not None and p.grid is not None:
-        cuts, share = inverse(p.cuts.flatten(0, 1), link) - offset, shares_of(p.share, user).flatten(0, 1)
-        level = nearest(p.grid, t[mine]).repeat(draws)
+    if p.ordinal is not None:
+        cuts, share = inverse(p.ordinal.cuts.flatten(0, 1), link) - offset, shares_of(p.ordinal.share, user).flatten(0, 1)
+        level = nearest(p.ordinal.grid, t[mine]).repeat(draws)
         first = draw * share.shape[1]
     exact = p.prior_dof is None and p.noise_dof is None and share is None
     for _ in range(1 if exact else MINI_SWEEPS):

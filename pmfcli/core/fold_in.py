@@ -90,14 +90,15 @@ def fold_in_draws(
         bias = bias + mean
     z = (inverse(t, link) - offset).repeat(draws) - bias
     centre, doubt = p.mu_u, p.alpha.new_zeros(())  # of the hierarchical mean: N(centre, doubt Lambda^-1)
-    if p.W is not None and p.var_w is not None:
-        centre, doubt = centre + weight * p.W[:, movies].float().sum(1), weight**2 * p.var_w[movies].sum()
+    if p.weights is not None:
+        centre = centre + weight * p.weights.W[:, movies].float().sum(1)
+        doubt = weight**2 * p.weights.var_w[movies].sum()
     white = Gaussians(torch.zeros_like(centre), torch.linalg.cholesky(p.Lambda_u))
     tau, gamma = p.alpha.new_ones(draws), p.alpha.new_ones(draws)
     A, share, sweeps = centre, None, MINI_SWEEPS
-    if p.cuts is not None and p.habits is not None and p.grid is not None:
-        cuts, share = inverse(p.cuts.flatten(0, 1), link) - offset, p.habits / p.habits.sum(1, keepdim=True)
-        level = nearest(p.grid, t).repeat(draws)
+    if p.ordinal is not None:
+        cuts, share, habits = inverse(p.ordinal.cuts.flatten(0, 1), link) - offset, p.ordinal.usual, p.ordinal.habits
+        level = nearest(p.ordinal.grid, t).repeat(draws)
         first = row * share.shape[1]
 
     def prior_precision(tau: Tensor) -> Tensor:
@@ -118,10 +119,10 @@ def fold_in_draws(
         tau = draw_scale(A, tau, prior_precision(tau))
     for sweep in range(sweeps):
         precision = 1 / (1 / (noise * gamma[row]) + drifting)
-        if share is not None and p.habits is not None:
+        if share is not None:
             x, root = (f * A[row]).sum(1) + bias, precision.sqrt()
             kind, _, _ = draw_kind(cuts, share, level, row, first, x, root, generator)
-            share = draw_share(p.habits, count_kinds(kind, row, share.shape), generator)
+            share = draw_share(habits, count_kinds(kind, row, share.shape), generator)
             z = draw_latent(cuts, level, first + kind, x, root, generator) - bias
         P = prior_precision(tau)
         found = conditional(pattern, f, precision, z, Prior(centre, P))

@@ -20,12 +20,12 @@ _AT_ONCE = 1 << 13  # pairs whose means alone are wanted: their rows stay in the
 def predictive(posterior: Fitted, users: Rows, movies: Rows) -> Predictive:
     """The predictive distributions of pairs: users and movies aligned, or one of them alone for all of the others."""
     found = mixture(posterior, users, movies)
-    if users.share is None or posterior.grid is None:
+    if users.share is None:
         return found
     if isinstance(posterior, Laplace):
         return _in_steps(posterior, users.share, found)
-    assert posterior.cuts is not None
-    return Masses(ordinal.masses(posterior.cuts, users.share, found.centre, found.spread), posterior.grid)
+    assert posterior.ordinal is not None
+    return Masses(ordinal.masses(posterior.ordinal.cuts, users.share, found.centre, found.spread), posterior.ordinal.grid)
 
 
 @torch.no_grad()

@@ -83,10 +83,9 @@ def users_of(posterior: Fitted, seen: Seen, rows: Tensor) -> Rows:
         found = _drawn(p.U, p.gamma_u, p.mean_u, p.Lambda_u, _of(p.noise_dof, 0), rows)
         if p.drift is not None:
             found = found._replace(drift=at_no_time(p.drift, rows, of_movies=False))
-        if p.share is None or p.habits is None:
+        if p.ordinal is None:
             return found
-        usual = (p.habits / p.habits.sum(1, keepdim=True))[:, None]
-        return found._replace(share=torch.where(known[:, None], shares_of(p.share, rows), usual))
+        return found._replace(share=torch.where(known[:, None], shares_of(p.ordinal.share, rows), p.ordinal.usual[:, None]))
     U, V = stacked(p.factors.U, p.factors.b), stacked(p.factors.V, p.factors.c)
     start, place = seen.places_of(rows)
     covariance = torch.cat(list(_spreads(p, U[rows], start, seen.movie[place], V, p.precision_u)))
