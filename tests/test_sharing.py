@@ -73,7 +73,11 @@ def together(size: int, work: Callable[[Team], Any]) -> list[Any]:
             raise
 
     with ThreadPoolExecutor(size) as pool:
-        return [found.result() for found in [pool.submit(one, rank) for rank in range(size)]]
+        ended = [pool.submit(one, rank) for rank in range(size)]
+    errors = [error for each in ended if (error := each.exception()) is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error  # of one that did not only wait for another
+    return [each.result() for each in ended]
 
 
 def trained(ratings: Ratings, settings: Settings, size: int) -> Model:
