@@ -80,7 +80,7 @@ class Tested(NamedTuple):
 
 def score_model(model: Model, test: Ratings) -> Scored:
     """A saved model on a test set, whose ids are matched to the model's, and whose times are told to a model that asks."""
-    return _score(model, matched(model, test), torch.from_numpy(test.stars), torch.from_numpy(test.user.astype(np.int64)))
+    return _score(model, matched(model, test), *_given(test))
 
 
 def rank_model(model: Model, test: Ratings, k: int) -> Ranked:
@@ -88,7 +88,12 @@ def rank_model(model: Model, test: Ratings, k: int) -> Ranked:
 
     Of users with such a movie, at most a thousand of them, drawn at random.
     """
-    return _rank(model, matched(model, test), torch.from_numpy(test.stars), k)
+    return _rank(model, matched(model, test), *_given(test), k)
+
+
+def _given(test: Ratings) -> tuple[Tensor, Tensor]:
+    """The stars, and a number for each person, (n,): the same in all tests of the same data, whomever a model knows."""
+    return torch.from_numpy(test.stars), torch.from_numpy(test.user.astype(np.int64))
 
 
 def matched(model: Model, test: Ratings) -> Pairs:
@@ -172,7 +177,7 @@ def large_error(scale: Scale, steps: Sequence[float]) -> float:
     return math.floor(quarter / step + 1e-4) * step or quarter
 
 
-def _rank(model: Model, pairs: Pairs, stars: Tensor, k: int) -> Ranked:
+def _rank(model: Model, pairs: Pairs, stars: Tensor, people: Tensor, k: int) -> Ranked:
     posterior, seen, n_movies = model.posterior, model.seen, len(model.movies)
     upper = model.scale.to_stars(_LIKED)
     liked_from = min((step for step in model.steps if step >= upper), default=upper)
@@ -185,12 +190,15 @@ def _rank(model: Model, pairs: Pairs, stars: Tensor, k: int) -> Ranked:
         unseen = torch.ones(n_movies, dtype=torch.bool)
         unseen[seen.of(user)[0]] = False
         movies = torch.nonzero(unseen)[:, 0]
-        liked = torch.isin(movies, pairs.movie[wanted & (pairs.user == user)])
+        theirs = wanted & (pairs.user == user)
+        liked = torch.isin(movies, pairs.movie[theirs])
         if not bool(liked.any()):
             continue
         who = kinds.people(posterior, seen, torch.tensor([user]))
         score = rank(posterior, seen, who, movies, "mean", LEVELS[0])[0]
-        found.append([user, liked_from, *metrics.ranking(score, liked, k), *metrics.ranking(popular[movies], liked, k)])
+        found.append(
+            [int(people[theirs][0]), liked_from, *metrics.ranking(score, liked, k), *metrics.ranking(popular[movies], liked, k)]
+        )
     columns = torch.tensor(found, dtype=torch.float64).reshape(-1, len(Ranked._fields)).T
     return Ranked(*columns)
 

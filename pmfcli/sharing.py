@@ -148,7 +148,7 @@ def _cuts(counts: Array, team: Team, name: str) -> list[int]:
     return cuts
 
 
-def mask(n: int, first: int, fraction: float, seed: int) -> Array:
+def held_out_mask(n: int, first: int, fraction: float, seed: int) -> Array:
     """Hold out each of n ratings with this probability: (n,) bool. It is the same however the ratings are shared out.
 
     Args:

@@ -27,7 +27,7 @@ from pmfcli.data.ratings import STEPS, Array, Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import UsageError
 from pmfcli.fitting import SURE, Found, Report, Task, Test, climb, observed, sample, seen
-from pmfcli.sharing import Part, collected, mask
+from pmfcli.sharing import Part, collected, held_out_mask
 from pmfcli.steps import Steps
 
 MORE = 2  # sweeps of least squares over all ratings, from where those over most of many ended
@@ -56,7 +56,7 @@ def train(
     if part is not None:
         _check_kind(ratings, settings)
     how = (settings.holdout, settings.seed)
-    held = random_mask(ratings.n, *how) if part is None else mask(ratings.n, part.first_rating, *how)
+    held = random_mask(ratings.n, *how) if part is None else held_out_mask(ratings.n, part.first_rating, *how)
     out, n = users.team.sum(torch.tensor([int(held.sum()), ratings.n])).tolist()
     blocks = number_of_blocks(n, settings.block_ratings)
     if not LEAST_HELD <= out < n:

@@ -28,7 +28,7 @@ from pmfcli.core.team import Team
 from pmfcli.data.ratings import Ratings
 from pmfcli.data.readers import read_ratings
 from pmfcli.errors import DataError, ModelError, UsageError
-from pmfcli.sharing import agreed, exchange, mask, share_out
+from pmfcli.sharing import agreed, exchange, held_out_mask, share_out
 from pmfcli.steps import run
 from pmfcli.training import train
 
@@ -194,9 +194,9 @@ def test_parts_of_parquet_become_the_same(tmp_path: Path, sample: Ratings, layou
 
 
 def test_what_is_held_out_does_not_depend_on_the_parts() -> None:
-    whole = mask(1000, 0, 0.1, 7)
+    whole = held_out_mask(1000, 0, 0.1, 7)
     assert 60 < whole.sum() < 140
-    assert np.concatenate([mask(300, 0, 0.1, 7), mask(700, 300, 0.1, 7)]).tolist() == whole.tolist()
+    assert np.concatenate([held_out_mask(300, 0, 0.1, 7), held_out_mask(700, 300, 0.1, 7)]).tolist() == whole.tolist()
 
 
 def test_what_several_cannot_do_is_refused(sample: Ratings) -> None:

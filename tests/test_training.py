@@ -86,6 +86,17 @@ def test_a_fold_that_no_model_can_be_fitted_to_is_refused() -> None:
         list(cross_score(two, Settings(), np.array([0, -1])))
 
 
+def test_people_are_those_of_the_data_in_every_fold(sample: Ratings) -> None:
+    """Whomever a fold's model does not know: of user 0 all ratings are held out."""
+    few = sample.select((sample.user < 30) & (sample.movie < 60)).dense()[0]
+    part = np.where(few.user == 0, 0, np.where(few.movie % 7 == 0, few.user % 2, -1)).astype(np.int8)
+    for number, test in enumerate(cross_score(few, Settings(epochs=3, latent=2, holdout=0.0), part, 5)):
+        liked = few.user[(part == number) & (few.stars >= 4)]
+        assert len(test.ranked.user)
+        assert set(test.ranked.user.int().tolist()) <= set(liked.tolist())
+        assert test.scored.user.tolist() == few.user[part == number].tolist()
+
+
 def test_a_fit_stops_when_the_loss_no_longer_moves(sample: Ratings) -> None:
     settings = {"hierarchical": "none", "latent": 2, "holdout": 0.0, "epochs": 3000}
     seen, _ = reports(sample, Settings(**settings))
