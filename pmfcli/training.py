@@ -21,7 +21,7 @@ from pmfcli.core.map import number_of_blocks
 from pmfcli.core.metrics import scores
 from pmfcli.core.pairs import Pairs
 from pmfcli.core.posterior import Parameters
-from pmfcli.core.team import ALONE, WHOLE, Team
+from pmfcli.core.team import ALONE, WHOLE, Team, everywhere
 from pmfcli.core.tree import Tree, plain
 from pmfcli.data.ratings import STEPS, Array, Ratings
 from pmfcli.data.split import random_mask
@@ -51,8 +51,8 @@ def train(
         TrainingError: the loss stopped being finite.
         UsageError: no such device, or an ordinal likelihood for ratings that are no steps of a scale, no times.
     """
-    settings, device = fitted_to(ratings, settings)
     users = WHOLE if part is None else part.share
+    settings, device = fitted_to(ratings, settings, users.team)
     if part is not None:
         _check_kind(ratings, settings)
     how = (settings.holdout, settings.seed)
@@ -103,6 +103,7 @@ def train(
             again |= {"epochs": MORE, "start": posterior.parameters, "done": found["epochs"]}
         before, resume = {"metrics": metrics, **again}, None
         del posterior, task, test, pairs, stars, observations, bias, fitted  # at size there is no room for two fits
+    metrics, done = dict(before["metrics"]), int(before["done"])  # of a checkpoint that is none it shows before the fit
     task = Task(
         phase="refit",
         ratings=ratings,
@@ -117,11 +118,11 @@ def train(
     )
     posterior, found = yield from _fitted(task, before, resume)
     found.pop("holdout_rmse")
-    found["epochs"] += before["done"]
-    return _model(ratings, settings, posterior, found | before["metrics"], part)
+    found["epochs"] += done
+    return _model(ratings, settings, posterior, found | metrics, part)
 
 
-def fitted_to(ratings: Ratings, settings: Settings) -> tuple[Settings, torch.device]:
+def fitted_to(ratings: Ratings, settings: Settings, team: Team = ALONE) -> tuple[Settings, torch.device]:
     """The settings as they are for these ratings, and where to compute: from now on by as many threads as they say, and with
     memory that stays the process's own (``memory.keep``).
 
@@ -143,7 +144,7 @@ def fitted_to(ratings: Ratings, settings: Settings) -> tuple[Settings, torch.dev
         raise UsageError("--side and features are for --method bayes; add it, or leave them out")
     if settings.time != "none" and ratings.time is None:
         raise UsageError(f"--time {settings.time}: {ratings.name} has no timestamps; name them by --time-col, or leave it out")
-    return _with_likelihood(settings, ratings), device
+    return _with_likelihood(settings, ratings, team), device
 
 
 def _check_kind(ratings: Ratings, settings: Settings) -> None:
@@ -199,10 +200,10 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _with_likelihood(settings: Settings, ratings: Ratings) -> Settings:
+def _with_likelihood(settings: Settings, ratings: Ratings, team: Team) -> Settings:
     if settings.likelihood == "gaussian":
         return settings
-    different = len(distinct(torch.from_numpy(ratings.stars)))
+    different = len(everywhere(team, distinct(torch.from_numpy(ratings.stars))).unique())
     steps = 2 <= different <= STEPS
     if settings.likelihood == "ordinal" and not steps:
         raise UsageError(f"--likelihood ordinal: {different:,} different ratings are not 2 to {STEPS} steps; leave it out")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pmfcli.artifact import Model
-from pmfcli.core.approximation import Fitted, Laplace
+from pmfcli.core.approximation import Draws, Fitted, Laplace
 from pmfcli.core.blend import Blend
 from pmfcli.core.changes import extended, kept, redrawn, resettled, undated
 from pmfcli.core.pairs import Seen
@@ -178,7 +178,7 @@ def _check_kind(model: Model) -> None:
 def _check_scale(model: Model, ratings: Ratings) -> None:
     (lo, hi), p = model.scale, model.posterior
     t = model.scale.to_unit(torch.from_numpy(ratings.stars).double()).float()
-    grid = p.grid if isinstance(p, Fitted) else None
+    grid = p.grid if isinstance(p, Draws) else None
     right = (t >= 0) & (t <= 1) if grid is None else torch.isin(t, grid)
     if bool(right.all()):
         return

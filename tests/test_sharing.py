@@ -97,6 +97,15 @@ KINDS = {
 }
 
 
+def test_all_processes_see_the_same_scale() -> None:
+    """The ratings of one have few different ones, those of all have too many to be steps."""
+    user, movie = torch.nonzero(torch.ones(160, 20)).T
+    stars = torch.where(user < 64, (3 * user + movie) % 31 + 1, movie % 2 + 1)
+    ratings = ratings_of(user.tolist(), movie.tolist(), stars.tolist())
+    for settings in (Settings(epochs=3, latent=2), Settings(method="bayes", epochs=3, latent=2)):
+        assert trained(ratings, settings, 2).posterior.grid is None
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_found_does_not_depend_on_how_many_there_are(sample: Ratings, kind: str) -> None:
     settings = Settings(**KINDS[kind])

@@ -418,6 +418,9 @@ def test_what_cannot_be_done(modes: dict[str, Model], draws: Model, parts: tuple
         with pytest.raises(UsageError, match="fewer than two users or movies"):
             forget(tiny, rows)
     assert len(forget(tiny, [2]).model.users) == 2
+    between = parts[1].select(np.arange(parts[1].n) < 1)
+    between.stars[0] = 3.25  # which nobody gave: a mode is of numbers
+    assert update(modes["adam"], between).model.steps == modes["adam"].steps
     few = parts[1].select(np.arange(parts[1].n) < 40)
     for model, value in ((modes["adam"], 5.5), (modes["adam"], 0.25), (draws, 3.25), (draws, 6.0)):
         stars = few.stars.copy()
@@ -495,7 +498,7 @@ def test_on_the_command_line(answer: Run, tmp_path: Path) -> None:
         (
             ["update", "new.pt", "bad.csv"],
             3,
-            "bad.csv: rating 9 of movie '1' by user '1' is none on the model's scale, 1, 2, 3",
+            "bad.csv: rating 9 of movie '1' by user '1' is none on the model's scale, 1 to 5",
         ),
         (["update", "new.pt", "odd.csv"], 3, "name them by --user-col"),
         (["update", "new.pt", "none.csv"], 3, "no such file"),

@@ -134,3 +134,12 @@ def test_ratings_that_are_all_alike_once_some_are_held_out_are_numbers() -> None
         found = run(train(one, Settings(method=method, latent=2, epochs=20, holdout=0.5, refit=False, seed=seed)))
         assert found.posterior.grid is None
         assert loads(dumps(found), "x").steps == ()
+
+
+def test_a_rating_that_hardly_anybody_gives_is_found_all_the_same() -> None:
+    """Of more people than are looked at for groups: those who are all gave the same."""
+    user = np.arange(20_001).repeat(2).tolist()
+    stars = [5.0] * len(user)
+    stars[2] = 1.0
+    found = run(train(ratings_of(user, [0, 1] * 20_001, stars), Settings(latent=1, epochs=3)))
+    assert loads(dumps(found), "x").steps == (1.0, 5.0)

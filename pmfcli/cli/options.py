@@ -25,8 +25,8 @@ Interval = Annotated[
     float,
     typer.Option(
         "--interval",
-        help="How much of the probability lies between lo and hi. Of draws these are the likeliest ratings, "
-        "and the prediction, which is a mean, may lie outside.",
+        help="How much of the probability lies between lo and hi. Where ratings are steps of a scale these are the likeliest "
+        "of them, and the prediction may lie outside.",
     ),
 ]
 VisitorRatings = Annotated[

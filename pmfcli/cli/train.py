@@ -144,12 +144,17 @@ def _gone_on(training: "Generator[Report, None, Model]", checkpoint: Path | None
         ModelError: it does not.
     """
     try:
-        return (yield from training)
+        first = next(training)
+    except StopIteration as end:
+        model: Model = end.value
+        return model
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if ran_out(error):
             raise
         why = f"damaged checkpoint ({type(error).__name__} on going on from it)"
         raise ModelError(f"--checkpoint {checkpoint}: {why}; remove it to start anew") from error
+    yield first
+    return (yield from training)
 
 
 def _follow(training: "Generator[Report, None, Model]", lines: Log, bar: Progress, keeper: Keeper) -> "Model":

@@ -26,6 +26,7 @@ _TO_TELL = 10_000  # people, of how all use the scale
 _STEPS_OF_EM, _APART = 20, 2.0  # and how far groups are apart where it begins, in logarithms
 _RARE = 1e-4  # part of a group's ratings that every step has, at least
 _LEAST_WITHIN = 0.01  # part of the variance of all ratings that a person's own have, at least
+_LEAST = 1e-9  # variance, where ratings are nearly all alike
 _PRIOR = 100.0  # ratings like those of all that every group has beside its own
 
 
@@ -68,6 +69,8 @@ def find(o: Observations, stars: tuple[float, float], groups: int, seed: int) ->
     grid = everywhere(share.team, distinct(o.t)).unique()
     users = share.some(n_users, _TO_TELL)
     own = o.only(users)[0]
+    if len(everywhere(share.team, distinct(own.t)).unique()) < 2:  # theirs are all alike; who rates otherwise is rare
+        users, own = torch.arange(n_users), o
     random = share.randn(n_users, groups, torch.Generator().manual_seed(seed), torch.float32)[users]
     begin = (_APART * random).softmax(1)
     found, _ = learn(len(grid), nearest(grid, own.t), own.pattern.row.long(), own.t, begin, share.team)
@@ -93,7 +96,7 @@ def learn(steps: int, level: Tensor, row: Tensor, z: Tensor, share: Tensor, team
     moments = torch.cat([given, n * mean, n * mean.square(), own], 1)
     everything = team.sum(moments.sum(0).double())
     total, (first, second, within) = everything[:steps].sum(), everything[steps:]
-    least = _LEAST_WITHIN * ((second + within) / total - (first / total).square())
+    least = (_LEAST_WITHIN * ((second + within) / total - (first / total).square())).clamp(min=_LEAST)
     usual = everything * _PRIOR / total
     for _ in range(_STEPS_OF_EM):
         have, first, second, within = (team.sum((share.mT @ moments).double()) + usual).split([steps, 1, 1, 1], 1)
