@@ -187,7 +187,7 @@ def _answers(
 
 def star_columns(model: Model, stars: bool) -> list[str]:
     """The columns of ``--stars``: one for every rating that the data has."""
-    return [f"p_{star:g}" for star in model.steps] if stars else []
+    return [f"p_{shortest(star):.9g}" for star in model.steps] if stars else []
 
 
 def pairs_of(model: Model, users: Sequence[int], movies: Sequence[int]) -> Iterator[Asked]:

@@ -207,6 +207,8 @@ def _with_likelihood(settings: Settings, ratings: Ratings, team: Team) -> Settin
     steps = 2 <= different <= STEPS
     if settings.likelihood == "ordinal" and not steps:
         raise UsageError(f"--likelihood ordinal: {different:,} different ratings are not 2 to {STEPS} steps; leave it out")
+    if not steps and settings.habits != Settings(method=settings.method).habits:
+        raise UsageError(f"--habits: they are of 2 to {STEPS} steps, not of {different:,} different ratings; leave it out")
     usual = "ordinal" if steps else "gaussian"
     return settings.model_copy(update={"likelihood": settings.likelihood or usual})
 

@@ -14,7 +14,7 @@ from pmfcli.errors import TrainingError, UsageError
 from pmfcli.evaluation import cross_score
 from pmfcli.reports import compare
 from pmfcli.steps import Steps
-from pmfcli.training import train
+from pmfcli.training import fitted_to, train
 
 _LONGEST_RECORD = 1 << 20  # characters
 _HELD = 0.1  # of the ratings, where the settings hold none out
@@ -84,9 +84,8 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
         TrainingError: the fit that it starts from broke down.
     """
     optuna = _optuna()
-    ratings.check_trainable()
-    searched = SPACE[start.method].items()
-    space = {name: bounds for name, bounds in searched if name not in set(fixed) and not start.lacks(name)}
+    here, _ = fitted_to(ratings, start)
+    space = {name: bounds for name, bounds in SPACE[start.method].items() if name not in set(fixed) and not here.lacks(name)}
     if not space:
         raise UsageError("every setting that is searched was given; leave some out")
     study = _study(journal, {"ratings": ratings.digest(), "start": start.model_dump(mode="json"), "searched": sorted(space)})

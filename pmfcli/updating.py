@@ -128,14 +128,7 @@ def forget(model: Model, users: Sequence[int]) -> Forgotten:
         raise UsageError("--user: fewer than two users or movies with ratings would be left; remove the file instead")
     keep_users = np.setdiff1d(np.arange(len(model.users)), users)
     keep_movies = np.setdiff1d(np.arange(len(model.movies)), np.setdiff1d(rated, still))
-    left = replace(
-        left,
-        user=np.searchsorted(keep_users, left.user).astype(np.int32),
-        movie=np.searchsorted(keep_movies, left.movie).astype(np.int32),
-        users=Vocabulary(tuple(model.users.ids[row] for row in keep_users)),
-        movies=Vocabulary(tuple(model.movies.ids[row] for row in keep_movies)),
-        titles=tuple(model.titles[row] for row in keep_movies),
-    )
+    left = left.of(keep_users, keep_movies)
     seen = as_seen(left)
     touched = torch.from_numpy(np.searchsorted(keep_movies, np.intersect1d(rated, still)))
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from made import ratings_of, seeded
 
-from pmfcli.answers import Asked, Detail, Visitor, predict
+from pmfcli.answers import Asked, Detail, Visitor, predict, star_columns
 from pmfcli.artifact import Model, dumps, loads
 from pmfcli.config import Settings
 from pmfcli.core.usage import Groups, Usage, belonging, counted, find, learn
 from pmfcli.data.ratings import Ratings
 from pmfcli.data.split import random_mask
+from pmfcli.errors import UsageError
 from pmfcli.evaluation import score_model
 from pmfcli.fitting import observed
 from pmfcli.reports import summary
@@ -134,6 +135,20 @@ def test_ratings_that_are_all_alike_once_some_are_held_out_are_numbers() -> None
         found = run(train(one, Settings(method=method, latent=2, epochs=20, holdout=0.5, refit=False, seed=seed)))
         assert found.posterior.grid is None
         assert loads(dumps(found), "x").steps == ()
+
+
+def test_ratings_that_are_too_different_have_no_habits() -> None:
+    user, movie = torch.nonzero(torch.ones(6, 6)).T.tolist()
+    many = ratings_of(user, movie, [float(value) for value in range(36)])
+    with pytest.raises(UsageError, match="--habits: they are of 2 to 25 steps, not of 36 different ratings; leave it out"):
+        run(train(many, Settings(habits=3, epochs=2, latent=2)))
+
+
+def test_columns_of_a_large_scale_have_names_of_their_own() -> None:
+    user, movie = torch.nonzero(torch.ones(6, 5)).T.tolist()
+    large = ratings_of(user, movie, [1e9 + 1e3 * row for row in movie])
+    found = run(train(large, Settings(latent=2, epochs=3)))
+    assert len(set(star_columns(found, stars=True))) == 5
 
 
 def test_a_rating_that_hardly_anybody_gives_is_found_all_the_same() -> None:

@@ -115,7 +115,11 @@ class Ratings:
     def dense(self) -> "tuple[Ratings, Array, Array]":
         """Without the users and movies that have no rating, and the rows of those that stay, ascending."""
         users, movies = (np.flatnonzero(np.bincount(rows)) for rows in (self.user, self.movie))
-        found = replace(
+        return self.of(users, movies), users, movies
+
+    def of(self, users: Array, movies: Array) -> "Ratings":
+        """The same of these rows alone, ascending, of users and movies; the ratings have to be theirs."""
+        return replace(
             self,
             user=np.searchsorted(users, self.user).astype(np.int32),
             movie=np.searchsorted(movies, self.movie).astype(np.int32),
@@ -123,7 +127,6 @@ class Ratings:
             movies=Vocabulary(tuple(self.movies.ids[row] for row in movies)),
             titles=tuple(self.titles[row] for row in movies),
         )
-        return found, users, movies
 
     def tensors(self) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
         """(user rows int32, movie rows int32, ratings on the unit scale float32)."""
