@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,18 +59,10 @@ def train(
     how = (settings.holdout, settings.seed)
     held = random_mask(ratings.n, *how) if part is None else held_out_mask(ratings.n, part.first_rating, *how)
     out, n = users.team.sum(torch.tensor([int(held.sum()), ratings.n])).tolist()
-    blocks = number_of_blocks(n, settings.block_ratings)
+    task = partial(Task, settings=settings, device=device, blocks=number_of_blocks(n, settings.block_ratings))
     if not LEAST_HELD <= out < n:
-        task = Task(
-            phase="fit",
-            ratings=ratings,
-            observations=observed(ratings, settings, users),
-            settings=settings,
-            epochs=settings.epochs,
-            device=device,
-            blocks=blocks,
-        )
-        posterior, found = yield from _fitted(task, None, resume)
+        only = task(phase="fit", ratings=ratings, observations=observed(ratings, settings, users), epochs=settings.epochs)
+        posterior, found = yield from _fitted(only, None, resume)
         found.pop("holdout_rmse")
         return _model(ratings, settings, posterior, found, part)
     before = None if resume is None else resume["before"]
@@ -78,18 +71,8 @@ def train(
         observations = observed(fitted, settings, users)
         pairs, stars = held_out(ratings, held, users.team)
         test = Test(pairs, stars, ratings.scale)
-        task = Task(
-            phase="fit",
-            ratings=fitted,
-            observations=observations,
-            settings=settings,
-            epochs=settings.epochs,
-            device=device,
-            blocks=blocks,
-            test=test,
-            passing=settings.refit,
-        )
-        posterior, found = yield from _fitted(task, None, resume)
+        first = task(phase="fit", ratings=fitted, observations=observations, epochs=settings.epochs, test=test)
+        posterior, found = yield from _fitted(first._replace(passing=settings.refit), None, resume)
         rest = found.get("settling_sigma")
         bias = fit_biases(observations.pattern, ratings.scale.to_stars(observations.t), users.team)
         beside = {name: scores(value, stars, users.team)._asdict() for name, value in predict_baselines(bias, pairs).items()}
@@ -97,26 +80,17 @@ def train(
         if not settings.refit:
             return _model(fitted, settings, posterior, found | metrics, part)
         noise = (posterior.noise, posterior.doubt) if isinstance(posterior, Laplace) else None
-        again = {"noise": noise, "rest": rest, "epochs": found["epochs"], "start": None, "done": 0}
+        learned = {"noise": noise, "rest": rest, "epochs": found["epochs"], "start": None, "done": 0}
         by_steps = (settings.solver, settings.priors, settings.noise) == ("als", "fixed", "fixed")
         if isinstance(posterior, Laplace) and by_steps and out >= SURE:
-            again |= {"epochs": MORE, "start": posterior.parameters, "done": found["epochs"]}
-        before, resume = {"metrics": metrics, **again}, None
-        del posterior, task, test, pairs, stars, observations, bias, fitted  # at size there is no room for two fits
+            learned |= {"epochs": MORE, "start": posterior.parameters, "done": found["epochs"]}
+        before, resume = {"metrics": metrics, **learned}, None
+        del posterior, first, test, pairs, stars, observations, bias, fitted  # at size there is no room for two fits
     metrics, done = dict(before["metrics"]), int(before["done"])  # of a checkpoint that is none it shows before the fit
-    task = Task(
-        phase="refit",
-        ratings=ratings,
-        observations=observed(ratings, settings, users),
-        settings=settings,
-        epochs=before["epochs"],
-        device=device,
-        blocks=blocks,
-        noise=before["noise"],
-        rest=before["rest"],
-        start=None if before["start"] is None else Parameters(*before["start"]),
-    )
-    posterior, found = yield from _fitted(task, before, resume)
+    again = task(phase="refit", ratings=ratings, observations=observed(ratings, settings, users), epochs=before["epochs"])
+    start = None if before["start"] is None else Parameters(*before["start"])
+    again = again._replace(noise=before["noise"], rest=before["rest"], start=start)
+    posterior, found = yield from _fitted(again, before, resume)
     found.pop("holdout_rmse")
     found["epochs"] += done
     return _model(ratings, settings, posterior, found | metrics, part)
@@ -125,6 +99,9 @@ def train(
 def fitted_to(ratings: Ratings, settings: Settings, team: Team = ALONE) -> tuple[Settings, torch.device]:
     """The settings as they are for these ratings, and where to compute: from now on by as many threads as they say, and with
     memory that stays the process's own (``memory.keep``).
+
+    Args:
+        team: processes that have some of the ratings each.
 
     Raises:
         DataError, UsageError: as ``train``, which begins with this.
