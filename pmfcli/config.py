@@ -166,7 +166,14 @@ class Settings(BaseModel):
         shown="0.4; priors em: 0.3",
         **_SCALE,
     )
-    sigma_b: float = _field(0.5, "Prior scale of the biases.", _MODEL, only="map,biases", **_SCALE)
+    sigma_b: float | None = _field(
+        None,
+        "Prior scale of the biases.",
+        _MODEL,
+        only="map,biases",
+        shown="from how far users, and movies, are apart",
+        **_SCALE,
+    )
     user_power: float = _field(
         0.5, "A user's mean divides the sum over n movies by n to this power.", _MODEL, only="user means", ge=0, le=2
     )

@@ -13,6 +13,7 @@ from pmfcli.config import Settings
 from pmfcli.core import als, chains, drift, gibbs, usage
 from pmfcli.core import map as map_fit
 from pmfcli.core.approximation import Fitted, Laplace
+from pmfcli.core.components import bias_scale
 from pmfcli.core.distinct import distinct
 from pmfcli.core.means import Means
 from pmfcli.core.metrics import scores
@@ -30,6 +31,7 @@ from pmfcli.errors import TrainingError
 from pmfcli.steps import Steps
 
 _CLEARLY = 1e-3  # better by this part
+_UNUSED = 1.0  # scale of biases where there are none
 
 
 class Pace(NamedTuple):
@@ -132,6 +134,7 @@ Found = tuple[Fitted, dict[str, Any]]
 
 def climb(task: Task) -> Generator[Report, None, Found]:
     """A mode with its curvature, and what was found on the way."""
+    task = task._replace(settings=with_scale(task.settings, task.observations))
     ratings, observations, settings, test, noise = task.ratings, task.observations, task.settings, task.test, task.noise
     team = observations.users.team
     fit = yield from _fit(task)
@@ -156,11 +159,20 @@ def climb(task: Task) -> Generator[Report, None, Found]:
         laplace = laplace._replace(usage=usage.find(observations, ratings.scale, settings.habits, settings.seed))
     found = {key: getattr(fit, key) for key in ("epochs", "loss", "sigma", "holdout_rmse")}
     found |= {"settling_sigma": rest, "noise": float(laplace.noise), "doubt": float(laplace.doubt)}
+    if settings.sigma_b is not None:
+        found["sigma_b"] = settings.sigma_b
     if not task.passing:
         found["train_rmse"] = float(laplace.residual) * (ratings.scale.hi - ratings.scale.lo)
     if not all(math.isfinite(value) for value in found.values() if value is not None):
         raise TrainingError(f"training diverged; {_remedy(settings)}")
     return laplace, found
+
+
+def with_scale(settings: Settings, observations: Observations) -> Settings:
+    """With the scale of biases, if a mode has any, that ratings speak for, unless one is given."""
+    if settings.sigma_b is not None or settings.lacks("sigma_b"):
+        return settings
+    return settings.model_copy(update={"sigma_b": bias_scale(observations)})
 
 
 def _at_rest(task: Task, laplace: Laplace, known: Seen, few: Tensor | None, by_em: bool) -> tuple[Laplace, float]:
@@ -309,7 +321,7 @@ _Steps = tuple[Iterator[Any], Callable[[Any], _Mode]]
 
 
 def _scales(s: Settings) -> Scales:
-    return Scales(s.sigma_u, s.sigma_v, s.sigma_w, s.sigma_x, s.sigma_b)
+    return Scales(s.sigma_u, s.sigma_v, s.sigma_w, s.sigma_x, _UNUSED if s.sigma_b is None else s.sigma_b)
 
 
 def _adam(observations: Observations, s: Settings, blocks: int, epochs: int, resume: Tree) -> _Steps:
@@ -326,7 +338,7 @@ def _adam(observations: Observations, s: Settings, blocks: int, epochs: int, res
     )
 
     def prior(scale: float) -> Tensor:
-        return torch.diag(torch.tensor([scale**-2] * s.latent + [s.sigma_b**-2] * s.biases))
+        return torch.diag(torch.tensor([scale**-2] * s.latent + [how.scales.sigma_b**-2] * s.biases))
 
     @torch.no_grad()
     def mode(state: map_fit.State) -> _Mode:

@@ -229,8 +229,8 @@ def _model(ratings: Ratings, settings: Settings, posterior: Fitted, metrics: dic
         titles=ratings.titles,
         scale=ratings.scale,
         seen=seen(ratings),
-        settings=settings.model_dump(),
-        metrics=metrics,
+        settings=settings.model_dump() | {"sigma_b": metrics.get("sigma_b", settings.sigma_b)},
+        metrics={name: value for name, value in metrics.items() if name != "sigma_b"},
         data={
             "name": ratings.name,
             "sha256": ratings.digest(),

@@ -12,6 +12,7 @@ from pmfcli.data.ratings import Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import TrainingError, UsageError
 from pmfcli.evaluation import cross_score
+from pmfcli.fitting import observed, with_scale
 from pmfcli.reports import compare
 from pmfcli.steps import Steps
 from pmfcli.training import fitted_to, train
@@ -85,14 +86,18 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
     """
     optuna = _optuna()
     here, _ = fitted_to(ratings, start)
+    seen = ratings.select(
+        ~random_mask(ratings.n, start.holdout or _HELD, start.seed)
+    )  # by the first trial, which has this scale
+    here = with_scale(here, observed(seen, here))
     space = {name: bounds for name, bounds in SPACE[start.method].items() if name not in set(fixed) and not here.lacks(name)}
     if not space:
         raise UsageError("every setting that is searched was given; leave some out")
     study = _study(journal, {"ratings": ratings.digest(), "start": start.model_dump(mode="json"), "searched": sorted(space)})
-    yield from _trials(study, ratings, start, space, trials)
+    yield from _trials(study, ratings, here, space, trials)
     first = next(old for old in study.trials if old.state == optuna.trial.TrialState.COMPLETE)
-    changed = {name: value for name, value in study.best_params.items() if value != getattr(start, name)}
-    return Found(changed, float(study.best_value), float(first.value or np.nan), _check(ratings, start, changed))
+    changed = {name: value for name, value in study.best_params.items() if value != getattr(here, name)}
+    return Found(changed, float(study.best_value), float(first.value or np.nan), _check(ratings, here, changed))
 
 
 def _optuna() -> Any:

@@ -50,7 +50,7 @@ ALLOWED = {  # room -> rooms it may import
     "checkpoint": {"archive", "core", "errors", "files"},
     "blending": {"", "artifact", "core", "data.ratings", "errors", "evaluation", "reports"},
     "updating": {"artifact", "core", "data.ratings", "errors", "fitting", "text"},
-    "tuning": {"config", "data.ratings", "data.split", "errors", "evaluation", "reports", "steps", "training"},
+    "tuning": {"config", "data.ratings", "data.split", "errors", "evaluation", "fitting", "reports", "steps", "training"},
     "cli": {
         "",
         "answers",

@@ -112,6 +112,7 @@ def test_what_is_found_does_not_depend_on_how_many_there_are(sample: Ratings, ki
     one, three = trained(sample, settings, 1), trained(sample, settings, 3)
     assert three.users == one.users == sample.users
     assert three.data == one.data
+    assert three.settings["sigma_b"] == pytest.approx(one.settings["sigma_b"])
     assert all(torch.equal(a, b) for a, b in zip(three.seen, one.seen, strict=True))
     near = {"rtol": 0, "atol": 1e-3}
     torch.testing.assert_close(three.posterior.factors.U, one.posterior.factors.U, **near)

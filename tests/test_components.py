@@ -1,0 +1,52 @@
+"""Components of variance: planted ones come back."""
+
+import pytest
+import torch
+from made import seeded
+
+from pmfcli.config import Settings
+from pmfcli.core.components import bias_scale
+from pmfcli.core.posterior import Link, Observations, mean, observe
+from pmfcli.core.sparse import Pattern
+from pmfcli.data.ratings import Ratings
+from pmfcli.steps import run
+from pmfcli.training import train
+
+
+def observed(user: torch.Tensor, movie: torch.Tensor, t: torch.Tensor, shape: tuple[int, int], link: Link) -> Observations:
+    return observe(Pattern.of(user.int(), movie.int(), shape), t, user_means=False, movie_means=False, link=link)
+
+
+@pytest.mark.parametrize("link", ["sigmoid", "linear"])
+@pytest.mark.parametrize(("users", "movies"), [(0.3, 0.3), (0.2, 0.4), (0.4, 0.0)])
+def test_planted_biases_are_as_far_apart_as_they_were(users: float, movies: float, link: Link) -> None:
+    """Every user has rated every tenth movie, with a noise of 0.1 of the scale."""
+    g = seeded()
+    b, c = users * torch.randn(2000, generator=g), movies * torch.randn(1000, generator=g)
+    user = torch.arange(2000).repeat_interleave(100)
+    movie = 10 * torch.arange(100).repeat(2000) + user % 10
+    t = mean(b[user] + c[movie], link) + 0.1 * torch.randn(len(user), generator=g)
+    found = bias_scale(observed(user, movie, t, (2000, 1000), link))
+    rows = 2000 * users**2 + 1000 * movies**2 + 50 * 0.5**2
+    assert found == pytest.approx((rows / 3050) ** 0.5, rel=0.05)
+
+
+def test_rows_by_hand() -> None:
+    """Two users with two ratings each, a mean of 1/4 and one of 3/4; every movie has one rating, which says nothing of it.
+
+    Squares between users add up to 1/4, of one degree of freedom, those within to 1/4, of two; the slope is 1/4.
+    """
+    user, movie, t = torch.tensor([0, 0, 1, 1]), torch.arange(4), torch.tensor([0.0, 0.5, 0.5, 1.0])
+    between = (0.25 - 0.125) / 2
+    variance = (50 * 0.25 + 2 * between * 16) / 52
+    assert bias_scale(observed(user, movie, t, (3, 4), "linear")) == pytest.approx(variance**0.5)
+
+
+def test_a_scale_that_is_given_stays_and_one_that_is_not_is_found(sample: Ratings) -> None:
+    small = {"epochs": 2, "latent": 2}
+    assert run(train(sample, Settings(**small, sigma_b=0.2))).settings["sigma_b"] == 0.2
+    user, movie, t = sample.tensors()
+    whole = observed(user, movie, t, (len(sample.users), len(sample.movies)), "sigmoid")
+    assert run(train(sample, Settings(**small))).settings["sigma_b"] == bias_scale(whole) != 0.5
+    assert run(train(sample, Settings(**small, method="bayes"))).settings["sigma_b"] is None
+    assert run(train(sample, Settings(**small, biases=False))).settings["sigma_b"] is None
