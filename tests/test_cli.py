@@ -837,7 +837,9 @@ def test_control_c_before_there_is_a_command_line_is_130() -> None:
 
 def test_a_table_at_a_fixed_width(answer: Run, tmp_path: Path) -> None:
     """The golden text of a table: a hand-made model, so that no training stands between it and the text."""
-    model = run(train(ratings_of([0, 0, 1, 1], [0, 1, 1, 2], [1, 5, 2, 4]), Settings(latent=2, epochs=1, holdout=0.0)))
+    model = run(
+        train(ratings_of([0, 0, 1, 1], [0, 1, 1, 2], [1, 5, 2, 4]), Settings(latent=2, epochs=1, holdout=0.0, sigma_b=0.5))
+    )
     U, V = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
     factors = model.posterior.factors._replace(U=U, V=V, b=torch.zeros(2), c=torch.zeros(3), offset=0.0)
     posterior = model.posterior._replace(factors=factors, noise=torch.tensor(0.1))
