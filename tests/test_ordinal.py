@@ -121,6 +121,15 @@ def test_the_interval_is_the_one_with_the_nearest_probability() -> None:
             assert (float(low[row]), float(high[row])) == (float(grid[a]), float(grid[b])), (level, row)
 
 
+def test_the_interval_does_not_end_at_a_step_that_nobody_expects() -> None:
+    """Half stars of somebody who hardly gives any: no ends, but no bars either, to what is more probable beyond them."""
+    found = Masses(torch.tensor([[0.1, 0.0005, 0.6, 0.0, 0.2990, 0.0005]]), torch.arange(6) / 5)
+    for level, ends in ((0.5, [2, 2]), (0.9, [2, 4]), (0.999, [0, 4])):
+        assert [round(5 * float(end)) for end in found.interval(level)] == ends
+        mirrored = Masses(found.mass.flip(1), found.grid)
+        assert [round(5 * (1 - float(end))) for end in mirrored.interval(level)] == ends[::-1]
+
+
 def test_on_two_or_three_steps_the_interval_has_at_least_the_level() -> None:
     for mass in ([0.28, 0.34, 0.38], [0.05, 0.9, 0.05], [0.7, 0.3], [1.0]):
         found = Masses(torch.tensor([mass]), torch.linspace(0, 1, len(mass)))
