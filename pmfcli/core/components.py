@@ -12,19 +12,21 @@ import math
 import torch
 from torch import Tensor
 
+from pmfcli.core.parallel import RATINGS, by_parts
 from pmfcli.core.posterior import Observations, inverse, slope
 
 _USUAL, _ROWS = 0.5, 50.0  # scale of biases, in logits, that so many rows beside those of the data have
 _LEAST, _MOST = 0.1, 1.5
-_PIECE = 1 << 24  # ratings in double precision at a time
 _EDGE = 0.05  # of the unit scale: a mean as near to its ends has the slope of this one
 
 
 def bias_scale(o: Observations) -> float:
     """The standard deviation of biases, in logits at the mean rating: of users and movies together, each row counted alike."""
     pattern, t, team = o.pattern, o.t, o.users.team
-    of_users, of_movies = _sums(pattern.row, t, pattern.shape[0]), team.sum(_sums(pattern.col, t, pattern.shape[1]))
-    n, total, squares = team.sum(torch.stack([of_users[0].sum(), of_users[1].sum(), _squares(t)])).tolist()
+    of_users = torch.stack([pattern.row_counts().double(), _totals(pattern.row, t, pattern.shape[0])])
+    of_movies = team.sum(torch.stack([pattern.col_counts().double(), _totals(pattern.col, t, pattern.shape[1])]))
+    squares = torch.stack(by_parts(lambda some: t[some].double().square().sum(), len(t), t.device, RATINGS)).sum()
+    n, total, squared = team.sum(torch.stack([*of_users.sum(1), squares])).tolist()
     mean = torch.tensor(min(max(total / n, _EDGE), 1 - _EDGE))
     rate = float(slope(inverse(mean, o.link), o.link))
     variance, rows = _ROWS * _USUAL**2, _ROWS
@@ -32,26 +34,22 @@ def bias_scale(o: Observations) -> float:
         groups, of_counts, of_means = side.tolist()
         if not 1 < groups < n:
             continue  # one row, or one rating in each: nothing tells rows from noise
-        within = (squares - of_means) / (n - groups)
+        within = (squared - of_means) / (n - groups)
         between = ((of_means - total**2 / n) / (groups - 1) - within) / ((n - of_counts / n) / (groups - 1))
         variance, rows = variance + groups * max(between, 0.0) / rate**2, rows + groups
     return min(max(math.sqrt(variance / rows), _LEAST), _MOST)
 
 
-def _sums(row: Tensor, t: Tensor, rows: int) -> Tensor:
-    """How many ratings each row has, and their sum: (2, rows) float64."""
-    found = torch.zeros(2, rows, dtype=torch.float64)
-    for part, values in zip(row.split(_PIECE), t.split(_PIECE), strict=True):
-        found[0] += torch.bincount(part, minlength=rows)
-        found[1] += torch.bincount(part, values.double(), minlength=rows)
-    return found
+def _totals(row: Tensor, t: Tensor, rows: int) -> Tensor:
+    """The sum of the ratings of each row, (rows,) float64."""
 
+    def of(some: slice) -> Tensor:
+        return torch.bincount(row[some], t[some].double(), minlength=rows)
 
-def _squares(t: Tensor) -> Tensor:
-    return torch.stack([part.double().square().sum() for part in t.split(_PIECE)]).sum()
+    return torch.stack(by_parts(of, len(t), t.device, RATINGS)).sum(0)
 
 
 def _told(sums: Tensor) -> Tensor:
-    """Of rows with ratings: how many there are, the sum of n_i^2, and that of n_i t_i^2: (3,)."""
+    """Of how many ratings rows have, n_i, and of their sums, (2, rows): rows that have any, sum n_i^2, sum n_i t_i^2: (3,)."""
     n, total = sums[:, sums[0] > 0]
     return torch.stack([n.new_tensor(float(len(n))), n.square().sum(), (total.square() / n).sum()])
