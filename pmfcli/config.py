@@ -171,7 +171,7 @@ class Settings(BaseModel):
         "Prior scale of the biases.",
         _MODEL,
         only="map,biases",
-        shown="from how far users, and movies, are apart",
+        shown="0.5, or more where users, and movies, are farther apart",
         **_SCALE,
     )
     user_power: float = _field(
