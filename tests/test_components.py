@@ -28,7 +28,7 @@ def test_planted_biases_are_as_far_apart_as_they_were(users: float, movies: floa
     t = mean(b[user] + c[movie], link) + 0.1 * torch.randn(len(user), generator=g)
     found = bias_scale(observed(user, movie, t, (2000, 1000), link))
     rows = 2000 * users**2 + 1000 * movies**2 + 50 * 0.5**2
-    assert found == pytest.approx(max(0.5, (rows / 3050) ** 0.5), rel=0.05 if link == "linear" else 0.12)
+    assert found == pytest.approx(max(0.5, (rows / 3050) ** 0.5), rel=0.05 if link == "linear" else 0.2)
 
 
 def test_rows_by_hand() -> None:

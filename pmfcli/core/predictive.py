@@ -11,8 +11,7 @@ from torch import Tensor
 from pmfcli.core.distinct import nearest
 
 _COARSE, _SHORT = 3, 1e-6  # steps of a scale; by how little rounding may leave a probability short of a level
-_NEARER = 2e-3  # by how much an interval must come nearer to take a step more, in the square root of the probability outside
-_HARDLY = 5e-3  # probability of a step that is next to impossible
+_HARDLY = 0.05  # of the probability outside an interval: a step with less hardly ever comes
 _ROUNDING = 1e-5  # of a step on the unit scale
 _BISECTIONS = 30  # of the range of the components, to the precision of its numbers
 _REACH, _LEAST = 8.0, 1e-15  # standard deviations beyond the outermost component; the probability there
@@ -106,40 +105,36 @@ class Masses(NamedTuple):
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
         """The interval of steps whose probability is nearest to the level, (n,) each.
 
-        It grows from the most probable step towards its more probable neighbour, past steps that are next to impossible, as
-        half stars are of somebody who never gives any, and does not end at them. A scale of few steps has few intervals, and
+        It grows from the most probable step towards its more probable neighbour; steps that hardly ever come, as half stars of
+        somebody who never gives any, are passed over, and it does not end at them. A scale of few steps has few intervals, and
         one of at least the level would hold more of the ratings than it says; nearest is by the square root of the probability
         outside, for which the ratings outside are equally well counted everywhere. On a scale of two or three steps the nearest
         may be far: there it is the first of at least the level.
         """
         steps = self.mass.shape[1]
-        low = high = self.mass.argmax(1)
-        down, up = (torch.nn.functional.pad(self._towards(way), (1, 1), value=-1.0) for way in (-1, 1))
-        beside = torch.nn.functional.pad(self.mass, (1, 1))
-        mass = self.mass.gather(1, low[:, None])[:, 0]
-        best, best_low, best_high = torch.full_like(mass, math.inf), low, high
+        place = torch.arange(steps, device=self.mass.device)
+        likely = self.mass >= (0.0 if steps <= _COARSE else _HARDLY * (1 - level))
+        none, pad = (-1, steps), torch.nn.functional.pad
+        below = pad(
+            place.where(likely, none[0]).cummax(1).values, (1, 0), value=none[0]
+        )  # of each step, the next that is likely
+        above = pad(place.where(likely, none[1]).flip(1).cummin(1).values.flip(1), (0, 1), value=none[1])[:, 1:]
+        beside, reached = pad(self.mass, (1, 1), value=-1.0), pad(self.mass.cumsum(1), (1, 0))
+        low = high = self.mass.argmax(1, keepdim=True)
+        best, best_low, best_high = torch.full_like(self.mass[:, :1], math.inf), low, high
         for _ in range(steps):
+            mass = reached.gather(1, high + 1) - reached.gather(1, low)
             far = ((1 - mass).clamp(min=0).sqrt() - math.sqrt(1 - level)).abs()
             if steps <= _COARSE:
                 far = (mass < level - _SHORT).to(mass)
-            nearer = best - far > _NEARER
+            nearer = far < best
             best, best_low, best_high = (
                 torch.where(nearer, new, old) for new, old in ((far, best), (low, best_low), (high, best_high))
             )
-            below, above = low[:, None], (high + 2).clamp(max=steps + 1)[:, None]  # places of the neighbours, between the pads
-            left = down.gather(1, below) > up.gather(1, above)
-            mass = mass + beside.gather(1, torch.where(left, below, above))[:, 0]
-            left = left[:, 0]
-            low, high = (low - left.long()).clamp(min=0), (high + (~left).long()).clamp(max=steps - 1)
-        return self.grid[best_low], self.grid[best_high]
-
-    def _towards(self, way: int) -> Tensor:
-        """The probability of each step, or of the first beyond it that is not next to impossible, (n, K); -1 down, 1 up."""
-        steps = self.mass.unbind(1)[::-way]
-        found = [steps[0]]
-        for mass in steps[1:]:
-            found.append(torch.where(mass < _HARDLY, torch.maximum(mass, found[-1]), mass))
-        return torch.stack(found[::-way], 1)
+            down, up = below.gather(1, low), above.gather(1, high)
+            left = beside.gather(1, down + 1) > beside.gather(1, up + 1)
+            low, high = torch.where(left, down, low), torch.where(left | (up == none[1]), high, up)
+        return self.grid[best_low[:, 0]], self.grid[best_high[:, 0]]
 
     def by_end(self, level: float, upper: bool) -> Tensor:
         """What to rank by an end of the interval by, (n,): its step, then the quantile there, as far as the bins reach."""
