@@ -111,30 +111,28 @@ class Masses(NamedTuple):
         outside, for which the ratings outside are equally well counted everywhere. On a scale of two or three steps the nearest
         may be far: there it is the first of at least the level.
         """
-        steps = self.mass.shape[1]
-        place = torch.arange(steps, device=self.mass.device)
-        likely = self.mass >= (0.0 if steps <= _COARSE else _HARDLY * (1 - level))
-        none, pad = (-1, steps), torch.nn.functional.pad
-        below = pad(
-            place.where(likely, none[0]).cummax(1).values, (1, 0), value=none[0]
-        )  # of each step, the next that is likely
-        above = pad(place.where(likely, none[1]).flip(1).cummin(1).values.flip(1), (0, 1), value=none[1])[:, 1:]
-        beside, reached = pad(self.mass, (1, 1), value=-1.0), pad(self.mass.cumsum(1), (1, 0))
-        low = high = self.mass.argmax(1, keepdim=True)
-        best, best_low, best_high = torch.full_like(self.mass[:, :1], math.inf), low, high
+        steps, pad = self.mass.shape[1], torch.nn.functional.pad
+        mass = self.mass.T.contiguous()  # (K, n)
+        likely = mass >= (0.0 if steps <= _COARSE else _HARDLY * (1 - level))
+        below, above = _last(likely), steps - 1 - _last(likely.flip(0)).flip(0)
+        beside, reached = pad(mass, (0, 0, 1, 1), value=-1.0), pad(mass.cumsum(0), (0, 0, 1, 0))
+        low = high = mass.argmax(0, keepdim=True)
+        best, best_low, best_high = torch.full_like(mass[:1], math.inf), low, high
         for _ in range(steps):
-            mass = reached.gather(1, high + 1) - reached.gather(1, low)
-            far = ((1 - mass).clamp(min=0).sqrt() - math.sqrt(1 - level)).abs()
+            inside = reached.gather(0, high + 1) - reached.gather(0, low)
+            far = ((1 - inside).clamp(min=0).sqrt() - math.sqrt(1 - level)).abs()
             if steps <= _COARSE:
-                far = (mass < level - _SHORT).to(mass)
+                far = (inside < level - _SHORT).to(mass)
             nearer = far < best
             best, best_low, best_high = (
                 torch.where(nearer, new, old) for new, old in ((far, best), (low, best_low), (high, best_high))
             )
-            down, up = below.gather(1, low), above.gather(1, high)
-            left = beside.gather(1, down + 1) > beside.gather(1, up + 1)
-            low, high = torch.where(left, down, low), torch.where(left | (up == none[1]), high, up)
-        return self.grid[best_low[:, 0]], self.grid[best_high[:, 0]]
+            if bool((inside >= level).all()):
+                break  # from here on it only comes away from the level
+            down, up = below.gather(0, low), above.gather(0, high)
+            left = beside.gather(0, down + 1) > beside.gather(0, up + 1)
+            low, high = torch.where(left, down, low), torch.where(left | (up == steps), high, up)
+        return self.grid[best_low[0]], self.grid[best_high[0]]
 
     def by_end(self, level: float, upper: bool) -> Tensor:
         """What to rank by an end of the interval by, (n,): its step, then the quantile there, as far as the bins reach."""
@@ -188,3 +186,11 @@ def pooled(parts: Sequence[Predictive], weight: Tensor, grid: Tensor | None) -> 
 
 def _density(x: Tensor) -> Tensor:
     return torch.exp(-0.5 * x.square()) / math.sqrt(2 * math.pi)
+
+
+def _last(likely: Tensor) -> Tensor:
+    """For every step the last one before it that is likely, or -1: (K, n), of likely (K, n)."""
+    found = [torch.full_like(likely[0], -1, dtype=torch.int64)]
+    for step, here in enumerate(likely[:-1]):
+        found.append(torch.where(here, step, found[-1]))
+    return torch.stack(found)
