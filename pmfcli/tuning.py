@@ -86,10 +86,8 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
     """
     optuna = _optuna()
     here, _ = fitted_to(ratings, start)
-    seen = ratings.select(
-        ~random_mask(ratings.n, start.holdout or _HELD, start.seed)
-    )  # by the first trial, which has this scale
-    here = with_scale(here, observed(seen, here))
+    of_trials = ratings.select(~random_mask(ratings.n, start.holdout or _HELD, start.seed))  # as ``train`` leaves them
+    here = with_scale(here, observed(of_trials, here))
     space = {name: bounds for name, bounds in SPACE[start.method].items() if name not in set(fixed) and not here.lacks(name)}
     if not space:
         raise UsageError("every setting that is searched was given; leave some out")
