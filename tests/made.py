@@ -56,6 +56,15 @@ def ratings_of(user: list[int], movie: list[int], stars: list[float], time: list
     )
 
 
+def far_apart() -> Ratings:
+    """Ratings 1 to 5 by 200 users of 40 movies, in which users, and movies, are farther apart than usual."""
+    user, movie = torch.nonzero(torch.ones(200, 40)).T
+    g = seeded()
+    b, c = 0.9 * torch.randn(200, generator=g), 0.9 * torch.randn(40, generator=g)
+    stars = (3 + b[user] + c[movie] + 0.5 * torch.randn(len(user), generator=g)).round().clamp(1, 5)
+    return ratings_of(user.tolist(), movie.tolist(), stars.tolist())
+
+
 def random_pattern(n_users: int, n_movies: int, density: float, seed: int) -> Pattern:
     """A random pattern in which every user and movie has a rating."""
     generator = seeded(seed)

@@ -17,6 +17,7 @@ from pmfcli.core.posterior import Observations, inverse, slope
 
 _USUAL, _ROWS = 0.5, 50.0  # scale of biases, in logits, that so many rows beside those of the data have
 _MOST = 1.5
+_PARTS = 16  # at most, in which ratings are added up: each has a sum of every row
 _EDGE = 0.05  # of the unit scale: a mean as near to its ends has the slope of this one
 
 
@@ -50,7 +51,7 @@ def _totals(row: Tensor, t: Tensor, rows: int) -> Tensor:
     def of(some: slice) -> Tensor:
         return torch.bincount(row[some], t[some].double(), minlength=rows)
 
-    return torch.stack(by_parts(of, len(t), t.device, RATINGS)).sum(0)
+    return torch.stack(by_parts(of, len(t), t.device, max(RATINGS, -(-len(t) // _PARTS)))).sum(0)
 
 
 def _told(sums: Tensor) -> Tensor:
