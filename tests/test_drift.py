@@ -16,7 +16,8 @@ from pmfcli.answers import Asked, Detail, Visitor, predict
 from pmfcli.artifact import dumps, loads
 from pmfcli.config import Settings
 from pmfcli.core import drift
-from pmfcli.core.fold_in import draw_mood, fold_in, fold_in_draws, with_mood
+from pmfcli.core.fold_in import fold_in, fold_in_draws
+from pmfcli.core.row_sampler import draw_mood, with_mood
 from pmfcli.errors import ModelError, TrainingError, UsageError
 from pmfcli.evaluation import score_model
 from pmfcli.reports import report

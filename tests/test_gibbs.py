@@ -10,7 +10,7 @@ from pmfcli.core import chains, drift, feature_scales, gibbs, ordinal
 from pmfcli.core.diagnostics import effective_size, r_hat
 from pmfcli.core.gibbs import GibbsSettings, Problem, Side, State
 from pmfcli.core.means import Means
-from pmfcli.core.ordinal import Habits, Levels
+from pmfcli.core.ordinal import Habits, Levels, Steps
 from pmfcli.core.posterior import observe
 
 FULL = GibbsSettings(2, True, True, True, True, True, True, 0)
@@ -104,8 +104,9 @@ def habits(count: int, rows: int, levels: Levels, g: torch.Generator) -> Habits:
 def scaled(p: Problem, level: torch.Tensor | None = None) -> Problem:
     """The problem with a scale of its own, whatever its ratings are."""
     middle = torch.tensor([-0.7, 0.0, 0.7]).double()
-    none = torch.zeros(len(p.z), dtype=torch.int64)
-    return p._replace(levels=Levels(none if level is None else level, middle, torch.tensor(0.8).double()))
+    level = torch.zeros(len(p.z), dtype=torch.int64) if level is None else level
+    steps = Steps(level, p.users.pattern.row)
+    return p._replace(levels=Levels(steps, torch.arange(LEVELS) / (LEVELS - 1), middle, torch.tensor(0.8).double()))
 
 
 def rated(state: State, o, how: GibbsSettings, g: torch.Generator, groups: tuple[drift.Group, ...]):

@@ -42,8 +42,9 @@ def test_latent_values_have_the_moments_of_a_truncated_normal() -> None:
     cuts, g = torch.tensor([[-0.5, 0.3, 6.0]]).double(), seeded(1)
     n = 20_000
     for level, x in itertools.product(range(4), (0.0, 1.5)):
-        place, means = torch.full((n,), level), torch.full((n,), x).double()
-        z = ordinal.draw_latent(cuts, place, torch.zeros_like(place), means, torch.full((n,), 2.0).double(), g)
+        nothing = torch.zeros(n, dtype=torch.int64)
+        latent = ordinal.Latent(torch.full((n,), x).double(), torch.full((n,), 2.0).double())
+        z = ordinal.draw_latent(cuts, ordinal.Steps(nothing + level, nothing), nothing, latent, g)
         low, high = (-math.inf, *cuts[0].tolist(), math.inf)[level : level + 2]
         assert low <= float(z.min()) <= float(z.max()) <= high
         grid = torch.linspace(max(low, -8), min(high, 12), 100_001).double()
@@ -86,8 +87,7 @@ def test_planted_habits_are_apart_at_the_start() -> None:
     """Whoever never gives levels 1 and 3 is in one group, and its cut points beside these all but coincide."""
     o, _, _ = planted()
     z = inverse(o.t, "linear")
-    data, _ = ordinal.levels(o.t, z)
-    found = ordinal.init(data, 2, o.pattern.row.long(), 150, z, seeded(5))
+    found = ordinal.init(ordinal.levels(o.t, z, o.pattern.row.long()), 2, 150, z, seeded(5))
     rare = int(found.share[1::2].mean(0).argmax())
     assert float(found.share[1::2, rare].mean()) > 0.9 > 0.1 > float(found.share[0::2, rare].mean())
     never, always = (found.cuts[habit].diff()[[0, 2]] for habit in (rare, 1 - rare))

@@ -35,15 +35,15 @@ def test_parts_are_all_there_once(cores: int, length: int) -> None:
 def test_a_sweep_over_steps_does_not_depend_on_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     n, before = 1000, torch.get_num_threads()
     x, row, level = torch.randn(n, generator=seeded(1)), torch.arange(n) // 10, torch.arange(n) % 4
-    data = ordinal.Levels(level, torch.tensor([-1.0, 0.0, 1.0]), torch.tensor(1.0))
+    data = ordinal.Levels(ordinal.Steps(level, row), torch.arange(4) / 3, torch.tensor([-1.0, 0.0, 1.0]), torch.tensor(1.0))
     monkeypatch.setattr(parallel, "_CACHED", 128)
     found = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
         g = seeded(2)
-        habits = ordinal.init(data, 2, row, 100, x, g)
+        habits = ordinal.init(data, 2, 100, x, g)
         for _ in range(5):
-            habits, z, loss = ordinal.step(habits, data, row, x, torch.ones(n), g, g, g)
+            habits, z, loss = ordinal.step(habits, data, ordinal.Latent(x, torch.ones(n)), g, (g, g))
         found.append((*habits, z, loss))
     torch.set_num_threads(before)
     assert all(map(torch.equal, *found))

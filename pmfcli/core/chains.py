@@ -235,9 +235,9 @@ def _watch(state: State, problem: Problem, pairs: tuple[Tensor, Tensor], latent:
     x = (u[:, :latent] * v[:, :latent]).sum(1)
     size = x.square()
     x = x + u[:, latent:].sum(1) + v[:, latent:].sum(1)
-    if habits is not None:
+    if habits is not None and problem.levels is not None:
         spread = (alpha * users.gamma[pairs[0]] * movies.gamma[pairs[1]]).rsqrt()
-        x = ordinal.masses(habits.cuts[None], habits.share[pairs[0]][None], x[None], spread[None]) @ problem.grid
+        x = ordinal.masses(habits.cuts[None], habits.share[pairs[0]][None], x[None], spread[None]) @ problem.levels.grid
     x, size = team.sum(torch.stack([x, size]) * own)
     return torch.cat([x, size.mean(0, keepdim=True).log()]).cpu()
 
@@ -302,8 +302,8 @@ def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
             rated = problem.users.pattern.shape[1]
             weights = Weights(W[:, :rated], torch.stack(variances).mean(0)[:rated].cpu())
     steps = None
-    if s.habits:
-        steps = Ordinal(found.pop("share"), found.pop("cuts"), found.pop("habits"), problem.grid.cpu())
+    if problem.levels is not None:
+        steps = Ordinal(found.pop("share"), found.pop("cuts"), found.pop("habits"), problem.levels.grid.cpu())
     prior_dof, noise_dof = found.pop("prior_dof"), found.pop("noise_dof")
     return Draws(
         **found,

@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 from pmfcli.core.approximation import Draws, Fitted, Laplace, Weights
-from pmfcli.core.conditional import Prior, conditional, features
-from pmfcli.core.distinct import nearest
+from pmfcli.core.conditional import Prior
 from pmfcli.core.drift import Drift
 from pmfcli.core.fold_in import MINI_SWEEPS, SEED, fold_in_draws
-from pmfcli.core.gibbs import draw_scales, draw_tau
 from pmfcli.core.half_step import settle
 from pmfcli.core.neighbourhood import Neighbourhood
 from pmfcli.core.noise import noise_scales, squared_errors
-from pmfcli.core.ordinal import draw_kind, draw_latent
 from pmfcli.core.pairs import Seen
-from pmfcli.core.posterior import Factors, Observations, inverse
+from pmfcli.core.posterior import Factors, Observations
+from pmfcli.core.row_sampler import RowSampler
 from pmfcli.core.rows import Rows, of_unknown, shares_of, stacked, users_of
 from pmfcli.core.settling import spread_of
 from pmfcli.core.sparse import Pattern, named, spmm
@@ -186,46 +184,23 @@ def _draw(row: Rows, g: torch.Generator) -> Tensor:
 
 
 def _draw_movies(p: Draws, seen: Seen, t: Tensor, movies: Tensor, known: int, g: torch.Generator) -> None:
-    """New rows of movies, in place, by who rated them: as ``fold_in`` does it, sides exchanged, habits as they are.
+    """New rows of movies, in place, by who rated them, on every draw (``row_sampler.py``).
 
     Their prior is as wide as the first ``known`` movies, with their hierarchical means, differ: what the ratings say of X is
     not kept.
     """
-    k, offset, link = p.head
     place = _places(movies, p.V.shape[1])[seen.movie.long()]
     mine = torch.nonzero(place >= 0)[:, 0]
     mine = mine[torch.argsort(place[mine], stable=True)]
-    user, draws, n = seen.users()[mine], len(p.alpha), len(mine)
-    draw, each = torch.arange(draws).repeat_interleave(n), torch.arange(draws * n)
-    row = draw * len(movies) + place[mine].repeat(draws)
-    pattern = Pattern.of(row, each, (draws * len(movies), draws * n))
-    U = p.U[:, user].float().flatten(0, 1)
-    f, bias = features(U, k), U[:, k] if U.shape[1] > k else U.new_zeros(())
-    noise = p.alpha[draw] * p.gamma_u[:, user].float().flatten()
-    z = (inverse(t[mine], link) - offset).repeat(draws) - bias
-    wide = torch.linalg.inv(of_unknown(p.V[:, :known], p.mu_v, p.Lambda_v))
-    centre, Lambda = (part.repeat_interleave(len(movies), 0) for part in (p.mu_v, wide))
-    tau = gamma = torch.ones(len(centre))
-    A, share = centre, None
-    if p.ordinal is not None:
-        cuts, share = inverse(p.ordinal.cuts.flatten(0, 1), link) - offset, shares_of(p.ordinal.share, user).flatten(0, 1)
-        level = nearest(p.ordinal.grid, t[mine]).repeat(draws)
-        first = draw * share.shape[1]
-    exact = p.prior_dof is None and p.noise_dof is None and share is None
-    for _ in range(1 if exact else MINI_SWEEPS):
-        precision = noise * gamma[row]
-        if share is not None:
-            x, root = (f * A[row]).sum(1) + bias, precision.sqrt()
-            kind, _, _ = draw_kind(cuts, share, level, each, first, x, root, g)
-            z = draw_latent(cuts, level, first + kind, x, root, g) - bias
-        A = conditional(pattern, f, precision, z, Prior(centre, tau[:, None, None] * Lambda)).draw(g)
-        if p.prior_dof is not None:
-            tau = draw_tau(A - centre, Lambda, p.prior_dof[:, 1].repeat_interleave(len(movies)), g)
-        if p.noise_dof is not None:
-            error = z - (f * A[row]).sum(1)
-            gamma = draw_scales(noise * error.square(), pattern, p.noise_dof[:, 1].repeat_interleave(len(movies)), g)
-    p.V[:, movies] = A.unflatten(0, (draws, -1)).half()
-    p.gamma_v[:, movies] = gamma.unflatten(0, (draws, -1)).half()
+    user = seen.users()[mine]
+    one = Pattern.of(place[mine], torch.arange(len(mine)), (len(movies), len(mine)))
+    prior = Prior(p.mu_v, torch.linalg.inv(of_unknown(p.V[:, :known], p.mu_v, p.Lambda_v)))
+    sampler = RowSampler.of(p, True, one, user, t[mine], prior)
+    now = sampler.start(None if p.ordinal is None else shares_of(p.ordinal.share, user).flatten(0, 1))
+    for _ in range(1 if sampler.exact else MINI_SWEEPS):
+        now = sampler.sweep(now, g)
+    p.V[:, movies] = now.A.unflatten(0, (len(p.V), -1)).half()
+    p.gamma_v[:, movies] = now.gamma.unflatten(0, (len(p.V), -1)).half()
 
 
 def _parts(rows: Tensor, size: Tensor) -> list[Tensor]:

@@ -25,7 +25,7 @@ from pmfcli.core.conditional import Prior, conditional, features
 from pmfcli.core.drift import Effects, Group
 from pmfcli.core.feature_scales import rescale
 from pmfcli.core.means import Means, ridge
-from pmfcli.core.ordinal import Habits, Levels
+from pmfcli.core.ordinal import Habits, Latent, Levels
 from pmfcli.core.parallel import by_blocks, take
 from pmfcli.core.posterior import Factors, Observations, inverse
 from pmfcli.core.sparse import Pattern, sampled_dot, spmm
@@ -112,8 +112,7 @@ class Problem(NamedTuple):
     users: Observations
     movies: Observations  # movies as rows
     z: Tensor  # (n,) ratings on the scale of x, less the offset, in the order of ``users``
-    levels: Levels
-    grid: Tensor  # (K,) the different ratings, on the unit scale
+    levels: Levels | None  # None: ratings are numbers
     user_means: Means | None  # None: users have one mean for all
     movie_means: Means | None
     groups: tuple[Group, ...] = ()  # stretches of time
@@ -142,14 +141,16 @@ def prepare(
         group._replace(row=group.row.to(z.device), stretch=group.stretch.to(z.device), part=group.part.to(z))
         for group in groups
     ]
-    steps = ordinal.levels(o.t, z, team) if s.habits else (ordinal.Levels(*[z.new_zeros(0)] * 3), z.new_zeros(0))
-    return Problem(o, found, z, *steps, user_means, movie_means, tuple(moved))
+    levels = ordinal.levels(o.t, z, o.pattern.row, team) if s.habits else None
+    return Problem(o, found, z, levels, user_means, movie_means, tuple(moved))
 
 
 def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator, own: Own | None = None) -> State:
     """First state: factors 0.1 randn, weights and biases 0, precisions 1, habits of people who use the scale alike.
 
-    ``generator`` is on the device of the ratings.
+    Args:
+        generator: on the device of the ratings, in the same state in all processes.
+        own: of the users that a process has, where there are several; else the generator serves these, too.
     """
     of_users = generator if own is None else own.rows
     s, like = settings, problem.z
@@ -175,9 +176,8 @@ def init(problem: Problem, settings: GibbsSettings, generator: torch.Generator, 
     users = side(n_users, problem.user_means, s.user_noise, of_users)
     movies = side(n_movies, problem.movie_means, s.movie_noise, generator)
     habits = None
-    if s.habits:
-        row, team = problem.users.pattern.row, problem.users.users.team
-        habits = ordinal.init(problem.levels, s.habits, row, n_users, problem.z, of_users, team)
+    if problem.levels is not None:
+        habits = ordinal.init(problem.levels, s.habits, n_users, problem.z, of_users, problem.users.users.team)
     return State(users, movies, like.new_ones(()), habits, tuple(drift.init(group, like) for group in problem.groups))
 
 
@@ -189,7 +189,7 @@ def step(
     feature scales; time; the noise.
 
     Args:
-        generator: in the same state in all processes. own: where there are several.
+        generator, own: as for ``init``.
 
     Raises:
         TrainingError: the loss is not finite, or a precision not positive definite.
@@ -197,14 +197,15 @@ def step(
     s, p, g = settings, problem, generator
     users, movies, alpha, habits, effects = state
     team = p.users.users.team
-    of_users, of_ratings = (g, g) if own is None else own
+    sources: tuple[Source, Source] = (g, g) if own is None else own
+    of_users = sources[0]
     row, col, perm = p.users.pattern.row, p.users.pattern.col, p.users.pattern.perm
     weight = take(users.gamma, row).mul_(take(movies.gamma, col)).mul_(alpha)
     z, f = p.z, drift.total([one.value for one in effects], p.groups, p.z) if effects else None
-    if habits is not None:
+    if habits is not None and p.levels is not None:
         x = products(users, movies, p.users, s.latent)
-        x = x if f is None else x.add_(f)
-        habits, z, loss = ordinal.step(habits, p.levels, row, x, weight, g, of_users, of_ratings, team)
+        latent = Latent(x if f is None else x.add_(f), weight.sqrt())
+        habits, z, loss = ordinal.step(habits, p.levels, latent, g, sources, team)
     z = z if f is None else z - f
     users = draw_side(users, movies, p.users.pattern, weight, z, p.user_means, s, Sources(g, of_users, g, team))
     by_movie = take(weight, perm), take(z, perm)

@@ -29,12 +29,43 @@ _LEAST_PRIOR = 1e-3  # of a, and one over its largest
 _REACH_OF_PRIOR, _REACH_OF_CUTS = (-1.5, 0.5), (-1.0, 1.0)  # powers of ten that proposals are scaled by
 
 
-class Levels(NamedTuple):
+class Steps(NamedTuple):
     """Ratings by their place on the scale."""
 
     level: Tensor  # (n,) int64, 0 .. K - 1
+    row: Tensor  # (n,) who gave it
+    first: Tensor | int = 0  # where among all sets of cut points theirs begin, (n,), or one place for all
+
+    def at(self, own: slice) -> "Steps":
+        """Those of some ratings."""
+        return Steps(self.level[own], self.row[own], self.first if isinstance(self.first, int) else self.first[own])
+
+
+class Levels(NamedTuple):
+    """The scale, and the ratings on it."""
+
+    steps: Steps
+    grid: Tensor  # (K,) the different ratings, on the unit scale
     middle: Tensor  # (K - 1,) half way between the steps, on the scale of z: where cut points have their prior
     spread: Tensor  # () its standard deviation
+
+
+class Latent(NamedTuple):
+    """What z is distributed like, but for its rating: N(x, 1 / root^2)."""
+
+    x: Tensor  # (n,)
+    root: Tensor  # (n,)
+
+    def at(self, own: slice) -> "Latent":
+        """That of some ratings."""
+        return Latent(self.x[own], self.root[own])
+
+
+class Kinds(NamedTuple):
+    """The habit behind every rating."""
+
+    kind: Tensor  # (n,) 0 .. S - 1
+    log_mass: Tensor  # (n,) logarithm of the probability of the rating given that
 
 
 class Habits(NamedTuple):
@@ -45,37 +76,39 @@ class Habits(NamedTuple):
     prior: Tensor  # (S,) a
 
 
-def levels(t: Tensor, z: Tensor, team: Team = ALONE) -> tuple[Levels, Tensor]:
-    """Ratings t (n,) by their place among the different ones, which come too, (K,). z (n,): the same on another scale.
+def levels(t: Tensor, z: Tensor, row: Tensor, team: Team = ALONE) -> Levels:
+    """Ratings t (n,) of rows (n,) by their place among the different ones. z (n,): the same on another scale.
 
     Args:
         team: processes that have some of the ratings each.
     """
     if team.size == 1:
         grid, level = t.unique(return_inverse=True)
-        steps = z.new_zeros(len(grid)).index_copy(0, level, z)
-        return Levels(level, 0.5 * (steps[1:] + steps[:-1]), z.std(correction=0)), grid
-    grid = everywhere(team, t.unique()).unique()
-    level = torch.searchsorted(grid, t)
-    n, total, squares = team.sum(torch.stack([z.new_tensor(len(z)), z.sum(), z.square().sum()]).double())
-    have = torch.bincount(level, minlength=len(grid)).to(z)
-    steps = team.sum(z.new_zeros(len(grid)).index_add(0, level, z)) / team.sum(have)
-    return Levels(level, 0.5 * (steps[1:] + steps[:-1]), (squares / n - (total / n).square()).sqrt().to(z)), grid
+        steps, spread = z.new_zeros(len(grid)).index_copy(0, level, z), z.std(correction=0)
+    else:
+        grid = everywhere(team, t.unique()).unique()
+        level = torch.searchsorted(grid, t)
+        n, total, squares = team.sum(torch.stack([z.new_tensor(len(z)), z.sum(), z.square().sum()]).double())
+        have = torch.bincount(level, minlength=len(grid)).to(z)
+        steps = team.sum(z.new_zeros(len(grid)).index_add(0, level, z)) / team.sum(have)
+        spread = (squares / n - (total / n).square()).sqrt().to(z)
+    return Levels(Steps(level, row), grid, 0.5 * (steps[1:] + steps[:-1]), spread)
 
 
-def init(data: Levels, habits: int, row: Tensor, rows: int, z: Tensor, source: Source, team: Team = ALONE) -> Habits:
+def init(data: Levels, habits: int, rows: int, z: Tensor, source: Source, team: Team = ALONE) -> Habits:
     """Habits of groups of people who use the scale alike (``usage.py``). Cut points that start as equals take up to a hundred
     sweeps to part.
 
     Args:
-        row: (n,) who gave each rating, of so many rows. z: (n,) ratings on the scale of x.
+        rows: how many people. z: (n,) ratings on the scale of x.
         source: random numbers of the rows. team: processes that have some of the rows each.
     """
     prior = z.new_full((habits,), 1 / habits)
     share = dirichlet(prior.expand(rows, -1), source)
     if habits == 1:
         return Habits(data.middle[None], share, prior)
-    groups, share = learn(len(data.middle) + 1, data.level, row, z, share, team)
+    level, row, _ = data.steps
+    groups, share = learn(len(data.grid), level, row, z, share, team)
     n = torch.bincount(row, minlength=rows)[:, None]
     return Habits(groups.cuts, dirichlet(prior + n * share, source), prior)
 
@@ -83,54 +116,46 @@ def init(data: Levels, habits: int, row: Tensor, rows: int, z: Tensor, source: S
 def step(
     habits: Habits,
     data: Levels,
-    row: Tensor,
-    x: Tensor,
-    weight: Tensor,
+    latent: Latent,
     generator: torch.Generator,
-    of_rows: Source,
-    of_ratings: Source,
+    sources: tuple[Source, Source],
     team: Team = ALONE,
 ) -> tuple[Habits, Tensor, Tensor]:
-    """One sweep over habits, cut points and z, given x: (habits, z (n,), -log likelihood of the ratings ()).
+    """One sweep over habits, cut points and z: (habits, z (n,), -log likelihood of the ratings ()).
 
     Args:
-        row: (n,) who gave each rating. x: (n,) what z has as its mean. weight: (n,) its precision.
-        of_rows, of_ratings: random numbers of these, of which processes have some each. team: those processes.
+        sources: random numbers of rows, and of ratings, of which processes have some each. team: those processes.
     """
     cuts, share, prior = habits
-    root, g = weight.sqrt(), generator
-    kind, mass, loss = draw_kind(cuts, share, data.level, row, 0, x, root, of_ratings)
+    of_rows, of_ratings = sources
+    kinds, loss = draw_kind(cuts, share, data.steps, latent, of_ratings)
     if len(cuts) > 1:
-        counts = count_kinds(kind, row, share.shape)
-        prior = draw_prior(prior, counts, g, team)
+        counts = count_kinds(kinds.kind, data.steps.row, share.shape)
+        prior = draw_prior(prior, counts, generator, team)
         share = draw_share(prior, counts, of_rows)
-    cuts = draw_cuts(cuts, data, kind, mass.clamp_(min=_LEAST).log_(), x, root, g, team)
-    return Habits(cuts, share, prior), draw_latent(cuts, data.level, kind, x, root, of_ratings), team.sum(loss)
+    cuts = draw_cuts(cuts, data, kinds, latent, generator, team)
+    return Habits(cuts, share, prior), draw_latent(cuts, data.steps, kinds.kind, latent, of_ratings), team.sum(loss)
 
 
-def draw_kind(
-    cuts: Tensor, share: Tensor, level: Tensor, row: Tensor, first: Tensor | int, x: Tensor, root: Tensor, g: Source
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The habit behind every rating, (n,) of 0 .. S - 1, with z integrated out; the rating's probability given that, (n,).
-
-    The third is -log likelihood with the habits summed out, ().
+def draw_kind(cuts: Tensor, share: Tensor, steps: Steps, latent: Latent, source: Source) -> tuple[Kinds, Tensor]:
+    """The habit behind every rating, with z integrated out; and -log likelihood with the habits summed out, ().
 
     Args:
-        cuts: (sets, K - 1). share: (rows, S). level, row, x, root: (n,) of each rating.
-        first: where in ``cuts`` its S habits begin, (n,), or one place for all.
+        cuts: (sets, K - 1). share: (rows, S).
     """
-    u = uniform(x.shape, x, g)
+    u = uniform(latent.x.shape, latent.x, source)
 
     def drawn(own: slice) -> tuple[Tensor, Tensor, Tensor]:
-        start = first if isinstance(first, int) else first[own]
-        parts = torch.stack([_mass(*_bin(cuts, start + s, level[own]), x[own], root[own]) for s in range(share.shape[1])], 1)
-        reached = (share.index_select(0, row[own]) * parts).cumsum(1)
+        (level, row, first), its = steps.at(own), latent.at(own)
+        parts = torch.stack([_mass(*_bin(cuts, first + s, level), its) for s in range(share.shape[1])], 1)
+        reached = (share.index_select(0, row) * parts).cumsum(1)
         total = reached[:, -1]
         kind = ((u[own] * total)[:, None] > reached[:, :-1]).sum(1)
-        return kind, parts.gather(1, kind[:, None])[:, 0], -total.clamp(min=_LEAST).log().sum()
+        log_mass = parts.gather(1, kind[:, None])[:, 0].clamp_(min=_LEAST).log_()
+        return kind, log_mass, -total.clamp(min=_LEAST).log().sum()
 
-    kind, mass, loss = zip(*by_parts(drawn, len(x), x.device), strict=True)
-    return torch.cat(kind), torch.cat(mass), torch.stack(loss).sum()
+    kind, log_mass, loss = zip(*by_parts(drawn, len(u), u.device), strict=True)
+    return Kinds(torch.cat(kind), torch.cat(log_mass)), torch.stack(loss).sum()
 
 
 def count_kinds(kind: Tensor, row: Tensor, shape: torch.Size) -> Tensor:
@@ -164,27 +189,16 @@ def draw_prior(prior: Tensor, counts: Tensor, generator: torch.Generator, team: 
 
 
 def draw_cuts(
-    cuts: Tensor,
-    data: Levels,
-    kind: Tensor,
-    log_mass: Tensor,
-    x: Tensor,
-    root: Tensor,
-    generator: torch.Generator,
-    team: Team = ALONE,
+    cuts: Tensor, data: Levels, kinds: Kinds, latent: Latent, generator: torch.Generator, team: Team = ALONE
 ) -> Tensor:
     """The cut points given everything but z, (S, K - 1), by Metropolis steps.
 
     The cut points of a habit fall into random blocks of neighbours, which move as they are: first every other block, then the
     rest. (Where a habit never gives a rating, the cut points beside it all but coincide, and only move together.)
-
-    Args:
-        kind, log_mass: (n,) the habit of each rating, and the logarithm of its probability given that.
-        x, root: (n,) mean of z, and square root of its precision.
     """
     count, width = cuts.shape
-    g, bins = generator, width + 1
-    place = kind * bins + data.level
+    g, bins, root = generator, width + 1, latent.root
+    place, log_mass = kinds.kind * bins + data.steps.level, kinds.log_mass
     have = team.sum(torch.bincount(place, minlength=count * bins).view(count, bins).double())
     starts = uniform((count, width), cuts, g) < 0.5
     block = starts.cumsum(1)  # 0 .. width
@@ -199,14 +213,14 @@ def draw_cuts(
     shift = (away / (weight * (1 + size)).sqrt()).gather(1, block)
 
     def tried(proposal: Tensor, log_mass: Tensor, own: slice) -> tuple[Tensor, Tensor]:
-        then = _log_mass(proposal, place[own], x[own], root[own])
+        then = _log_mass(proposal, place[own], latent.at(own))
         return then, _by_bin(then - log_mass[own], place[own], (count, bins))
 
     for parity in (0, 1):
         moving = block % 2 == parity
         proposal = torch.where(moving, cuts + shift, cuts)
         edges = padded(proposal)
-        then, gains = zip(*by_parts(partial(tried, proposal, log_mass), len(x), x.device), strict=True)
+        then, gains = zip(*by_parts(partial(tried, proposal, log_mass), len(root), root.device), strict=True)
         ratio = team.sum(torch.stack(gains).sum(0))
         ratio = torch.where(edges[:, 1:] > edges[:, :-1], ratio, _IMPOSSIBLE)
         edge = moving.new_zeros(count, 1)
@@ -223,18 +237,19 @@ def draw_cuts(
     return cuts
 
 
-def draw_latent(cuts: Tensor, level: Tensor, kind: Tensor, x: Tensor, root: Tensor, source: Source) -> Tensor:
-    """z given its rating, (n,): a normal between two cut points."""
-    u, numbers = uniform(x.shape, x, source), torch.finfo(x.dtype)
+def draw_latent(cuts: Tensor, steps: Steps, kind: Tensor, latent: Latent, source: Source) -> Tensor:
+    """z given its rating and the habit behind that, (n,): a normal between two cut points."""
+    u, numbers = uniform(latent.x.shape, latent.x, source), torch.finfo(latent.x.dtype)
 
     def drawn(own: slice) -> Tensor:
-        low, high = _bin(cuts, kind[own], level[own])
-        one, other, sign = _tails(low, high, x[own], root[own])
+        (level, _, first), its = steps.at(own), latent.at(own)
+        low, high = _bin(cuts, first + kind[own], level)
+        one, other, sign = _tails(low, high, its)
         away = torch.special.ndtri((one + (other - one) * u[own]).clamp(numbers.tiny, 1 - 0.5 * numbers.eps))
-        z: Tensor = (x[own] + sign * away / root[own]).clamp(low, high)
+        z: Tensor = (its.x + sign * away / its.root).clamp(low, high)
         return z
 
-    return torch.cat(by_parts(drawn, len(x), x.device))
+    return torch.cat(by_parts(drawn, len(u), u.device))
 
 
 def masses(cuts: Tensor, share: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
@@ -269,26 +284,26 @@ def _bin(cuts: Tensor, kind: Tensor | int, level: Tensor) -> tuple[Tensor, Tenso
     return edges.flatten().index_select(0, place), edges.flatten().index_select(0, place + 1)
 
 
-def _tails(low: Tensor, high: Tensor, x: Tensor, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _tails(low: Tensor, high: Tensor, latent: Latent) -> tuple[Tensor, Tensor, Tensor]:
     """Normal probabilities below low and high, (n,); where low is above the mean those above them, which are exact there.
 
     The third is 1, and -1 where it was turned round like this.
     """
-    a, b = (low - x) * root, (high - x) * root
+    a, b = (low - latent.x) * latent.root, (high - latent.x) * latent.root
     sign = torch.copysign(a.new_ones(()), -a)
     return below(-a.abs()), below(b * sign), sign
 
 
-def _mass(low: Tensor, high: Tensor, x: Tensor, root: Tensor) -> Tensor:
-    one, other, _ = _tails(low, high, x, root)
+def _mass(low: Tensor, high: Tensor, latent: Latent) -> Tensor:
+    one, other, _ = _tails(low, high, latent)
     mass: Tensor = (other - one).abs_()
     return mass
 
 
-def _log_mass(cuts: Tensor, place: Tensor, x: Tensor, root: Tensor) -> Tensor:
+def _log_mass(cuts: Tensor, place: Tensor, latent: Latent) -> Tensor:
     edges = padded(cuts)
     low, high = (part.flatten().index_select(0, place) for part in (edges[:, :-1], edges[:, 1:]))
-    found: Tensor = _mass(low, high, x, root).clamp_(min=_LEAST).log_()
+    found: Tensor = _mass(low, high, latent).clamp_(min=_LEAST).log_()
     return found
 
 
