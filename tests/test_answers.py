@@ -106,7 +106,7 @@ def test_who_is_unknown_is_as_unsure_as_the_prior_and_the_hierarchical_means_of_
     users, movies = users_of(hierarchical, SEEN, nobody), movies_of(hierarchical, SEEN, nobody)
     torch.testing.assert_close(users.covariance, of_users[None, None])
     torch.testing.assert_close(movies.covariance, DOUBT * of_movies[None, None])
-    assert float(users.gamma) == pytest.approx(float(SCALES.mean()))
+    assert float(users.gamma) == pytest.approx(1 / float(SCALES.mean()))
 
 
 @pytest.mark.parametrize("by", ["mean", "lower", "upper"])

@@ -127,7 +127,7 @@ def test_a_new_user_gets_what_fold_in_gives_where_movies_are_held(modes: dict[st
     row = torch.cat([found.factors.U[n], found.factors.b[n:]]) if found.factors.b is not None else found.factors.U[n]
     tolerance = 1e-2 if name == "em" else 1e-3  # in EM the movies are surer by these ratings
     torch.testing.assert_close(row, visitor.A[0, 0], atol=tolerance, rtol=0)
-    torch.testing.assert_close(found.noise_u[n:], visitor.gamma[0], atol=0, rtol=tolerance)
+    torch.testing.assert_close(found.noise_u[n:], 1 / visitor.gamma[0], atol=0, rtol=tolerance)
     assert torch.equal(found.factors.V, model.posterior.factors.V)
     assert torch.equal(found.factors.U[:n], model.posterior.factors.U)
 
@@ -155,7 +155,7 @@ def test_rows_that_are_computed_are_at_the_mode_given_all(
     for user in touched[:9].tolist():
         mine = slice(int(model.seen.start[user]), int(model.seen.start[user + 1]))
         visitor = fold_in(model.posterior, model.seen, model.seen.movie[mine].long(), t[mine], model.settings["user_power"])
-        assert float(visitor.gamma) == pytest.approx(float(model.posterior.noise_u[user]), rel=0.01)
+        assert 1 / float(visitor.gamma) == pytest.approx(float(model.posterior.noise_u[user]), rel=0.01)
     slope = slopes(model)
     assert float(slope["Y"][touched].abs().max()) < 0.05  # of a curvature of hundreds
     by_movie = torch.ones(len(model.movies), dtype=torch.bool)

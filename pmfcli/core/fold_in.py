@@ -57,7 +57,7 @@ def _fold_in_mode(p: Laplace, seen: Seen, movies: Tensor, t: Tensor, weight: flo
     sums = squared_errors(Factors.of(A, V[movies], k, offset, link), observations)
     scale = noise_scales(sums, one.row_counts(), p.residual, p.noise_u.mean())
     share = None if p.usage is None else p.usage.shares(torch.zeros_like(movies), t, 1)[None]
-    return Rows(A[None], scale[None], covariance[None], share=share)
+    return Rows(A[None], 1 / scale[None], covariance[None], share=share)
 
 
 @torch.no_grad()

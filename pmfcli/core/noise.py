@@ -97,7 +97,7 @@ def estimate_noise(laplace: Laplace, seen: Seen, pairs: Pairs, t: Tensor, fitted
     laplace = laplace._replace(doubt=torch.ones_like(laplace.doubt))
     users, movies = each_of(laplace, seen, pairs) if team.size == 1 else _each_among(laplace, seen, pairs, team)
     of_users, of_movies = _directions(users[0], laplace.precision_u), _directions(movies[0], laplace.precision_v)
-    scale = users[0].gamma[0].double()[users[1]]
+    scale = 1 / users[0].gamma[0].double()[users[1]]
     for _ in range(_NOISE_STEPS):
         times = (laplace.noise.double() / noise).square()
         u, v = _heard(*users, of_users, times, pairs.user_known), _heard(*movies, of_movies, times, pairs.movie_known)

@@ -38,7 +38,7 @@ def mixture(posterior: Fitted, users: Rows, movies: Rows) -> Mixture:
     if users.A.shape[-1] > k:
         x = x + users.A[..., k] + movies.A[..., k]
     if isinstance(posterior, Laplace):
-        noise = posterior.noise.square() * users.gamma  # a mode's are of the variance
+        noise = posterior.noise.square() / users.gamma  # movies have none
     else:
         noise = 0.0625 / (posterior.alpha[:, None] * users.gamma * movies.gamma)  # dt = dx / 4
     for rows in (users, movies):

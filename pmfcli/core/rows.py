@@ -29,7 +29,7 @@ class Rows(NamedTuple):
     """Users or movies, as pairs need them."""
 
     A: Tensor  # (draws, n, d)
-    gamma: Tensor  # (draws, n) noise scales: of the precision in draws, of the variance at a mode, which is 1 / that
+    gamma: Tensor  # (draws, n) noise scales: the precision of a rating is as many times the usual one
     covariance: Tensor | None = None  # (draws, 1 or n, d, d) of a row given the draw
     unknown: Tensor | None = None  # (n,) bool: rows of which nothing is known; if there are any of draws, theirs alone counts
     share: Tensor | None = None  # (draws, n, S) of users, where ratings are steps of a scale
@@ -92,8 +92,8 @@ def users_of(posterior: Fitted, seen: Seen, rows: Tensor) -> Rows:
     of = torch.arange(len(rows)).repeat_interleave(start.diff())
     share = None if p.usage is None else p.usage.shares(of, p.usage.to_unit(seen.stars[place]), len(rows))[None]
     if bool(known.all()):
-        return Rows(U[rows][None], p.noise_u[rows][None], covariance[None], share=share)
-    gamma = torch.where(known, p.noise_u[rows], p.noise_u.mean())
+        return Rows(U[rows][None], 1 / p.noise_u[rows][None], covariance[None], share=share)
+    gamma = 1 / torch.where(known, p.noise_u[rows], p.noise_u.mean())
     return _with_unknown(U[rows], gamma, covariance, known, U.mean(0), of_unknown_users(p))._replace(share=share)
 
 
