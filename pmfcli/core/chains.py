@@ -91,7 +91,7 @@ def fit(
     """
     problem = gibbs.prepare(observations, settings, *features, groups)
     most = sweeps or MOST
-    run = _Run(observations, problem, settings, chains, keep, most, seed)
+    run = _Run(problem, settings, chains, keep, most, seed)
     if resume is not None:
         run.restore(resume)
     with workers(1 if observations.users.shared else chains, observations.t.device) as run_all:
@@ -108,10 +108,9 @@ def fit(
 class _Run:
     """Chains on their way, with what is watched and held of them."""
 
-    def __init__(
-        self, o: Observations, problem: Problem, settings: GibbsSettings, chains: int, keep: int, most: int, seed: int
-    ) -> None:
-        self._problem, self._settings, self._most = problem, settings, keep
+    def __init__(self, problem: Problem, settings: GibbsSettings, chains: int, keep: int, most: int, seed: int) -> None:
+        o = problem.users
+        self._problem, self._settings, self._keep = problem, settings, keep
         seeds = torch.randint(2**62, (chains,), generator=torch.Generator().manual_seed(seed)).tolist()
         self._generators = [torch.Generator(o.t.device).manual_seed(number) for number in seeds]
         self._sources = [_own(o, number) if o.users.of is not None else None for number in seeds]
@@ -148,7 +147,7 @@ class _Run:
         if self.done % self._stride == 0:
             for chain, state in zip(self._held, self._states, strict=True):
                 chain.append(_keep(self.done, state, self._problem))
-            if len(self._held[0]) * chains > BUFFER * max(self._most, chains):
+            if len(self._held[0]) * chains > BUFFER * max(self._keep, chains):
                 self._held, self._stride = [chain[::2] for chain in self._held], 2 * self._stride
         self.done += 1
 
@@ -189,9 +188,9 @@ class _Run:
 
     def sampled(self) -> Sampled:
         """What is left in the end."""
-        share = -(-self._most // len(self._held))
+        share = -(-self._keep // len(self._held))
         late = [[draw for draw in chain if draw.sweep >= self._burn_in] for chain in self._held]
-        draws = _spread_out([draw for chain in late for draw in _spread_out(chain, share)], self._most)
+        draws = _spread_out([draw for chain in late for draw in _spread_out(chain, share)], self._keep)
         stacked = _stack(draws, self._problem, self._settings)
         losses = self.losses[self._burn_in :]
         loss, sigma = (sum(part) / len(losses) for part in zip(*losses, strict=True))
