@@ -186,8 +186,8 @@ def _draw(row: Rows, g: torch.Generator) -> Tensor:
 def _draw_movies(p: Draws, seen: Seen, t: Tensor, movies: Tensor, known: int, g: torch.Generator) -> None:
     """New rows of movies, in place, by who rated them, on every draw (``row_sampler.py``).
 
-    Their prior is as wide as the first ``known`` movies, with their hierarchical means, differ: what the ratings say of X is
-    not kept.
+    The prior given tau is as wide as the first ``known`` movies, with their hierarchical means, differ: what the ratings say of
+    X is not kept. (Averaged over tau it is a little wider; without that it predicts no better.)
     """
     place = _places(movies, p.V.shape[1])[seen.movie.long()]
     mine = torch.nonzero(place >= 0)[:, 0]

@@ -196,7 +196,7 @@ def log_sigma_prior(sigma: Tensor) -> Tensor:
 
 
 def log_prior(parameters: Parameters, scales: Scales, share: float = 1.0) -> Tensor:
-    """Log-density of all parameters under their priors. NIPS 2007, Eq. 2 and 7.
+    """Log-density of all parameters under their priors. NIPS 2007, Eq. 2, and its section 4 for W.
 
     Args:
         share: weight of what all users share (Z, W, c, sigma); a block of users with a share of the ratings carries

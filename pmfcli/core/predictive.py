@@ -25,7 +25,10 @@ class Mixture(NamedTuple):
     weight: Tensor | None = None  # (draws,) of the components, in sum 1; None: all alike
 
     def mean(self) -> Tensor:
-        """The predictive mean, (n,): components beyond the scale count as its end."""
+        """The prediction, (n,): the mean of the centres, where those beyond the scale count as its end.
+
+        It is not the mean of the ratings that ``sd`` and the masses are of, which is a little farther from the ends.
+        """
         return self._averaged(self.centre.clamp(0, 1))
 
     def sd(self) -> Tensor:
