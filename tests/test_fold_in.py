@@ -10,9 +10,12 @@ from made import ALPHA, LAMBDA, NOBODY, VAR, V, W, copies
 from pmfcli.answers import Asked, Choice, Detail, Visitor, predict, recommend
 from pmfcli.artifact import Model, dumps
 from pmfcli.config import Settings
+from pmfcli.core.conditional import Prior
 from pmfcli.core.fold_in import fold_in
 from pmfcli.core.pairs import Pairs
 from pmfcli.core.predict import predict_pairs
+from pmfcli.core.row_sampler import RowSampler
+from pmfcli.core.sparse import Pattern
 from pmfcli.steps import run
 from pmfcli.training import train
 
@@ -158,3 +161,22 @@ def test_in_a_pipe(answer: Run, draws: Model, tmp_path) -> None:
     assert "1 rating(s) of a movie that was rated again; the last counts" in again.stderr
     assert answer("recommend", "--user", "4", "--ratings", "-").returncode == 2
     assert answer("predict", "--user", "4", "--interval", "1.5").returncode == 2
+
+
+def test_movies_are_sampled_as_users_are() -> None:
+    """With the sides exchanged everything is the same: the rows, their scales, and what they come from."""
+    p, t = copies(50, DOF), torch.tensor([0.9, 0.4])
+    dofs, V = torch.tensor([3.0, 30.0]).expand(50, 2), torch.tensor([0.5, -2.0])[:, None].expand(50, 2, 1).half()
+    p = p._replace(V=V, prior_dof=dofs, noise_dof=dofs.flip(1))
+    flipped = p._replace(U=p.V, V=p.U, gamma_u=p.gamma_v, gamma_v=p.gamma_u, prior_dof=dofs.flip(1), noise_dof=dofs)
+    one, prior = Pattern.of(torch.tensor([0, 1]), torch.arange(2), (2, 2)), Prior(p.mu_u, p.Lambda_u)
+    found = []
+    for draws, of_movies in ((p, False), (flipped, True)):
+        sampler = RowSampler.of(draws, of_movies, one, torch.tensor([1, 0]), t, prior)
+        assert not sampler.exact
+        g, now = torch.Generator().manual_seed(1), sampler.start(None)
+        for _ in range(3):
+            now = sampler.sweep(now, g)
+        assert all(len(part) == 100 for part in now[:3])
+        found.append(now)
+    assert all(map(torch.equal, found[0][:3], found[1][:3]))
