@@ -84,6 +84,17 @@ def test_the_bootstrap_of_a_mean_has_its_standard_error() -> None:
     assert float(means.std()) == pytest.approx(float(values.mean(1).std()) / 20, rel=0.1)
 
 
+@pytest.mark.parametrize(("groups", "student"), [(10, 2.262), (20, 2.093), (30, 2.045)])
+def test_intervals_of_few_groups_are_as_wide_as_by_students_t(groups: int, student: float) -> None:
+    ratio = []
+    for seed in range(30):
+        values = torch.randn(groups, generator=seeded(seed)).double()
+        sums, count = metrics.bootstrap(torch.arange(groups), values[:, None], seed)
+        low, high = (sums[:, 0] / count).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+        ratio.append((high - low) / (2 * student * float(values.std()) / groups**0.5))
+    assert sum(ratio) / len(ratio) == pytest.approx(1, abs=0.04)
+
+
 def test_few_groups_have_no_bootstrap() -> None:
     sums, count = metrics.bootstrap(torch.arange(9), torch.ones(9, 1), 0)
     assert (len(sums), len(count)) == (0, 0)

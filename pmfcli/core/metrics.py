@@ -17,6 +17,7 @@ _AT_A_TIME = 1 << 16  # errors, so that they stay in the cache
 _NARROW = 1e-9  # what stands for all of a probability that rounds to 0 or 1
 _LEAST_MASS = 1e-12  # of a rating that came all the same
 _REPLICATES, _LEAST_GROUPS = 2000, 10
+_FEWER = 3  # groups in a replicate than there are, for intervals about as wide as by Student's t
 
 
 class Scores(NamedTuple):
@@ -112,7 +113,9 @@ def by_parts(score: Tensor, error: Tensor, parts: int) -> list[tuple[float, floa
 def bootstrap(group: Tensor, columns: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Sums of columns over ratings whose groups are drawn with replacement, (replicates, c), and how many, (replicates,).
 
-    There are no replicates of fewer than ten groups: these do not show how groups differ.
+    There are no replicates of fewer than ten groups: these do not show how groups differ. A replicate has three groups less
+    than there are ("m out of n": Bickel, Goetze & van Zwet, Statistica Sinica 1997). With as many, intervals of ten to thirty
+    groups would be too narrow: for n / (n - 1) the variance is too small, and for Student's t the normal quantile.
 
     Args:
         group: (n,) what belongs together, such as the user. columns: (n, c).
@@ -123,7 +126,8 @@ def bootstrap(group: Tensor, columns: Tensor, seed: int) -> tuple[Tensor, Tensor
     sizes = torch.bincount(place, minlength=count).double()
     generator, every = torch.Generator().manual_seed(seed), []
     for _ in range(_REPLICATES if count >= _LEAST_GROUPS else 0):
-        drawn = torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count).double()
+        some = torch.randint(count, (count,), generator=generator)[_FEWER:]
+        drawn = torch.bincount(some, minlength=count).double()
         every.append(torch.cat([drawn @ sums, (drawn @ sizes)[None]]))
     found = torch.stack(every) if every else sums.new_zeros(0, sums.shape[1] + 1)
     return found[:, :-1], found[:, -1]
