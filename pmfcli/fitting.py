@@ -269,7 +269,8 @@ def _fit(task: Task) -> Generator[Report, None, _Fit]:
         steps, mode = _adam(observations, settings, task.blocks, epochs, before)
     else:
         steps, mode = _als(observations, settings, epochs, before, task.start)
-    team = task.observations.users.team
+    users = task.observations.users
+    team = users.team
     held_out = int(team.sum(torch.tensor(0 if test is None else len(test.stars))))
     pace = PACES[settings.solver].of(task.blocks if by_adam else 1, held_out)
     pairs = None if test is None else test.pairs.to(device)
@@ -292,7 +293,7 @@ def _fit(task: Task) -> Generator[Report, None, _Fit]:
         rmse = None
         if not again and test is not None and pairs is not None and (progress.step % pace.check_every == 0 or done == epochs):
             now = mode(progress.state)
-            rmse = scores(test.scale.to_stars(means_of_pairs(now.factors, pairs)), test.stars, team).rmse
+            rmse = scores(test.scale.to_stars(means_of_pairs(now.factors, pairs, users)), test.stars, team).rmse
             if not math.isfinite(rmse):
                 raise TrainingError(f"training diverged at step {progress.step}; {_remedy(settings)}")
             if best is None or best.holdout_rmse is None or rmse < best.holdout_rmse:

@@ -123,7 +123,19 @@ def test_what_is_found_does_not_depend_on_how_many_there_are(sample: Ratings, ki
     assert three.metrics["holdout_baselines"]["bias"]["rmse"] == pytest.approx(one.metrics["holdout_baselines"]["bias"]["rmse"])
     torch.testing.assert_close(three.posterior.noise_u, one.posterior.noise_u, rtol=0.01, atol=0)
     assert float(three.posterior.residual) == pytest.approx(float(one.posterior.residual), rel=1e-3)
-    assert float(three.posterior.noise) == pytest.approx(float(one.posterior.noise), rel=0.1)  # of other pairs
+    for name in ("noise", "doubt"):
+        assert float(getattr(three.posterior, name)) == pytest.approx(float(getattr(one.posterior, name)), rel=0.01)
+
+
+def test_who_is_unknown_is_the_average_of_the_users_of_all() -> None:
+    """Users with a rating or two, the later ones higher ones: of many held-out ratings nothing is left of their user."""
+    draw = np.random.default_rng(0)
+    user = np.sort(np.concatenate([np.arange(600), np.arange(0, 600, 2)]))
+    movie = draw.integers(0, 20, 900) + 20 * np.append(0, user[1:] == user[:-1])
+    ratings = ratings_of(user.tolist(), movie.tolist(), np.clip(user // 150 + draw.integers(1, 3, 900), 1, 5).tolist())
+    settings = Settings(epochs=10, latent=2, sigma_b=1, refit=False)
+    one, three = (trained(ratings, settings, size).metrics["holdout_rmse"] for size in (1, 3))
+    assert three == pytest.approx(one, rel=1e-5)
 
 
 def test_all_processes_find_the_same_scale_of_biases() -> None:

@@ -254,8 +254,7 @@ def _keep(sweep: int, state: State, problem: Problem) -> _Kept:
     rows = {"U": u.A, "V": v.A, "gamma_u": u.gamma, "gamma_v": v.gamma}
     mu_v = v.mu if v.W is None or problem.movie_means is None else v.mu + problem.movie_means.usual @ v.W
     users = problem.users.users
-    mean_u = users.team.sum(u.A.sum(0)) / users.of if users.of is not None else u.A.mean(0)
-    small = {"mean_u": mean_u, "mu_u": u.mu, "mu_v": mu_v, "Lambda_u": u.Lambda, "Lambda_v": v.Lambda, "alpha": alpha}
+    small = {"mean_u": users.mean(u.A), "mu_u": u.mu, "mu_v": mu_v, "Lambda_u": u.Lambda, "Lambda_v": v.Lambda, "alpha": alpha}
     small |= {"prior_dof": torch.stack([u.prior_dof, v.prior_dof]), "noise_dof": torch.stack([u.noise_dof, v.noise_dof])}
     if u.W is not None:
         rows["W"] = u.W

@@ -21,7 +21,7 @@ from pmfcli.core.posterior import Factors, Observations, mean, score
 from pmfcli.core.predict import mixture
 from pmfcli.core.rows import Rows, chunk, curvature, each_of, of_unknown_movies, stacked, users_of
 from pmfcli.core.sparse import spmm
-from pmfcli.core.team import Team
+from pmfcli.core.team import Team, everywhere
 
 _MOVIES_AMONG = 256  # movies at a time, whose ratings are several processes'
 _NOISE_SAMPLE, _NOISE_STEPS, _LEAST_NOISE = 2000, 4, 1e-4
@@ -30,9 +30,11 @@ _ALIKE = 5.0  # nu: the scale of a user with so many ratings is half their own
 
 
 def chosen(n: int, laplace: Laplace, seed: int, team: Team) -> Tensor:
-    """Which of so many ratings to find the noise from, (k,)."""
-    most = most_asked(laplace.precision_v.numel()) // team.size
-    return torch.tensor(random.Random(seed).sample(range(n), min(n, most)), dtype=torch.int64)
+    """Which of so many ratings to find the noise from, (k,): of all the same, however many processes have some of them."""
+    counts = everywhere(team, torch.tensor([n])).tolist()
+    first, total = sum(counts[: team.rank]), sum(counts)
+    drawn = random.Random(seed).sample(range(total), min(total, most_asked(laplace.precision_v.numel())))
+    return torch.tensor([place - first for place in drawn if first <= place < first + n], dtype=torch.int64)
 
 
 def most_asked(numbers: int) -> int:

@@ -11,6 +11,7 @@ from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, mean, sides, slope
 from pmfcli.core.predictive import Masses, Mixture, Predictive
 from pmfcli.core.rows import Rows, rows_of
+from pmfcli.core.team import WHOLE, Share
 
 _LEFT = 0.25  # of the variance of a rating as a number, at least, once it is a step
 _AT_ONCE = 1 << 13  # pairs whose means alone are wanted: their rows stay in the cache
@@ -59,13 +60,17 @@ def predict_pairs(posterior: Fitted, seen: Seen, pairs: Pairs) -> Predictive:
 
 
 @torch.no_grad()
-def means_of_pairs(factors: Factors, pairs: Pairs) -> Tensor:
-    """The predictive means alone, (n,), of factors that are still in training."""
+def means_of_pairs(factors: Factors, pairs: Pairs, users: Share = WHOLE) -> Tensor:
+    """The predictive means alone, (n,), of factors that are still in training.
+
+    Args:
+        users: which of all the factors are of.
+    """
     U, V = sides(factors)
     nobody = V.new_zeros(V.shape[1])
     if V.shape[1] > factors.V.shape[1]:
         nobody[-2] = 1  # what the user's bias is multiplied by
-    U, V = torch.cat([U, U.mean(0, keepdim=True)]), torch.cat([V, nobody[None]])  # the last rows are of those unknown
+    U, V = torch.cat([U, users.mean(U)[None]]), torch.cat([V, nobody[None]])  # the last rows are of those unknown
     user = torch.where(pairs.user_known, pairs.user, len(U) - 1)
     movie = torch.where(pairs.movie_known, pairs.movie, len(V) - 1)
     found = []

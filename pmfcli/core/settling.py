@@ -62,7 +62,7 @@ def noise_at_rest(laplace: Laplace, seen: Seen, observations: Observations, pair
 
     def error(sigma: float) -> float:
         tried = settled(by_noise(laplace, sigma), seen, observations, users)
-        square = (means_of_pairs(tried.factors, pairs) - t).square().sum(dtype=torch.float64)
+        square = (means_of_pairs(tried.factors, pairs, share) - t).square().sum(dtype=torch.float64)
         return math.sqrt(float(share.team.sum(square)))
 
     least = error(sigma)

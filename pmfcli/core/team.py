@@ -142,6 +142,10 @@ class Share(NamedTuple):
         """Whether other processes have rows too."""
         return self.team.size > 1
 
+    def mean(self, rows: Tensor) -> Tensor:
+        """The mean of the rows of all."""
+        return rows.mean(0) if self.of is None else self.team.sum(rows.sum(0)) / self.of
+
     def some(self, rows: int, most: int) -> Tensor:
         """Which of the own rows are among at most so many of all, (k,): the same, however many processes share them."""
         apart = -(-(self.of or rows) // most)
