@@ -14,6 +14,7 @@ from pmfcli.files import replacing
 FORMAT = "pmf-checkpoint"
 VERSION = 3
 _MARK = r"(?:re)?fit-\d+"  # of parts: where the run stands
+_UNFINISHED = ".pmf-"  # in the name of one while it is written
 
 
 def save(path: Path, identity: str, snapshot: Tree) -> None:
@@ -23,7 +24,7 @@ def save(path: Path, identity: str, snapshot: Tree) -> None:
         OutputError: it cannot be written; the one before it stays.
     """
     try:
-        with replacing(path) as file:
+        with replacing(path, f".{path.name}{_UNFINISHED}") as file:
             torch.save({"format": FORMAT, "version": VERSION, "identity": identity, "snapshot": snapshot}, file)
     except (OSError, RuntimeError) as error:  # torch says RuntimeError where a disk is full
         why = error.strerror if isinstance(error, OSError) and error.strerror else "cannot be written; the disk may be full"
@@ -54,6 +55,14 @@ def load(path: Path, identity: str) -> Tree:
     if not isinstance(snapshot, str) and not (isinstance(snapshot, dict) and {"before", "now"} <= snapshot.keys()):
         raise ModelError(f"--checkpoint {path}: damaged checkpoint (no snapshot of a run); {remedy}")
     return snapshot
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what kills left beside the file, of it or its parts, while they were written. Nothing is written meanwhile."""
+    left = re.compile(rf"\.{re.escape(path.name)}(\.{_MARK}\.\d+)?{re.escape(_UNFINISHED)}\w{{8}}")
+    for file in path.parent.iterdir():
+        if left.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 def save_part(path: Path, identity: str, snapshot: Tree, mark: str, team: Team) -> None:

@@ -201,6 +201,16 @@ def test_checkpoints_on_the_command_line(answer: Run, tmp_path: Path) -> None:
     assert "snapshot" not in json.loads((tmp_path / "log").read_text().splitlines()[0])
 
 
+def test_what_a_kill_left_unfinished_is_removed(answer: Run, tmp_path: Path) -> None:
+    killed = "import os, sys, torch; from pathlib import Path; from pmfcli import checkpoint; "
+    killed += "torch.save = lambda *_: os._exit(9); checkpoint.save(Path(sys.argv[1]), '', None)"
+    for name in ("c", "c.refit-12.1", "cc"):
+        subprocess.run([sys.executable, "-c", killed, name], cwd=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    answer("train", "--data", "sample", "--epochs", "2", "-k", "2", "--checkpoint", "c", "--resume")
+    assert sorted(file.name[:4] for file in tmp_path.iterdir()) == [".cc.", "pmf."]
+
+
 def test_where_no_checkpoint_can_be_written_training_goes_on(
     few: Ratings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

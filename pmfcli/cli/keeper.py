@@ -27,6 +27,9 @@ class Keeper:
 
     def __enter__(self) -> None:
         if self._path is not None:
+            from pmfcli.checkpoint import remove_unfinished
+
+            remove_unfinished(self._path)
             told = [signal.SIGINT, signal.SIGTERM]
             if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup makes it
                 told.append(signal.SIGHUP)
