@@ -55,7 +55,8 @@ def _write_parquet(file: IO[bytes], parts: Iterator[dict[str, Any]]) -> None:
     schema, held, rows = pa.schema(list(kinds.items())), [], 0
     with pa.parquet.ParquetWriter(file, schema) as writer:
         for part in itertools.chain([first], parts):
-            held.append(pa.table(part, schema))
+            table = pa.table(part, schema)
+            held.append(table.take(pa.array(range(len(table)))))  # a copy: a part that stays breaks up the memory of the next
             rows += len(held[-1])
             if rows >= _GROUP:
                 writer.write_table(pa.concat_tables(held))

@@ -232,6 +232,19 @@ def test_a_file_of_each_kind_and_the_stream_hold_the_same(answer: Run, sample_fi
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"best.{kind}" for kind in ("csv", "jsonl", "parquet", "tsv")]
 
 
+def test_parts_that_wait_for_a_group_are_copies(tmp_path: Path) -> None:
+    """Their own memory is for the next part: small pieces of it that stayed would take new memory for each."""
+    rank = np.empty(2, dtype=np.int32)
+
+    def parts() -> Iterator[Recommended]:
+        for number in range(3):
+            rank[:] = number
+            yield Recommended(1, {"rank": rank})
+
+    tables.write(tmp_path / "r.parquet", parts(), ["rank"])
+    assert pyarrow.parquet.read_table(tmp_path / "r.parquet")["rank"].to_pylist() == [0, 0, 1, 1, 2, 2]
+
+
 def test_nothing_left_is_said(answer: Run, sample_file: Path) -> None:
     done = answer("recommend", "--all-users", "-m", sample_file, "--candidates", "1", "-n", "2")
     rows = [line.split("\t") for line in done.stdout.splitlines()[1:]]
