@@ -22,7 +22,7 @@ from pmfcli.core.predictive import Predictive
 from pmfcli.core.recommend import Best, Rank, best, block_of
 from pmfcli.data.ratings import LIKED, STEPS, Vocabulary
 from pmfcli.errors import UnknownIdError, UsageError
-from pmfcli.text import short
+from pmfcli.text import clean, short
 
 Row = dict[str, Any]
 _ARTICLE = re.compile(r"^(.*), (The|A|An|Le|La|Les|L'|Il|El|Das|Der|Die)( \(|$)", re.IGNORECASE)
@@ -85,7 +85,7 @@ def find_user(model: Model, name: str, by_row: bool = False) -> int:
     Raises:
         UnknownIdError: there is none; names the nearest ids.
     """
-    return _find(model.users, name.strip(), by_row, "user", "--user")
+    return _find(model.users, clean(name), by_row, "user", "--user")
 
 
 def find_movie(model: Model, name: str, by_row: bool = False, flag: str = "--movie") -> int:
@@ -94,7 +94,7 @@ def find_movie(model: Model, name: str, by_row: bool = False, flag: str = "--mov
     Raises:
         UnknownIdError: there is none, or several fit; names the flag and candidates.
     """
-    name = name.strip()  # as ids of files are
+    name = clean(name)  # as ids of files are
     if by_row or model.movies.row(name) is not None:
         return _find(model.movies, name, by_row, "movie", flag)
     wanted = _plain(name)

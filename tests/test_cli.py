@@ -776,6 +776,15 @@ def test_blanks_around_an_id_are_none_of_it(answer: Run, sample_file: Path) -> N
     assert answer(*asked, "--user", "4\r", "--movie", " 1 ").stdout == answer(*asked, "--user", "4", "--movie", "1").stdout
 
 
+def test_control_characters_in_an_id_are_blanks_wherever_it_is_given(answer: Run, tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text('user,movie,rating\n"a\tb",x\u200ey,1\nc,x\u200ey,2\nc,\u200ez,3\n')
+    (tmp_path / "visitor.csv").write_text("movie,rating\nx\u200ey,1\n")
+    assert answer("train", "--data", "r.csv").returncode == 0
+    for asked in (("r.csv",), ("--user", "a\tb", "--movie", "x\u200ey"), ("--ratings", "visitor.csv")):
+        found = answer("predict", *asked, "--json")
+        assert {row["source"] for row in json.loads(found.stdout)["rows"]} <= {"model", "fold-in"}, found.stderr
+
+
 @pytest.mark.parametrize("separator", ["\t", ",", ";", "|"])
 def test_other_separators_are_letters_of_ids(answer: Run, tmp_path: Path, separator: str) -> None:
     """In a file as in training; and what was printed is read again."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, Columns, by_role, split
 from pmfcli.errors import DataError
-from pmfcli.text import short
+from pmfcli.text import clean, short
 
 _JSON = re.compile(r"""\s*[{[]\s*(["'{[]|-?\d+\s*[],}]|\w+\s*:)""")  # how it, and what is much like it, begins
 _ESCAPED = "surrogateescape"  # what bytes that are no UTF-8 are, until their line is known
@@ -63,7 +63,7 @@ def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...]) -> 
                 columns = {role: at for at, role in enumerate(roles)}
             if len(parts) <= max(columns.values()):
                 raise DataError(f"{name}:{number}: '{short(line)}' is not a {wanted}; give TSV or CSV")
-            fields = {role: parts[at] for role, at in columns.items()}
+            fields = {role: clean(parts[at]) for role, at in columns.items()}  # as ids are where models are trained
             if not all(fields[role] for role in roles):
                 raise DataError(f"{name}:{number}: '{short(line)}' is not a {wanted}; give TSV or CSV")
             yield Record(f"{name}:{number}", fields)
