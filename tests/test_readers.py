@@ -124,9 +124,9 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("who,what,how,user\na,b,1,z\n")
     assert triples(read_ratings(path, Columns("who", "what", "how")).ratings) == [("a", "b", 1.0, None)]
-    with pytest.raises(DataError, match=r"no column for rating among who, what, how, user; name them by --rating-col"):
-        read_ratings(path, Columns("who", "what", "missing"))
-    with pytest.raises(DataError, match=r"no column for time among who, what, how, user"):
+    with pytest.raises(DataError, match=r"--rating-col: no column 'How' among who, what, how, user; give one of these"):
+        read_ratings(path, Columns("who", "what", "How"))
+    with pytest.raises(DataError, match=r"--time-col: no column 'missing' among who, what, how, user"):
         read_ratings(path, Columns("who", "what", "how", "missing"))
 
 
@@ -174,6 +174,7 @@ def test_of_duplicates_the_latest_counts(tmp_path: Path) -> None:
         ("user,movie,rating,time\n1,2,3,4\n1,3,3,soon\n", r"a\.csv:3: time 'soon'"),
         ("user^movie^rating\n1^2^3\n", r"a\.csv:1: no columns in 'user\^movie\^rating'"),
         ("user,movie\n1,2\n", r"a\.csv:1: no column for rating among user, movie"),
+        ("user,movie,rating", r"a\.csv: a header and no ratings"),
         ("user,movie,rating\r1,2,3\r", r"a\.csv: lines end in a carriage return alone"),
         ("\nuser,movie,rating\n1,2,3\n", r"a\.csv:1: the first line is blank"),
         ("a,b,c\n1,2,3\n", r"a\.csv:1: no column for user, movie, rating among a, b, c; name them by --user-col"),

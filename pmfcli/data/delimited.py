@@ -178,7 +178,7 @@ def read_text(text: Text, layout: Layout) -> tuple[Table, int]:
                     raise
     except pa.ArrowInvalid as error:
         message = str(error)
-        if "Empty CSV" in message:
+        if "Empty CSV" in message or "too short" in message:  # the last, of a header without a line break
             raise DataError(f"{text.name}: a header and no ratings") from None
         if "straddling" in message:
             refuse_open_quotes(text, layout, 0)

@@ -89,4 +89,7 @@ def missing(parts: list[str], fields: dict[str, int], columns: Columns) -> str |
         twice = next((parts[field] for field in fields.values() if parts.count(parts[field]) > 1), None)
         return None if twice is None else f"two columns are called {short(twice)}; rename one"
     found = ", ".join(short(part) for part in parts[:12])
+    for role, given in columns._asdict().items():
+        if given is not None and role not in fields:
+            return f"--{role}-col: no column '{short(given)}' among {found}; give one of these"
     return f"no column for {', '.join(without)} among {found}; name them by {', '.join(f'--{role}-col' for role in without)}"
