@@ -5,6 +5,7 @@ A flag wins over PMF_* in the environment, that over a file, that over the defau
 
 import difflib
 import os
+import re
 import reprlib
 import sys
 import tomllib
@@ -25,6 +26,7 @@ _BY_METHOD: dict[str, dict[str, Any]] = {  # defaults that depend on the method
     "map": {"latent": 30, "epochs": 1000, "holdout": 0.1, "habits": 8, "noise": "fixed"},
     "bayes": {"latent": 24, "epochs": None, "holdout": 0.0, "habits": 2, "noise": "both"},
 }
+_PYDANTIC = re.compile(r"^(Input should be|Unable to parse input string as) |, (unable|got|exceeded) .*")  # round what it wants
 _WIDE = {"sigma_u": 0.3, "sigma_v": 0.32, "sigma_x": 0.3}  # where one side has no means, and where EM begins
 _WAYS = {  # what makes a run one of a kind
     "map": "--method map",
@@ -70,7 +72,7 @@ class Settings(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise ValueError("a number or a name is expected")
+            raise ValueError("a number or a name")
         return value
 
     @model_validator(mode="after")
@@ -350,12 +352,12 @@ def settle(given: Mapping[str, Given]) -> Settings:
         if not first["loc"]:
             raise UsageError(message) from None
         key = str(first["loc"][0])
-        message = message[0].lower() + message[1:]
+        wanted = _PYDANTIC.sub("", message)
         try:
             shown = reprlib.repr(first["input"])
         except ValueError:  # more digits than Python writes
             shown = "so long a number"
-        raise UsageError(f"{given[key].origin}: {message}, not {shown}") from None
+        raise UsageError(f"{given[key].origin}: {shown} does not fit; give a value that is {wanted}") from None
     for key, one in given.items():
         if way := settings.lacks(key):
             raise UsageError(f"{one.origin}: it is for {way}; this run is not, leave it out")

@@ -94,9 +94,9 @@ def test_bad_data_is_3(answer: Run, tmp_path: Path, name: str, command: str) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--latent", "0"], "--latent: input should be greater than or equal to 1, not 0"),
+        (["train", "--latent", "0"], "--latent: 0 does not fit; give a value that is greater than or equal to 1"),
         (["train", "--latent", "x"], "--latent"),
-        (["train", "--lr", "nan"], "--lr: input should be"),
+        (["train", "--lr", "nan"], "--lr: nan does not fit"),
         (["train", "--latent", "5000"], "--latent 5000: sample has 2,000 users and 230 movies; give at most 2000"),
         (["train", "--no-such-flag"], "--no-such-flag"),
         (["train", "--config", "bad.toml"], "did you mean latent?"),
