@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -119,7 +120,7 @@ def cross_score(ratings: Ratings, settings: Settings, part: Array, k: int | None
     """
     sizes = np.bincount(part[part >= 0], minlength=1)
     if not ((sizes > 0) & (sizes < ratings.n)).all():
-        raise DataError(f"{ratings.name}: {ratings.n} ratings are too few for this split")
+        raise DataError(f"{ratings.name}: {ratings.n} ratings are too few for this split; hold out another part of them")
     cores = settings.threads or os.cpu_count() or 1
     workers = min(len(sizes), cores) if choose_device(settings.device).type == "cpu" else 1
     if workers == 1:
@@ -133,7 +134,7 @@ def cross_score(ratings: Ratings, settings: Settings, part: Array, k: int | None
 
 def _train_and_score(ratings: Ratings, settings: Settings, mask: Array, k: int | None) -> Tested:
     rest = ratings.select(~mask)
-    rest.dense()[0].check_trainable()
+    replace(rest.dense()[0], name=f"{ratings.name} without the ratings to score").check_trainable()
     model = run(train(rest, settings))
     test = ratings.select(mask)
     return Tested(score_model(model, test), None if k is None else rank_model(model, test, k))

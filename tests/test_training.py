@@ -186,6 +186,12 @@ def test_calls_side_by_side_are_asked_for_as_they_are_made() -> None:
     assert list(found) == list(range(1, 20))
 
 
+def test_what_a_split_leaves_to_train_on_is_not_called_the_whole() -> None:
+    ratings = ratings_of([0, 0, 1], [0, 1, 0], [3, 3, 4])
+    with pytest.raises(DataError, match="without the ratings to score: only 1 user in 2 rating"):
+        list(cross_score(ratings, Settings(threads=1), np.array([-1, -1, 0])))
+
+
 def test_evaluation_of_a_saved_model_is_that_of_the_split(sample: Ratings) -> None:
     mask = np.zeros(sample.n, dtype=bool)
     mask[::10] = True
