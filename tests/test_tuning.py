@@ -98,6 +98,7 @@ def test_what_cannot_be_searched_is_refused(answer: Run, small: Path) -> None:
         (("--data", "few.csv"), "too few"),
         (("--data", "small.csv", "-o", "nowhere/tuned.toml"), "--output"),
         (("--data", "small.csv", "--trials", "0"), "--trials"),
+        (("--data", "small.csv", "--trials", "1", "--epochs", "1", "-o", "few.csv"), "is there and holds no settings"),
         (("--data", "small.csv", "--journal", "few.csv"), "not the journal of a search"),
         (("--data", "small.csv", "--journal", "."), "--journal"),
     ):

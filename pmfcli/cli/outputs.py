@@ -111,6 +111,21 @@ def check_is_model(output: Path) -> None:
         raise UsageError(f"--output {output}: is there and is no model; give another file, or remove it")
 
 
+def check_is_settings(output: Path) -> None:
+    """The same of a file of settings.
+
+    Raises:
+        UsageError: it is something else, such as a model, or cannot be read.
+    """
+    from pmfcli.config import gather
+
+    try:
+        if output.is_file():
+            gather({}, output, {})
+    except UsageError:
+        raise UsageError(f"--output {output}: is there and holds no settings; give another file, or remove it") from None
+
+
 def write_model(output: Path, content: bytes) -> None:
     """Write the bytes of a model file, whole or not at all; ``-`` is standard output.
 

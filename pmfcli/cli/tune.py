@@ -9,7 +9,7 @@ import typer
 
 from pmfcli.cli.inputs import read_data
 from pmfcli.cli.options import AsJson, Config, OutputFormat, Source, with_data_and_settings
-from pmfcli.cli.outputs import check_apart, check_folder, check_is_not_data, read_beside
+from pmfcli.cli.outputs import check_apart, check_folder, check_is_not_data, check_is_settings, read_beside
 from pmfcli.config import gather, settle
 from pmfcli.console import Row, Shape, emit, note, pick_format, progress
 from pmfcli.errors import UsageError
@@ -49,6 +49,7 @@ def tune(
     check_is_not_data("--output", output, source.data, source.data_dir)
     check_apart("--output", output, read_beside(source, config))
     check_folder("--output", output)
+    check_is_settings(output)
     journal = journal or output.with_name(f"{output.name}.journal")
     if journal.resolve() == output.resolve():
         raise UsageError(f"--journal {journal}: is the file of --output, too; give another")
