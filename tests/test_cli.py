@@ -117,6 +117,7 @@ def test_bad_data_is_3(answer: Run, tmp_path: Path, name: str, command: str) -> 
         (["similar"], "give either --movie or --user"),
         (["similar", "--movie", "1", "-n", "0"], "-n"),
         (["predict"], "give one of: --user ID"),
+        (["predict", "--user"], "Option '--user' requires an argument; see pmf predict --help"),
         (["evaluate", "--test", "x.csv", "--folds", "3"], "--test scores a saved model: --folds does not go with it"),
         (["evaluate", "--test", "x.csv", "--latent", "3", "--data", "sample"], "--data, --latent do not go with it"),
         (["evaluate", "--test", "-", "-m", "-"], "cannot both come from standard input"),

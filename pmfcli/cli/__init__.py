@@ -47,6 +47,7 @@ app = typer.Typer(
 for module in (download, train, predict, recommend, similar, evaluate, compare, blend, update, forget, tune, info, cache, demo):
     name = module.__name__.rpartition(".")[2]
     app.command(name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, name))
+_NAMES = [command.name for command in app.registered_commands]
 
 
 def _version(wanted: bool) -> None:
@@ -137,7 +138,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
         return _unexpected(error, debug)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command-line parser
-            command = getattr(getattr(error, "ctx", None), "command_path", "pmf")
+            named = next((f"pmf {name}" for name in arguments[:1] if name in _NAMES), "pmf")
+            command = getattr(getattr(error, "ctx", None), "command_path", named)  # a flag without its value has no context
             message = " ".join(error.format_message().replace("Value error, ", "").split())
             if not message:  # no arguments: the help was asked for
                 return 2
