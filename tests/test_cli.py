@@ -240,6 +240,10 @@ def test_compare_says_which_is_better_and_by_how_much(answer: Run, tmp_path: Pat
     assert "2,000 of 2,000 test pairs were in its training data" in done.stderr
     assert f"poor.pt beside {sample_file}: {sample_file} has the better RMSE, by 0." in done.stderr
     assert "the RMSE does not tell them apart (+0.0000 to +0.0000)" in done.stderr
+    (tmp_path / "strange.csv").write_text("user,movie,rating\nann,dune,3\nbob,heat,4\n")
+    strange = answer("compare", sample_file, sample_file, "--test", "strange.csv")
+    warned = f"warning: {sample_file}: no test rating has both its user and its movie in training; is it the right file?"
+    assert (strange.returncode, warned in strange.stderr, warned in done.stderr) == (0, True, False)
     assert answer("compare", sample_file, "--test", "test.csv").returncode == 2
     assert answer("compare", sample_file, "no.pt", "--test", "test.csv").returncode == 4
 

@@ -44,6 +44,8 @@ def compare(
     for path, one in zip(models, scored, strict=True):
         if bool(one.trained_on.any()):
             note(f"warning: {path}: {int(one.trained_on.sum()):,} of {ratings.n:,} test pairs were in its training data")
+        if not bool(((one.user_count > 0) & (one.movie_count > 0)).any()):
+            note(f"warning: {path}: no test rating has both its user and its movie in training; is it the right file?")
     if bool(scored[0].off_grid.any()):
         note(f"warning: {int(scored[0].off_grid.sum()):,} of {ratings.n:,} test ratings are none that training had")
     same_steps = len({model.steps for model in found}) == 1
