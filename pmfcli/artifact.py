@@ -23,7 +23,7 @@ from pmfcli.core.neighbourhood import Neighbourhood
 from pmfcli.core.pairs import Seen
 from pmfcli.data.fields import LATEST
 from pmfcli.data.ratings import STEPS, Scale, Vocabulary
-from pmfcli.errors import ModelError
+from pmfcli.errors import ModelError, TrainingError
 from pmfcli.text import clean
 
 FORMAT = "pmf-model"
@@ -74,8 +74,15 @@ def in_stars(t: Tensor, steps: Sequence[float], scale: Scale) -> Tensor:
 
 
 def dumps(model: Model) -> bytes:
-    """The bytes of a model file. Equal models give equal bytes."""
+    """The bytes of a model file. Equal models give equal bytes.
+
+    Raises:
+        TrainingError: it has numbers with which ``loads`` would refuse the file.
+    """
     posterior, tensors = packing.pack(model.posterior)
+    wrong = next((name for name, tensor in tensors.items() if not packing.is_bounded(name, tensor)), None)
+    if wrong is not None:
+        raise TrainingError(f"the model came out with numbers that are not finite, or beyond all bounds ({wrong}); not written")
     tensors |= packing.pack_seen(model.seen, len(model.movies))
     meta = {
         "method": model.method,
@@ -93,7 +100,7 @@ def dumps(model: Model) -> bytes:
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "meta": json.dumps(meta, ensure_ascii=False, allow_nan=False),
+        "meta": _dumps(meta),
         "tensors": {name: _alone(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()},
     }
     torch.save(content, buffer)
@@ -119,7 +126,9 @@ def loads(content: bytes, name: str) -> Model:
     if raw["version"] > VERSION:
         raise ModelError(f"{name}: model format {raw['version']} is newer than this pmf knows ({VERSION}); upgrade pmf")
     try:
-        return _model(json.loads(raw["meta"], parse_constant=_no_number), raw["tensors"])
+        meta = json.loads(raw["meta"], parse_constant=_no_number)
+        _dumps(meta).encode()  # what cannot be written again is refused: half a surrogate pair, a number like 1e999
+        return _model(meta, raw["tensors"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
         raise ModelError(f"{name}: damaged model file ({type(error).__name__}: {error}); train it again") from None
 
@@ -143,6 +152,10 @@ def load(path: Path | str) -> Model:
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}; give a model file by --model") from None
     return loads(content, str(path))
+
+
+def _dumps(meta: dict[str, Any]) -> str:
+    return json.dumps(meta, ensure_ascii=False, allow_nan=False)
 
 
 def _no_number(text: str) -> None:

@@ -138,8 +138,14 @@ def check(tensors: dict[str, Tensor], shapes: dict[str, Shape]) -> None:
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_contiguous()
         if tensor.shape != shape or tensor.dtype != dtype or not plain:
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}")
-        if tensor.is_floating_point() and tensor.numel() and not float(tensor.abs().max()) <= _LARGEST.get(name, LARGE):
+        if not is_bounded(name, tensor):
             raise ValueError(f"{name} is not finite, or out of all bounds")
+
+
+def is_bounded(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor of that name, as ``pack`` calls it, holds numbers alone that a file may hold."""
+    largest = _LARGEST.get(name.rpartition(".")[2], LARGE)
+    return not tensor.is_floating_point() or not tensor.numel() or float(tensor.abs().max()) <= largest
 
 
 def _blend(about: dict[str, Any], tensors: dict[str, Tensor], n_users: int, n_movies: int) -> Blend:
@@ -243,6 +249,7 @@ def _mode(tensors: dict[str, Tensor], head: Head, mean_field: bool) -> Laplace:
     precisions = tensors["precision_u"], tensors["precision_v"]
     scales = {name: tensors[name] for name in ("noise", "residual", "doubt")} | {"noise_u": tensors["gamma_u"]}
     positive = all(bool((scale > 0).all()) for scale in (p.sigma, *scales.values()))
+    positive = positive and all(float(scales[name]) >= _LEAST_NOISE for name in ("noise", "residual"))
     if not positive or not all(_is_positive(matrix) for matrix in precisions):
         raise ValueError("a variance is not positive")
     factors = Factors(U, V, b, c, head.offset, head.link)

@@ -14,7 +14,7 @@ from saved import Code, contents, saved
 from pmfcli.artifact import Model, dumps, load, loads
 from pmfcli.config import Settings
 from pmfcli.core.pairs import Seen
-from pmfcli.errors import ModelError
+from pmfcli.errors import ModelError, TrainingError
 from pmfcli.packing import pack_seen, unpack_seen
 from pmfcli.steps import run
 from pmfcli.training import train
@@ -167,6 +167,8 @@ def test_a_damaged_byte_is_noticed_or_harmless(sample_model: Model) -> None:
         ("b", torch.empty(2000, device="meta")),
         ("b", torch.full((2000,), 1e30)),
         ("noise", torch.tensor(1e30)),
+        ("noise", torch.tensor(1e-30)),
+        ("residual", torch.tensor(1e-30)),
         ("people", torch.zeros(8)),
         ("people", torch.full((8,), -1.0)),
         ("stars", torch.tensor([5.0, 0.5])),
@@ -211,6 +213,14 @@ def test_a_variance_of_a_mode_that_is_not_positive_is_refused(sample_model: Mode
             loads(saved(damaged), "x")
 
 
+def test_numbers_that_would_be_refused_are_not_written(sample_model: Model) -> None:
+    factors = sample_model.posterior.factors
+    for number in (1e13, float("nan")):
+        V = torch.full_like(factors.V, number)
+        with pytest.raises(TrainingError, match=r"beyond all bounds \(V\)"):
+            dumps(replace(sample_model, posterior=sample_model.posterior._replace(factors=factors._replace(V=V))))
+
+
 def test_titles_of_a_strangers_model_are_made_harmless(sample_model: Model) -> None:
     titles = ("\x1b[31mred\u202e\n", None, *sample_model.titles[2:])
     assert loads(dumps(replace(sample_model, titles=titles)), "x").titles[:2] == ("[31mred", None)
@@ -249,6 +259,7 @@ def test_seen_ratings_are_narrow_and_come_back(n_movies: int, different: int) ->
         {"data": {"latest": None}},
         {"data": {"latest": None, "name": "x", "ratings": "many", "users": 1, "movies": 1}},
         {"metrics": {"noise": float("nan")}},
+        {"versions": {"pmf": "\ud800"}},
         {"settings": {"user_power": -1e6}},
         {"posterior": {"offset": float("nan")}},
         {"posterior": {"link": "probit"}},
@@ -265,9 +276,10 @@ def test_metadata_that_does_not_fit_is_refused(sample_model: Model, change: dict
     raw["meta"] = json.dumps(meta | change)
     with pytest.raises(ModelError, match="damaged model file"):
         loads(saved(raw), "x")
-    raw["meta"] = "[" * 100_000
-    with pytest.raises(ModelError, match="damaged model file"):
-        loads(saved(raw), "x")
+    for text in ("[" * 100_000, json.dumps(meta | {"metrics": {"loss": "much"}}).replace('"much"', "1e999")):
+        raw["meta"] = text
+        with pytest.raises(ModelError, match="damaged model file"):
+            loads(saved(raw), "x")
 
 
 def test_a_packed_archive_is_refused_before_it_unpacks(sample_model: Model) -> None:
