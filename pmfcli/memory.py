@@ -9,6 +9,7 @@ from pathlib import Path
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # as malloc.h numbers them
 _KEPT, _LARGEST = 1 << 30, 1 << 25  # bytes: freed, at most; of one piece of memory, which the C library bounds by so many
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # of a container: v2, v1
+_UNPACKED, _SMALL = 100, 1 << 30  # times its size, and bytes: a file that unpacks to more than both is a bomb
 
 
 def of_this_machine() -> int:
@@ -18,6 +19,11 @@ def of_this_machine() -> int:
         with contextlib.suppress(OSError, ValueError):  # there is none: no file, or "max"
             found = min(found, int(limit.read_text()))
     return found
+
+
+def most_unpacked(packed: int) -> int:
+    """To how many bytes a file of so many may unpack."""
+    return min(max(_SMALL, _UNPACKED * packed), of_this_machine())
 
 
 def keep() -> None:

@@ -477,6 +477,16 @@ def test_parquet_that_is_none_or_too_large(tmp_path: Path, monkeypatch: pytest.M
         read_ratings(path)
 
 
+def test_parquet_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"user": ["a" * 100_000 + row for row in "xyz"], "movie": [1, 2, 3], "rating": [1.0, 2.0, 3.0]})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
+    assert read_ratings(path).ratings.n == 3
+    monkeypatch.setattr(memory, "_SMALL", 100_000)
+    with pytest.raises(DataError, match=r"bytes unpack to 300,\d+; refused as a bomb"):
+        read_ratings(path)
+
+
 def test_a_container_has_less_memory_than_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new, old = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
     monkeypatch.setattr(memory, "_LIMITS", (new, old))
@@ -525,7 +535,7 @@ def test_gzip_that_is_damaged_or_a_bomb(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_bytes(b"user,movie,rating\n")
     with pytest.raises(DataError, match="not a gzip"):
         read_ratings(path)
-    monkeypatch.setattr(delimited, "_GZIP_SMALL", 1000)
+    monkeypatch.setattr(memory, "_SMALL", 1000)
     path.write_bytes(gzip.compress(b"user,movie,rating\n" + b" " * 1_000_000))
     with pytest.raises(DataError, match="gzip bomb"):
         read_ratings(path)

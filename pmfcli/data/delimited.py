@@ -24,14 +24,13 @@ import pyarrow.csv as pacsv
 from pmfcli.data.assemble import Table
 from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, UNQUOTED, Columns, by_role, missing, rating, seconds, split
 from pmfcli.errors import DataError
-from pmfcli.memory import of_this_machine
+from pmfcli.memory import most_unpacked, of_this_machine
 from pmfcli.text import short
 
 _HEAD, _BLOCK = 1 << 16, 1 << 24  # bytes looked at to recognise a layout; at a time
 _MOST_LINES = 1000  # in a row
 _INSTEAD = "\x1f"  # of a separator of two characters
 _GZIP = b"\x1f\x8b"  # how it begins
-_GZIP_RATIO, _GZIP_SMALL = 100, 1 << 30  # beyond both, a gzip file is refused as a bomb
 _PART = 4  # of the machine's memory what a pipe may fill
 
 
@@ -85,7 +84,7 @@ def _in_memory(file: Path | None) -> bytes:
         if file is not None and file.suffix == ".gz":
             raise DataError(f"{file}: not a gzip file")
         return packed
-    limit = min(max(_GZIP_SMALL, _GZIP_RATIO * len(packed)), most)
+    limit = min(most_unpacked(len(packed)), most)
     try:
         with gzip.open(io.BytesIO(packed)) as unpacked:
             content = unpacked.read(limit + 1)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from pmfcli.data.assemble import Table
 from pmfcli.data.fields import Columns, by_role, missing
 from pmfcli.errors import DataError
-from pmfcli.memory import of_this_machine
+from pmfcli.memory import most_unpacked, of_this_machine
 from pmfcli.text import short
 
 _ROW = 32  # bytes of memory that one row takes at least
@@ -58,6 +58,7 @@ def _rows(file: Path, wanted: list[str], first: int, last: int) -> list[pa.Table
             raise DataError(f"{file}: column {short(name)} is of type {short(str(kind))}; make it text or numbers")
     found, place = [], 0
     with pq.ParquetFile(file, read_dictionary=texts) as opened:
+        _check_unpacked(file, opened.metadata, wanted)
         for group in range(opened.num_row_groups):
             count = opened.metadata.row_group(group).num_rows
             low, high = max(first - place, 0), min(last - place, count)
@@ -67,6 +68,16 @@ def _rows(file: Path, wanted: list[str], first: int, last: int) -> list[pa.Table
                 found.append(rows.cast(pa.schema(as_text)))
             place += count
     return found
+
+
+def _check_unpacked(file: Path, metadata: pq.FileMetaData, wanted: list[str]) -> None:
+    """Refuse a file whose columns, as it says itself, unpack to too much."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    columns = (group.column(leaf) for group in groups for leaf in range(metadata.num_columns))
+    unpacked = sum(column.total_uncompressed_size for column in columns if column.path_in_schema in wanted)
+    packed = file.stat().st_size
+    if unpacked > most_unpacked(packed):
+        raise DataError(f"{file}: {packed:,} bytes unpack to {unpacked:,}; refused as a bomb")
 
 
 def _is_text(kind: pa.DataType) -> bool:
