@@ -1,19 +1,44 @@
 """Files of ``torch.save`` from strangers: what they hold, if that is tensors and plain values alone."""
 
+import contextlib
 import io
 import pickle
 import pickletools
 import struct
+import sys
 import warnings
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pmfcli.errors import ModelError
+from pmfcli.memory import of_this_machine
 
 _NAMES = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"}  # that tensors are saved by, beside their storages
+_BEGIN, _PIECE = b"PK\x03\x04", 1 << 24  # bytes of a pipe at a time
 _END = struct.Struct("<4s36xQQ4s4xQ4x4s16xH")  # of a directory: how long it is, where; where this record is; its comment
+
+
+def read(path: Path | None) -> bytes:
+    """A file, or standard input. Pipes and devices may have no end: of what is no such file, the beginning.
+
+    Raises:
+        ModelError: it goes on for more than there is memory to load it.
+        OSError: it cannot be read.
+    """
+    if path is not None and path.is_file():
+        return path.read_bytes()
+    most, kept = of_this_machine() // 2, bytearray()  # what is in it takes as much again
+    with contextlib.nullcontext(sys.stdin.buffer) if path is None else path.open("rb") as stream:
+        while (piece := stream.read(_PIECE)) and len(kept) <= most:
+            kept += piece
+            if not kept.startswith(_BEGIN):
+                break
+    if len(kept) > most:
+        raise ModelError(f"{path or 'standard input'}: more than {most / 1e9:.1f} GB, too much for the memory of this machine")
+    return bytes(kept)
 
 
 def load(content: bytes, name: str, what: str, remedy: str) -> Any:
@@ -58,7 +83,7 @@ def _check_records(content: bytes, name: str, what: str, remedy: str) -> None:
 
 def _is_of_torch(content: bytes) -> bool:
     """Whether it begins and ends as torch writes it, so that torch finds no other records in it than ``zipfile`` does."""
-    if not content.startswith(b"PK\x03\x04") or len(content) < _END.size:
+    if not content.startswith(_BEGIN) or len(content) < _END.size:
         return False
     place = len(content) - _END.size
     first, size, start, second, where, third, comment = _END.unpack_from(content, place)

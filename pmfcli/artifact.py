@@ -139,19 +139,20 @@ def begins_a_model(head: bytes) -> bool:
     return head.startswith(b"PK\x03\x04") and head[30 : 30 + length].endswith(b"/data.pkl") and FORMAT.encode() in head
 
 
-def load(path: Path | str) -> Model:
-    """A model from a file.
+def load(path: Path | str | None) -> Model:
+    """A model from a file; None reads standard input.
 
     Raises:
         ModelError: as ``loads``, or no such file.
     """
+    name = "standard input" if path is None else str(path)
     try:
-        content = Path(path).read_bytes()
+        content = archive.read(None if path is None else Path(path))
     except FileNotFoundError:
         raise ModelError(f"{path}: no such model; train one by: pmf train -o {path}") from None
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror or error}; give a model file by --model") from None
-    return loads(content, str(path))
+        raise ModelError(f"{name}: {error.strerror or error}; give a model file by --model") from None
+    return loads(content, name)
 
 
 def _dumps(meta: dict[str, Any]) -> str:

@@ -38,7 +38,7 @@ def load(path: Path, identity: str) -> Tree:
         ModelError: damaged, not a checkpoint, of a newer version, or of another run.
     """
     try:
-        content = path.read_bytes()
+        content = archive.read(path)
     except FileNotFoundError:
         return None
     except OSError as error:

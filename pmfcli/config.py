@@ -3,6 +3,7 @@
 A flag wins over PMF_* in the environment, that over a file, that over the default.
 """
 
+import contextlib
 import difflib
 import os
 import re
@@ -20,6 +21,7 @@ from pmfcli.errors import UsageError
 LOCAL_FILE = Path("pmf.toml")
 ENVIRONMENT = "PMF_"
 OTHER_VARIABLES = ("PMF_DATA", "PMF_DATA_DIR", "PMF_MODEL")  # of flags that are no settings
+_LONGEST = 1 << 20  # letters of a file of settings
 _SCALE: dict[str, Any] = {"ge": 1e-6, "le": 1e6}
 _MODEL, _FIT, _BAYES, _RUN = "The model", "The fit", "The sampler", "The machine"
 _BY_METHOD: dict[str, dict[str, Any]] = {  # defaults that depend on the method
@@ -366,7 +368,10 @@ def settle(given: Mapping[str, Given]) -> Settings:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        with contextlib.nullcontext(sys.stdin) if str(file) == "-" else file.open(encoding="utf-8") as stream:
+            text = stream.read(_LONGEST)  # what is no file may have no end
+        if len(text) == _LONGEST:
+            raise UsageError(f"{file}: too long for a file of settings; give a TOML file of settings by --config")
         return tomllib.loads(text.removeprefix("\ufeff"))
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}; give a TOML file of settings by --config") from None

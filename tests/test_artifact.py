@@ -2,15 +2,18 @@ import io
 import json
 import pickle
 import struct
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from made import seeded
 from saved import Code, contents, saved
 
+from pmfcli import archive
 from pmfcli.artifact import Model, dumps, load, loads
 from pmfcli.config import Settings
 from pmfcli.core.pairs import Seen
@@ -140,6 +143,25 @@ def test_what_is_no_model_is_refused(sample_model: Model, tmp_path: Path) -> Non
         load(tmp_path / "none.pt")
     with pytest.raises(ModelError, match="directory"):
         load(tmp_path)
+
+
+def test_a_pipe_without_end_is_not_read_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(io.RawIOBase):
+        given, begins = 0, b""
+
+        def read(self, size: int = -1) -> bytes:
+            assert size > 0
+            self.given += size
+            return self.begins + bytes(size - len(self.begins))
+
+    monkeypatch.setattr(archive, "of_this_machine", lambda: 10**8)
+    for begins, said in ((b"\0", "not a model file"), (b"PK\x03\x04", "more than 0.1 GB, too much for the memory")):
+        stream = Endless()
+        stream.begins = begins
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
+        with pytest.raises(ModelError, match=said):
+            load(None)
+        assert stream.given < 10**8
 
 
 def test_a_damaged_byte_is_noticed_or_harmless(sample_model: Model) -> None:

@@ -92,9 +92,12 @@ def test_the_file_of_a_folder_is_read_however_it_begins_and_never_passed_over(
         resolve({}, None, {})
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_or_has_no_end(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         resolve({}, tmp_path / "none.toml", {})
+    (tmp_path / "long.toml").write_text("#" * (1 << 20))
+    with pytest.raises(UsageError, match="too long for a file of settings"):
+        resolve({}, tmp_path / "long.toml", {})
 
 
 @pytest.mark.parametrize(

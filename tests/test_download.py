@@ -120,6 +120,10 @@ def test_no_more_is_taken_than_a_set_can_be(site: dict[str, bytes], tmp_path: Pa
         with pytest.raises(NetworkError, match=r"broke off|no connection"):
             fetch(data_set()._replace(ratings=1_000_000), tmp_path / "b", source, False)
     assert left(tmp_path / "b") == []
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b" " * 1_000_000)))
+    with pytest.raises(DataError, match=r"standard input: more than 0\.1 MB"):
+        fetch(data_set(), tmp_path / "b", "-", False)
+    assert left(tmp_path / "b") == []
 
 
 def test_an_archive_that_one_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +138,11 @@ def test_an_archive_that_one_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert fetch(data_set(), tmp_path / "e", path.as_uri(), False).checked.startswith("MD5")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(GOOD)))
     assert fetch(data_set(), tmp_path / "f", "-", False).checked.startswith("MD5")
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(GOOD,))
+    writer.start()
+    assert fetch(data_set(), tmp_path / "g", str(tmp_path / "pipe"), False).checked.startswith("MD5")
+    writer.join()
     with pytest.raises(DataError, match="no such file"):
         fetch(data_set(), tmp_path / "d", str(tmp_path / "none.zip"), False)
 

@@ -1,7 +1,9 @@
 """What else is known of movies and users: how it is read, what the sampler makes of it, and what an answer says of it."""
 
 import json
+import os
 import re
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,6 +208,16 @@ def test_what_is_wrong_with_a_table_is_said_by_its_line(tmp_path: Path, text: st
     path.write_text(text)
     with pytest.raises(DataError, match=re.escape(f"films.csv{said}")):
         read_table(path, "movie")
+
+
+def test_a_table_may_come_from_a_pipe(tmp_path: Path) -> None:
+    path, pipe = tmp_path / "films.csv", tmp_path / "pipe"
+    path.write_text(FILMS)
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(FILMS,))
+    writer.start()
+    pd.testing.assert_frame_equal(read_table(pipe, "movie"), read_table(path, "movie"))
+    writer.join()
 
 
 def test_rows_of_a_table_may_be_short_and_a_quote_a_letter(tmp_path: Path) -> None:

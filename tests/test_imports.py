@@ -18,7 +18,7 @@ ALLOWED = {  # room -> rooms it may import
     "memory": set(),
     "files": {"errors"},
     "steps": set(),
-    "archive": {"errors"},
+    "archive": {"errors", "memory"},
     "config": {"errors"},
     "core": {"core", "errors"},
     "data": {"data", "errors", "files", "memory", "text"},

@@ -1,6 +1,5 @@
 """What commands read: ratings, models, a visitor's ratings; and what is said of them."""
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,12 +105,12 @@ def _with_features(ratings: "Ratings", path: Path | None, source: Source) -> "Ra
 
 def load_model(path: Path) -> "Model":
     """The model that ``--model`` names; ``-`` reads standard input."""
-    from pmfcli.artifact import load, loads
+    from pmfcli.artifact import load
     from pmfcli.data.sample import NAME, NOTICE
     from pmfcli.memory import keep
 
     keep()
-    model = loads(sys.stdin.buffer.read(), "standard input") if str(path) == "-" else load(path)
+    model = load(None if str(path) == "-" else path)
     if model.data.get("name") == NAME:
         note(f"A model of {NOTICE}.")
     return model

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 
 from pmfcli.data.catalog import DataSet
 from pmfcli.data.reading import BESIDE, LAYOUTS, ratings_file
-from pmfcli.errors import DataError, NetworkError, OutputError
+from pmfcli.errors import DataError, NetworkError, OutputError, PmfError
 from pmfcli.text import file_size
 
 _MAX_MEMBERS = 1000
@@ -71,7 +71,7 @@ def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progre
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".pmf-download-", dir=data_dir) as temporary:
             work = Path(temporary)
-            archive = _download(source or data.url, data, work, progress) if remote else _local(source or "", work)
+            archive = _download(source or data.url, data, work, progress) if remote else _local(source or "", data, work)
             try:
                 md5_expected = data.md5 or (_published_md5(data.url) if source is None else None)
                 md5_found = _md5(archive)
@@ -91,13 +91,13 @@ def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progre
 class _Bounded:
     """A file that takes no more than so many bytes of a data set."""
 
-    def __init__(self, file: IO[bytes], url: str, data: DataSet) -> None:
-        self._file, self._url, self._name = file, url, data.name
+    def __init__(self, file: IO[bytes], source: str, data: DataSet, error: type[PmfError] = NetworkError) -> None:
+        self._file, self._source, self._name, self._error = file, source, data.name, error
         self._most = max(_LEAST, _MOST * data.ratings)
 
     def write(self, piece: bytes) -> None:
         if self._file.tell() + len(piece) > self._most:
-            raise NetworkError(f"{self._url}: more than {file_size(self._most)}, too much for {self._name}; {_INSTEAD}")
+            raise self._error(f"{self._source}: more than {file_size(self._most)}, too much for {self._name}; {_INSTEAD}")
         self._file.write(piece)
 
     def flush(self) -> None:
@@ -120,13 +120,14 @@ def _download(url: str, data: DataSet, folder: Path, progress: Any) -> Path:
         return Path(pooch.retrieve(url, None, fname="archive.zip", path=folder, downloader=bounded))
 
 
-def _local(source: str, folder: Path) -> Path:
-    """The archive that ``--from`` names; standard input is kept in ``folder`` meanwhile."""
-    if source != "-":
-        return _path(source)
-    path = folder / "archive.zip"
-    with path.open("wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
+def _local(source: str, data: DataSet, folder: Path) -> Path:
+    """The archive that ``--from`` names; a pipe, or standard input, is kept in ``folder`` meanwhile."""
+    there = _path(source)
+    if source != "-" and (there.is_file() or there.is_dir()):
+        return there
+    path, name = folder / "archive.zip", "standard input" if source == "-" else source
+    with path.open("wb") as file, contextlib.nullcontext(sys.stdin.buffer) if source == "-" else there.open("rb") as stream:
+        shutil.copyfileobj(stream, _Bounded(file, name, data, DataError))
     return path
 
 

@@ -5,8 +5,9 @@ separated by ``|``, of things of which one effect each is learned.
 """
 
 import csv
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from pmfcli.data.fields import SEPARATORS, UNQUOTED, Columns, by_role, split
+from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, UNQUOTED, Columns, by_role, split
 from pmfcli.data.ratings import Array, Block, Ratings, Vocabulary
 from pmfcli.data.titles import read_dat
 from pmfcli.errors import DataError, UsageError
@@ -128,12 +129,12 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
     if path.suffix in (".gz", ".parquet"):
         raise DataError(f"{path}: a table of {side}s is plain text here: CSV, TSV or the like")
     try:
-        with path.open(encoding="utf-8-sig") as stream:
-            line = stream.readline().rstrip("\r\n")
-        separator = next((mark for mark in SEPARATORS if len(split(line, mark)) > 1), None)
-        if separator is None:
-            raise DataError(f"{path}:1: no columns in '{short(line)}'; expected {side} ids and what is known of them")
-        lines, (header, *rows) = zip(*_rows(path, separator), strict=True)
+        with path.open(encoding="utf-8-sig", newline="") as stream:  # once: it may be a pipe
+            line = stream.readline(LONGEST_LINE)
+            separator = next((mark for mark in SEPARATORS if len(split(line.rstrip("\r\n"), mark)) > 1), None)
+            if separator is None:
+                raise DataError(f"{path}:1: no columns in '{short(line)}'; expected {side} ids and what is known of them")
+            lines, (header, *rows) = zip(*_rows(itertools.chain([line], stream), path, separator), strict=True)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; give a table of features") from None
     except UnicodeDecodeError:
@@ -169,27 +170,26 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
     return table
 
 
-def _rows(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _rows(table: Iterable[str], path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of a table, and the line on which each begins; its first is the header.
 
     Raises:
         DataError: a quote is not closed, or a field too long.
     """
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        if separator in UNQUOTED:
-            for line, text in enumerate(stream, 1):
-                if text.strip():
-                    yield line, split(text.rstrip("\r\n"), separator)
-            return
-        reader, begins = csv.reader(stream, delimiter=separator, strict=True), 1
-        try:
-            for row in reader:
-                if any(row):
-                    yield begins, [field.strip() for field in row]
-                begins = reader.line_num + 1
-        except csv.Error as error:
-            what = "a quote is not closed" if "unexpected end" in str(error) else str(error)
-            raise DataError(f"{path}:{begins}: {what}; mend the row") from None
+    if separator in UNQUOTED:
+        for line, text in enumerate(table, 1):
+            if text.strip():
+                yield line, split(text.rstrip("\r\n"), separator)
+        return
+    reader, begins = csv.reader(table, delimiter=separator, strict=True), 1
+    try:
+        for row in reader:
+            if any(row):
+                yield begins, [field.strip() for field in row]
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        what = "a quote is not closed" if "unexpected end" in str(error) else str(error)
+        raise DataError(f"{path}:{begins}: {what}; mend the row") from None
 
 
 def attach(ratings: Ratings, tables: dict[Side, list[pd.DataFrame]]) -> Ratings:
