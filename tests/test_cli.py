@@ -402,6 +402,18 @@ def test_no_file_is_written_over_another_of_the_same_run(answer: Run, tmp_path: 
         assert tree(tmp_path) == before
 
 
+def test_a_link_that_leads_to_itself_is_no_file(answer: Run, tmp_path: Path) -> None:
+    (tmp_path / "good.csv").write_text(GOOD)
+    (tmp_path / "loop").symlink_to("loop")
+    for arguments in (
+        *(["train", flag, "loop"] for flag in ("--output", "--log", "--checkpoint", "--config")),
+        *(["tune", "--trials", "1", flag, "loop"] for flag in ("--output", "--journal")),
+    ):
+        done = answer(*arguments, "--data", "good.csv", "--epochs", "1")
+        assert (done.returncode, "Too many levels of symbolic links" in done.stderr) == (2, True), done.stderr
+        assert sorted(os.listdir(tmp_path)) == ["good.csv", "loop"]
+
+
 def test_no_file_is_called_by_a_hyphen(answer: Run, tmp_path: Path, sample_file: Path) -> None:
     for arguments in (["tune", "-o", "-"], ["blend", "a.pt", "b.pt", "--holdout", "x.csv", "-o", "-"]):
         done = answer(*arguments)

@@ -170,10 +170,10 @@ def _follow(training: "Generator[Report, None, Model]", lines: Log, bar: Progres
 def _check_outputs(outputs: dict[str, Path | None], config: Path | None, source: Source, as_json: bool) -> None:
     """Refuse before training what could not be written after it, or would write over what is read, or over each other."""
     read = read_beside(source, config)
-    named: dict[Path, str] = {}
+    named: dict[str, str] = {}
     for flag, path in (read | outputs).items():
-        if path is not None and str(path) != "-" and named.setdefault(path.resolve(), flag) != flag:
-            raise UsageError(f"{flag} {path}: is the file of {named[path.resolve()]}, too; give another")
+        if path is not None and str(path) != "-" and (other := named.setdefault(os.path.realpath(path), flag)) != flag:
+            raise UsageError(f"{flag} {path}: is the file of {other}, too; give another")
     for flag, path in outputs.items():
         check_is_not_data(flag, path, source.data, source.data_dir)
     output, log = outputs["--output"], outputs["--log"]

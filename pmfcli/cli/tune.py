@@ -51,7 +51,7 @@ def tune(
     check_folder("--output", output)
     check_is_settings(output)
     journal = journal or output.with_name(f"{output.name}.journal")
-    if journal.resolve() == output.resolve():
+    if os.path.realpath(journal) == os.path.realpath(output):
         raise UsageError(f"--journal {journal}: is the file of --output, too; give another")
     check_is_not_data("--journal", journal, source.data, source.data_dir)
     check_apart("--journal", journal, read_beside(source, config))
