@@ -124,6 +124,8 @@ def test_a_cache_that_is_no_good_is_none(file: Path) -> None:
         {"movie": lambda part: part[[0, 2, 1, *range(3, len(part))]]},  # beyond the first piece
         {"movie": lambda part: part.astype(np.int64)},
         {"stars": lambda part: part * np.nan},
+        {"stars": lambda part: part * np.float32(1e30)},
+        {"users": ["\ud800", "u2", "u3", "u4", "u5"]},
         {"time": lambda part: part[1:]},
         {"users": ["u1"]},
         {"titles": []},

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pmfcli.data.fields import LATEST, Columns
+from pmfcli.data.fields import LARGEST, LATEST, Columns
 from pmfcli.data.ratings import Array, Ratings, Scale, Vocabulary, pieces
 from pmfcli.data.reading import Reading, ratings_file
 from pmfcli.data.titles import read_titles
@@ -119,6 +119,7 @@ def _about(file: Path) -> dict[str, Any] | None:
                 return None
         with np.load(file, allow_pickle=False) as box:
             about = json.loads(box["about"].tobytes())
+            json.dumps(about, ensure_ascii=False).encode()  # no half of a surrogate pair, which could not be written
             return (
                 about if isinstance(about, dict) and about["format"] == FORMAT and isinstance(about["ratings"], int) else None
             )
@@ -173,7 +174,11 @@ def _fits(found: dict[str, Array], n_users: int, n_movies: int) -> bool:
     if "time" in found and n and not -LATEST <= found["time"].min() <= found["time"].max() <= LATEST:
         return False
     keys = (user[some] * np.int64(n_movies) + movie[some] for some in pieces(n, beyond=1))
-    return bool(inside and np.isfinite(found["stars"]).all() and all((key[1:] > key[:-1]).all() for key in keys))
+    return bool(
+        inside
+        and -LARGEST <= found["stars"].min() <= found["stars"].max() <= LARGEST
+        and all((key[1:] > key[:-1]).all() for key in keys)
+    )
 
 
 def _digest(source: Path) -> str:
