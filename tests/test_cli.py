@@ -1,6 +1,7 @@
 """The command line as a person and a pipe meet it: real processes, their streams, their exit codes."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -412,6 +413,26 @@ def test_a_link_that_leads_to_itself_is_no_file(answer: Run, tmp_path: Path) -> 
         done = answer(*arguments, "--data", "good.csv", "--epochs", "1")
         assert (done.returncode, "Too many levels of symbolic links" in done.stderr) == (2, True), done.stderr
         assert sorted(os.listdir(tmp_path)) == ["good.csv", "loop"]
+
+
+def test_a_folder_that_may_not_be_looked_into(answer: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may, so that the answer of the system is put in its place."""
+    (tmp_path / "good.csv").write_text(GOOD)
+    stat = Path.stat
+
+    def closed(path: Path, **how: bool) -> os.stat_result:
+        if "closed" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", closed)
+    for arguments, code, said in (
+        (["train", "--data", "closed/r.csv"], 3, "closed/r.csv: Permission denied; give a ratings file that you may read"),
+        (["train", "--data", "good.csv", "-o", "closed/m.pt"], 2, "closed/m.pt: Permission denied; give one that you may"),
+        (["info", "-m", "closed/m.pt"], 4, "closed/m.pt: Permission denied; give a model file"),
+    ):
+        done = answer(*arguments)
+        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
 
 
 def test_no_file_is_called_by_a_hyphen(answer: Run, tmp_path: Path, sample_file: Path) -> None:

@@ -132,6 +132,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
             return _fail("not enough memory for this; try a smaller --latent or fewer ratings", 1, debug)
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             return _fail(f"{short(str(error.filename))}: {error.strerror}; give a shorter one", 2, debug)
+        if isinstance(error, PermissionError):  # such as of a folder that is on the way to a file
+            return _fail(f"{short(str(error.filename))}: {error.strerror}; give one that you may read and write", 2, debug)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT, errno.EBADF):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _fail(f"{error.filename or 'standard output'}: {error.strerror}", 1, debug)

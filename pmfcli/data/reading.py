@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from pmfcli.data.ratings import Ratings
 from pmfcli.errors import DataError
+from pmfcli.text import short
 
 LAYOUTS = ("ratings.csv", "ratings.dat", "u.data")  # the ratings file of a MovieLens folder
 BESIDE = (  # what lies there
@@ -25,8 +26,15 @@ def ratings_file(path: Path) -> Path:
     """The file of ratings itself, of a file or a folder in a MovieLens layout; a folder of Parquet files is one itself.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or none that may be read.
     """
+    try:
+        return _ratings_file(path)
+    except PermissionError as error:
+        raise DataError(f"{short(str(path))}: {error.strerror}; give a ratings file that you may read") from None
+
+
+def _ratings_file(path: Path) -> Path:
     if path.is_dir():
         for name in (*LAYOUTS, *(f"{name}.gz" for name in LAYOUTS)):
             if (path / name).is_file():
