@@ -349,11 +349,18 @@ def _find(vocabulary: Vocabulary, name: str, by_row: bool, what: str, flag: str)
         return int(name)
     row = vocabulary.row(name)
     if row is None:
-        near = difflib.get_close_matches(name, vocabulary.ids, 3, 0.6) if len(vocabulary) <= 100_000 else []
+        near = _near(name, vocabulary.ids) if len(vocabulary) <= 100_000 else []
         named = ", ".join(map(short, near or vocabulary.ids[:3]))
         hint = f"near: {named}" if near else f"it knows {len(vocabulary):,}, such as {named}"
         raise UnknownIdError(f"{flag}: the model knows no {what} '{short(name)}'; {hint}")
     return row
+
+
+def _near(name: str, ids: Sequence[str]) -> list[str]:
+    """Up to three ids that look like a name, however they are written: large, small, with accents or without."""
+    plain = {of: _plain(of) for of in ids}
+    close = difflib.get_close_matches(_plain(name), set(plain.values()), 3, 0.6)
+    return sorted((of for of in ids if plain[of] in close), key=lambda of: close.index(plain[of]))[:3]
 
 
 def _plain(title: str) -> str:

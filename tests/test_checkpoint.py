@@ -211,6 +211,13 @@ def test_what_a_kill_left_unfinished_is_removed(answer: Run, tmp_path: Path) -> 
     assert sorted(file.name[:4] for file in tmp_path.iterdir()) == [".cc.", "pmf."]
 
 
+def test_a_link_to_a_checkpoint_stays_a_link(answer: Run, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "c").symlink_to("far/c")
+    answer("train", "--data", "sample", "--epochs", "2", "-k", "2", "--checkpoint", "c", "--checkpoint-every", "0.001")
+    assert ((tmp_path / "c").is_symlink(), list((tmp_path / "far").iterdir())) == (True, [])
+
+
 def test_where_no_checkpoint_can_be_written_training_goes_on(
     few: Ratings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

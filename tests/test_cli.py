@@ -486,6 +486,14 @@ def test_titles_that_are_nearly_right(answer: Run, sample_file: Path) -> None:
     )
 
 
+def test_ids_that_are_nearly_right(answer: Run, tmp_path: Path) -> None:
+    (tmp_path / "names.csv").write_text("user,movie,rating\nann,up,3\nbob,up,4\nZoë,up,5\nann,heat,2\nbob,heat,1\n")
+    assert answer("train", "--data", "names.csv", "--epochs", "2", "-k", "2").returncode == 0
+    for written, near in (("ANN", "ann"), ("zoe", "Zoë"), ("bop", "bob")):
+        done = answer("predict", "--user", written)
+        assert (done.returncode, f"no user '{written}'; near: {near}" in done.stderr) == (5, True)
+
+
 def test_one_pair_has_one_prediction(answer: Run, sample_file: Path) -> None:
     best = json.loads(answer("recommend", "--user", "4", "-n", "100", "-m", sample_file, "--json").stdout)["rows"]
     movies = [part for row in best for part in ("--movie", row["movie"])]

@@ -20,7 +20,8 @@ class Keeper:
     """Writes checkpoints as training goes, and one more when it is told to stop; told again, it stops at once."""
 
     def __init__(self, path: Path | None, every: float, identity: str, team: "Team | None") -> None:
-        self._path, self._every, self._identity, self._team = path, every, identity, team
+        self._path = path.resolve() if path is not None and path.is_symlink() else path  # not the link is written and removed
+        self._every, self._identity, self._team = every, identity, team
         self._written = time.perf_counter()
         self._told = 0
         self._before: dict[int, Any] = {}
