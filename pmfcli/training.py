@@ -210,7 +210,7 @@ def _of_rated(ratings: Ratings, posterior: Fitted) -> tuple[Ratings, Fitted]:
     if ratings.user_features or ratings.movie_features:
         return ratings, posterior
     found, users, movies = ratings.dense()
-    if (len(users), len(movies)) == (len(ratings.users), len(ratings.movies)):
+    if found is ratings:
         return ratings, posterior
     rows = kept(posterior, torch.from_numpy(users), torch.from_numpy(movies))
     assert isinstance(rows, Fitted)

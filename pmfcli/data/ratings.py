@@ -115,14 +115,15 @@ class Ratings:
     def dense(self) -> "tuple[Ratings, Array, Array]":
         """Without the users and movies that have no rating, and the rows of those that stay, ascending."""
         users, movies = (np.flatnonzero(np.bincount(rows)) for rows in (self.user, self.movie))
-        return self.of(users, movies), users, movies
+        every = (len(users), len(movies)) == (len(self.users), len(self.movies))
+        return self if every else self.of(users, movies), users, movies
 
     def of(self, users: Array, movies: Array) -> "Ratings":
         """The same of these rows alone, ascending, of users and movies; the ratings have to be theirs."""
         return replace(
             self,
-            user=np.searchsorted(users, self.user).astype(np.int32),
-            movie=np.searchsorted(movies, self.movie).astype(np.int32),
+            user=_places(users, len(self.users))[self.user],
+            movie=_places(movies, len(self.movies))[self.movie],
             users=Vocabulary(tuple(self.users.ids[row] for row in users)),
             movies=Vocabulary(tuple(self.movies.ids[row] for row in movies)),
             titles=tuple(self.titles[row] for row in movies),
@@ -157,3 +158,10 @@ class Ratings:
                 raise DataError(f"{self.name}: only {count} {what} in {self.n} rating(s); factorization needs at least 2")
         if self.scale.lo == self.scale.hi:
             raise DataError(f"{self.name}: all {self.n} ratings are {self.scale.lo:g}; there is nothing to learn from")
+
+
+def _places(rows: Array, n: int) -> Array:
+    """Of each of n rows its place among ``rows``, (n,) int32; of what is not among them, none that means anything."""
+    places = np.zeros(n, dtype=np.int32)
+    places[rows] = np.arange(len(rows), dtype=np.int32)
+    return places
