@@ -162,12 +162,12 @@ class Settings(BaseModel):
     sigma_w: float = _field(
         0.15, "Prior scale of what rating a movie says of its rater.", _MODEL, only="map,user means", **_SCALE
     )
-    sigma_x: float = _field(
-        0.4,
+    sigma_x: float | None = _field(
+        None,
         "Prior scale of what being rated by a user says of a movie.",
         _MODEL,
         only="map,movie means",
-        shown="0.4; priors em: 0.3",
+        shown="0.4, or less where many people have few ratings each; priors em: 0.3",
         **_SCALE,
     )
     sigma_b: float | None = _field(

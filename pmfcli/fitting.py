@@ -13,7 +13,6 @@ from pmfcli.config import Settings
 from pmfcli.core import als, chains, drift, gibbs, usage
 from pmfcli.core import map as map_fit
 from pmfcli.core.approximation import Fitted, Laplace
-from pmfcli.core.components import bias_scale
 from pmfcli.core.distinct import distinct
 from pmfcli.core.means import Means
 from pmfcli.core.metrics import scores
@@ -22,6 +21,7 @@ from pmfcli.core.pairs import Pairs, Seen
 from pmfcli.core.posterior import Factors, Observations, Parameters, Scales, effective, observe, sides
 from pmfcli.core.predict import means_of_pairs, predict_pairs
 from pmfcli.core.rows import chunk_of
+from pmfcli.core.scales import bias_scale, means_scale
 from pmfcli.core.settling import by_noise, noise_at_rest, settled
 from pmfcli.core.sparse import Pattern
 from pmfcli.core.team import ALONE, WHOLE, Share, Team, everywhere
@@ -31,7 +31,8 @@ from pmfcli.errors import TrainingError
 from pmfcli.steps import Steps
 
 _CLEARLY = 1e-3  # better by this part
-_UNUSED = 1.0  # scale of biases where there are none
+_UNUSED = 1.0  # a prior scale of what there is not
+FOUND_SCALES = {"sigma_b": bias_scale, "sigma_x": means_scale}  # where none are given
 
 
 class Pace(NamedTuple):
@@ -134,7 +135,7 @@ Found = tuple[Fitted, dict[str, Any]]
 
 def climb(task: Task) -> Generator[Report, None, Found]:
     """A mode with its curvature, and what was found on the way."""
-    task = task._replace(settings=with_scale(task.settings, task.observations))
+    task = task._replace(settings=with_scales(task.settings, task.observations))
     ratings, observations, settings, test, noise = task.ratings, task.observations, task.settings, task.test, task.noise
     team = observations.users.team
     fit = yield from _fit(task)
@@ -159,8 +160,7 @@ def climb(task: Task) -> Generator[Report, None, Found]:
         laplace = laplace._replace(usage=usage.find(observations, ratings.scale, settings.habits, settings.seed))
     found = {key: getattr(fit, key) for key in ("epochs", "loss", "sigma", "holdout_rmse")}
     found |= {"settling_sigma": rest, "noise": float(laplace.noise), "doubt": float(laplace.doubt)}
-    if settings.sigma_b is not None:
-        found["sigma_b"] = settings.sigma_b
+    found |= {name: scale for name in FOUND_SCALES if (scale := getattr(settings, name)) is not None}
     if not task.passing:
         found["train_rmse"] = float(laplace.residual) * (ratings.scale.hi - ratings.scale.lo)
     if not all(math.isfinite(value) for value in found.values() if value is not None):
@@ -168,11 +168,10 @@ def climb(task: Task) -> Generator[Report, None, Found]:
     return laplace, found
 
 
-def with_scale(settings: Settings, observations: Observations) -> Settings:
-    """With the scale of biases, if a mode has any, that ratings speak for, unless one is given."""
-    if settings.sigma_b is not None or settings.lacks("sigma_b"):
-        return settings
-    return settings.model_copy(update={"sigma_b": bias_scale(observations)})
+def with_scales(settings: Settings, observations: Observations) -> Settings:
+    """With the prior scales that ratings speak for, of those that a mode has and that are not given."""
+    wanted = [name for name in FOUND_SCALES if getattr(settings, name) is None and not settings.lacks(name)]
+    return settings.model_copy(update={name: FOUND_SCALES[name](observations) for name in wanted})
 
 
 def _at_rest(task: Task, laplace: Laplace, known: Seen, few: Tensor | None, by_em: bool) -> tuple[Laplace, float]:
@@ -322,7 +321,7 @@ _Steps = tuple[Iterator[Any], Callable[[Any], _Mode]]
 
 
 def _scales(s: Settings) -> Scales:
-    return Scales(s.sigma_u, s.sigma_v, s.sigma_w, s.sigma_x, _UNUSED if s.sigma_b is None else s.sigma_b)
+    return Scales(s.sigma_u, s.sigma_v, s.sigma_w, s.sigma_x or _UNUSED, s.sigma_b or _UNUSED)
 
 
 def _adam(observations: Observations, s: Settings, blocks: int, epochs: int, resume: Tree) -> _Steps:

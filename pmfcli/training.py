@@ -27,7 +27,7 @@ from pmfcli.core.tree import Tree, plain
 from pmfcli.data.ratings import STEPS, Array, Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import UsageError
-from pmfcli.fitting import SURE, Found, Report, Task, Test, climb, observed, sample, seen
+from pmfcli.fitting import FOUND_SCALES, SURE, Found, Report, Task, Test, climb, observed, sample, seen
 from pmfcli.sharing import Part, collected, held_out_mask
 from pmfcli.steps import Steps
 
@@ -229,8 +229,8 @@ def _model(ratings: Ratings, settings: Settings, posterior: Fitted, metrics: dic
         titles=ratings.titles,
         scale=ratings.scale,
         seen=seen(ratings),
-        settings=settings.model_dump() | {"sigma_b": metrics.get("sigma_b", settings.sigma_b)},
-        metrics={name: value for name, value in metrics.items() if name != "sigma_b"},
+        settings=settings.model_dump() | {name: metrics[name] for name in FOUND_SCALES if name in metrics},
+        metrics={name: value for name, value in metrics.items() if name not in FOUND_SCALES},
         data={
             "name": ratings.name,
             "sha256": ratings.digest(),

@@ -12,7 +12,7 @@ from pmfcli.data.ratings import Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import TrainingError, UsageError
 from pmfcli.evaluation import cross_score
-from pmfcli.fitting import observed, with_scale
+from pmfcli.fitting import observed, with_scales
 from pmfcli.reports import compare
 from pmfcli.steps import Steps
 from pmfcli.training import fitted_to, train
@@ -87,7 +87,7 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
     optuna = _optuna()
     here, _ = fitted_to(ratings, start)
     of_trials = ratings.select(~random_mask(ratings.n, start.holdout or _HELD, start.seed))  # as ``train`` leaves them
-    here = with_scale(here, observed(of_trials, here))
+    here = with_scales(here, observed(of_trials, here))
     space = {name: bounds for name, bounds in SPACE[start.method].items() if name not in set(fixed) and not here.lacks(name)}
     if not space:
         raise UsageError("every setting that is searched was given; leave some out")

@@ -103,11 +103,11 @@ def test_a_file_that_is_not_there_or_has_no_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "scales"),
     [
-        ({}, (0.25, 0.27, 0.4)),
+        ({}, (0.25, 0.27, None)),
         ({"hierarchical": "users", "sigma_u": 0.2}, (0.2, 0.32, 0.3)),
         ({"hierarchical": "none"}, (0.3, 0.32, 0.3)),
         ({"priors": "em", "sigma_x": 0.1}, (0.3, 0.32, 0.1)),
-        ({"noise": "em"}, (0.25, 0.27, 0.4)),
+        ({"noise": "em"}, (0.25, 0.27, None)),
     ],
 )
 def test_factors_are_wider_where_means_say_less_or_em_begins(how: dict, scales: tuple) -> None:

@@ -138,11 +138,12 @@ def test_who_is_unknown_is_the_average_of_the_users_of_all() -> None:
     assert three == pytest.approx(one, rel=1e-5)
 
 
-def test_all_processes_find_the_same_scale_of_biases() -> None:
+def test_all_processes_find_the_same_scales() -> None:
     settings = Settings(epochs=2, latent=2)
-    one, three = (trained(far_apart(), settings, size).settings["sigma_b"] for size in (1, 3))
-    assert three == pytest.approx(one, rel=1e-6)
-    assert one > 0.6
+    one, three = (trained(far_apart(), settings, size).settings for size in (1, 3))
+    for name in ("sigma_b", "sigma_x"):
+        assert three[name] == pytest.approx(one[name], rel=1e-6)
+    assert (one["sigma_b"] > 0.6, one["sigma_x"] < 0.4) == (True, True)
 
 
 @pytest.mark.parametrize("likelihood", ["ordinal", "gaussian"])

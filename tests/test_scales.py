@@ -1,12 +1,12 @@
-"""Components of variance: planted ones come back."""
+"""Prior scales from the ratings: planted ones come back, and others are as by hand."""
 
 import pytest
 import torch
 from made import far_apart, seeded
 
 from pmfcli.config import Settings
-from pmfcli.core.components import bias_scale
 from pmfcli.core.posterior import Link, Observations, observe
+from pmfcli.core.scales import bias_scale, means_scale
 from pmfcli.core.sparse import Pattern
 from pmfcli.steps import run
 from pmfcli.training import train
@@ -51,3 +51,19 @@ def test_a_scale_that_is_given_stays_and_one_that_is_not_is_found() -> None:
     assert run(train(apart, Settings(**small))).settings["sigma_b"] == whole
     assert run(train(apart, Settings(**small, method="bayes"))).settings["sigma_b"] is None
     assert run(train(apart, Settings(**small, biases=False))).settings["sigma_b"] is None
+
+
+def test_the_means_of_movies_are_not_too_wide() -> None:
+    """One movie of a hundred people with a rating each, and eight of four people who rated all of these."""
+    user = torch.cat([torch.arange(100), 100 + torch.arange(4).repeat_interleave(8)])
+    movie = torch.cat([torch.zeros(100), 1 + torch.arange(8).repeat(4)])
+    o = observe(Pattern.of(user.int(), movie.int(), (104, 9)), torch.full((132,), 0.5))
+    width = (100 * 100 * 100**-0.5 + 32 * 4 * 4**-0.5 * 8**-0.5) / 132
+    assert means_scale(o) == pytest.approx(0.4 * (0.6 / width) ** 0.5)
+    few = observe(Pattern.of(user[100:].int() - 100, movie[100:].int() - 1, (4, 8)), torch.full((32,), 0.5), movie_power=0.5)
+    assert means_scale(few) == 0.4
+    apart = far_apart()
+    found = run(train(apart, Settings(epochs=2, latent=2))).settings["sigma_x"]
+    user, movie, t = apart.tensors()
+    assert found == means_scale(observe(Pattern.of(user, movie, (len(apart.users), len(apart.movies))), t)) < 0.4
+    assert run(train(apart, Settings(epochs=2, latent=2, sigma_x=0.2))).settings["sigma_x"] == 0.2
