@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pmfcli import __version__
 from pmfcli.artifact import Model
+from pmfcli.config import FOUND_SCALES
 from pmfcli.core import kinds, neighbourhood
 from pmfcli.core.approximation import Fitted
 from pmfcli.core.blend import Blend, weights
@@ -20,7 +21,7 @@ from pmfcli.evaluation import matched, score_model, trained_on
 from pmfcli.reports import summary
 
 NEIGHBOURHOOD = "item neighbourhood"
-_MAY_DIFFER = ("seed", "epochs", "keep", "device", "threads", "holdout", "refit")  # in models that share weights
+_MAY_DIFFER = ("seed", "epochs", "keep", "device", "threads", "holdout", "refit", *FOUND_SCALES)  # in models that share weights
 LEAST_HELD = 50  # ratings that weights are learned from
 _NARROW = 0.005  # of the scale: the density of a rating, where there are no steps, is what lies so near
 

@@ -29,6 +29,7 @@ _BY_METHOD: dict[str, dict[str, Any]] = {  # defaults that depend on the method
     "bayes": {"latent": 24, "epochs": None, "holdout": 0.0, "habits": 2, "noise": "both"},
 }
 _PYDANTIC = re.compile(r"^(Input should be|Unable to parse input string as) |, (unable|got|exceeded) .*")  # round what it wants
+FOUND_SCALES = ("sigma_b", "sigma_x")  # of a mode, which come from the ratings where they are not given
 _WIDE = {"sigma_u": 0.3, "sigma_v": 0.32, "sigma_x": 0.3}  # where one side has no means, and where EM begins
 _WAYS = {  # what makes a run one of a kind
     "map": "--method map",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmfcli.config import Settings
+from pmfcli.config import FOUND_SCALES, Settings
 from pmfcli.core import als, chains, drift, gibbs, usage
 from pmfcli.core import map as map_fit
 from pmfcli.core.approximation import Fitted, Laplace
@@ -32,7 +32,7 @@ from pmfcli.steps import Steps
 
 _CLEARLY = 1e-3  # better by this part
 _UNUSED = 1.0  # a prior scale of what there is not
-FOUND_SCALES = {"sigma_b": bias_scale, "sigma_x": means_scale}  # where none are given
+_FINDERS = {"sigma_b": bias_scale, "sigma_x": means_scale}
 
 
 class Pace(NamedTuple):
@@ -171,7 +171,7 @@ def climb(task: Task) -> Generator[Report, None, Found]:
 def with_scales(settings: Settings, observations: Observations) -> Settings:
     """With the prior scales that ratings speak for, of those that a mode has and that are not given."""
     wanted = [name for name in FOUND_SCALES if getattr(settings, name) is None and not settings.lacks(name)]
-    return settings.model_copy(update={name: FOUND_SCALES[name](observations) for name in wanted})
+    return settings.model_copy(update={name: _FINDERS[name](observations) for name in wanted})
 
 
 def _at_rest(task: Task, laplace: Laplace, known: Seen, few: Tensor | None, by_em: bool) -> tuple[Laplace, float]:

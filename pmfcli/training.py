@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pmfcli import __version__, memory
 from pmfcli.artifact import Model
-from pmfcli.config import Settings
+from pmfcli.config import FOUND_SCALES, Settings
 from pmfcli.core.approximation import Fitted, Laplace
 from pmfcli.core.baselines import fit_biases, predict_baselines
 from pmfcli.core.changes import kept
@@ -27,7 +27,7 @@ from pmfcli.core.tree import Tree, plain
 from pmfcli.data.ratings import STEPS, Array, Ratings
 from pmfcli.data.split import random_mask
 from pmfcli.errors import UsageError
-from pmfcli.fitting import FOUND_SCALES, SURE, Found, Report, Task, Test, climb, observed, sample, seen
+from pmfcli.fitting import SURE, Found, Report, Task, Test, climb, observed, sample, seen
 from pmfcli.sharing import Part, collected, held_out_mask
 from pmfcli.steps import Steps
 

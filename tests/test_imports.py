@@ -48,7 +48,7 @@ ALLOWED = {  # room -> rooms it may import
     "plots": {"errors"},
     "processes": {"errors"},
     "checkpoint": {"archive", "core", "errors", "files"},
-    "blending": {"", "artifact", "core", "data.ratings", "errors", "evaluation", "reports"},
+    "blending": {"", "artifact", "config", "core", "data.ratings", "errors", "evaluation", "reports"},
     "updating": {"artifact", "core", "data.ratings", "errors", "fitting", "text"},
     "tuning": {"config", "data.ratings", "data.split", "errors", "evaluation", "fitting", "reports", "steps", "training"},
     "cli": {
