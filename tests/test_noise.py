@@ -70,7 +70,7 @@ def test_priors_that_explain_all_errors_leave_the_noise_of_training() -> None:
     stars = torch.randn(len(user), generator=seeded(3)).mul(0.5).add(3).clamp(1, 5)
     order = sorted(range(len(user)), key=lambda n: (user[n], n))
     ratings = ratings_of([user[n] for n in order], [int(n >= 1500) for n in order], stars[order].tolist())
-    model = run(train(ratings, Settings(epochs=60)))
+    model = run(train(ratings, Settings(epochs=60, sigma_x=0.4)))
     p = model.posterior
     assert 0.5 * float(p.residual) < float(p.noise) < 2 * float(p.residual)
 

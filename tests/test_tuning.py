@@ -67,7 +67,7 @@ def test_the_best_is_what_its_file_gives(answer: Run, small: Path) -> None:
     line = (small / "tuned.toml").read_text().splitlines()[0]
     flags = ("train", "--data", "small.csv", "--config", "tuned.toml", "--no-refit", "--json")
     again = json.loads(answer(*flags).stdout)
-    assert f"RMSE {again['holdout_rmse']:.3f}" in line
+    assert f"RMSE {again['holdout_rmse']:.4f}" in line
     assert found.epochs == 20
 
 
