@@ -288,9 +288,8 @@ def test_what_cannot_be_blended(parts: list[Model], split: tuple[Ratings, Rating
         UsageError, match=r"--weights: y stands where a is in that blend, but has .*; give models .* in its order"
     ):
         blend_like([parts[1], parts[0], parts[2]], ["y", "x", "z"], blended)
-    other = replace(
-        parts[0], settings=parts[0].settings | {"sigma_b": 0.7, "sigma_x": 0.3, "seed": 1}
-    )  # found in other ratings
+    found = {"sigma_b": 0.7, "sigma_x": 0.3}  # in other ratings
+    other = replace(parts[0], settings=parts[0].settings | found | {"seed": 1})
     assert blend_like([other, *parts[1:]], ["a", "b", "c"], blended).passed_over == 0
     both = blend(parts, ["a", "b", "c"], replace(sample.select(sample.user < 300)), False)
     assert both.passed_over == training.n
