@@ -6,12 +6,13 @@ import pytest
 import torch
 from made import PLAIN, random_pattern, sampled, seeded
 
-from pmfcli.core import chains, drift, feature_scales, gibbs, ordinal
+from pmfcli.core import chains, drift, gibbs, ordinal, scale_moves
 from pmfcli.core.diagnostics import effective_size, r_hat
 from pmfcli.core.gibbs import GibbsSettings, Problem, Side, State
 from pmfcli.core.means import Means
 from pmfcli.core.ordinal import Habits, Levels, Steps
 from pmfcli.core.posterior import observe
+from pmfcli.core.sparse import Pattern
 
 FULL = GibbsSettings(2, True, True, True, True, True, True, 0)
 ORDINAL = PLAIN._replace(user_noise=True, habits=2)
@@ -21,7 +22,7 @@ LEVELS = 4
 def test_wishart_moments() -> None:
     root = torch.randn(3, 3, generator=seeded(), dtype=torch.float64)
     scale, freedom, g = root @ root.T / 10 + torch.eye(3).double(), 7.0, seeded(1)
-    draws = torch.stack([gibbs.draw_wishart(scale, freedom, g) for _ in range(20_000)])
+    draws = torch.stack([gibbs.draw_wishart(torch.linalg.inv(scale), freedom, g) for _ in range(20_000)])
     spread = freedom * (scale**2 + torch.outer(scale.diagonal(), scale.diagonal()))
     error = (spread / len(draws)).sqrt()
     assert ((draws.mean(0) - freedom * scale).abs() < 4 * error).all()
@@ -67,7 +68,7 @@ def forward(pattern, how: GibbsSettings, g: torch.Generator, o, groups: tuple[dr
             return torch._standard_gamma(torch.full((count,), shape).double(), generator=g) / rate
 
         mu = normal(1)[0] / gibbs.BETA0**0.5
-        lam = gamma(1.0, 1.0, 0 if means is None else len(means.sizes))
+        lam = gamma(1.0, 1.0, blocks := 0 if means is None else len(means.sizes)) / gamma(0.5, 1.0, blocks)
         W = None if means is None else normal(means.pattern.shape[1]) / means.each(lam).sqrt()
         M = torch.zeros(rows, d).double() if means is None else means.up(W)
         one = torch.ones(rows).double()
@@ -192,27 +193,58 @@ def test_it_fails_when_a_conditional_is_broken(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_scales_of_features_leave_their_density_as_it_is() -> None:
-    """A step whose length depends on where it begins has to know how long the way back is."""
-    n, g = 40_000, seeded(3)
+    n, g = 20_000, seeded(3)
     logs = torch.linspace(-6, 6, 24_001).double()
     mass = torch.softmax(0.1 * logs.exp() - 0.05 * (2 * logs).exp() - 0.05 * (-2 * logs).exp() - logs, 0)
     before = logs[torch.multinomial(mass, n, replacement=True, generator=g)]
     moved = []
-    for c in before.exp().split(50):
-        moved.append(feature_scales.draw_feature_scales(torch.diag(0.1 * c**2), 0.1 * c, 0.1 / c**2, 1, g).log())
+    for c in before.exp().split(1):
+        moved.append(scale_moves.draw_scales(torch.diag(0.1 * c**2), 0.1 * c, 0.1 / c**2, g).log())
     moves = torch.cat(moved)
     for change in (moves, (before + moves).square() - before.square()):
         assert abs(float(change.mean() / change.std())) * n**0.5 < 3.5
 
 
-def test_it_fails_when_the_scales_of_features_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = feature_scales.draw_feature_scales
+@pytest.mark.parametrize(("how", "density"), [(PLAIN, "density_of_scale"), (FULL, "density_of_share")])
+def test_it_fails_when_a_move_of_scales_is_broken(how: GibbsSettings, density: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = getattr(scale_moves, density)
 
-    def wrong(G, B, precision, freedom, g):
-        return right(G, B, precision, 0, g)
+    def wrong(pull, curvature, last, *rest):
+        return lambda log: right(pull, curvature, last, *rest)(log) + 2 * log
 
-    monkeypatch.setattr(feature_scales, "draw_feature_scales", wrong)
-    assert geweke(PLAIN).abs().max() > 6
+    monkeypatch.setattr(scale_moves, density, wrong)
+    assert geweke(how).abs().max() > 6
+
+
+def few_each() -> Problem:
+    """Biases of sd .3 on the unit scale and noise of .1 in two ratings of each of 3000 people, and nothing else."""
+    g = seeded(1)
+    row, col = torch.arange(3000).repeat_interleave(2), torch.randint(0, 1500, (3000,), generator=g)
+    pattern = Pattern.of(row, torch.stack([col, (col + 1) % 1500], 1).sort().values.flatten(), (3000, 1500))
+    b, c = torch.randn(3000, generator=g), torch.randn(1500, generator=g)
+    t = 0.5 + 0.3 * (b[pattern.row] + c[pattern.col]) + 0.1 * torch.randn(pattern.n, generator=g)
+    return gibbs.prepare(observe(pattern, t, link="linear"), GROWING)
+
+
+GROWING = PLAIN._replace(user_means=True, movie_means=True, weight_scales=False)
+
+
+def test_biases_are_at_their_scale_after_a_few_sweeps() -> None:
+    problem, g = few_each(), seeded(2)
+    state = gibbs.init(problem, GROWING, g)
+    for _ in range(20):
+        state, _ = gibbs.step(state, problem, GROWING, g)
+    for side in (state.users, state.movies):
+        assert 0.9 < float(side.A[:, -1].std()) < 1.5  # 1.2 logits; by rows and precisions in turn alone it is .1
+
+
+def test_weights_that_say_nothing_leave_their_first_scale() -> None:
+    problem, g = few_each(), seeded(3)
+    state = gibbs.init(problem, GROWING, g)
+    for sweep in range(120):
+        state, _ = gibbs.step(state, problem, GROWING._replace(weight_scales=sweep >= 20), g)
+    for side in (state.users, state.movies):
+        assert float(side.lam) > 3  # in turn alone it is below 1
 
 
 @pytest.mark.parametrize("broken", ["draw_cuts", "draw_latent", "draw_kind", "draw_prior"])

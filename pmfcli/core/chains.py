@@ -22,9 +22,10 @@ from pmfcli.errors import TrainingError
 
 BURN_IN = 0.3  # of the sweeps
 WARM_UP = 60  # first sweeps, with Gaussian priors: a t prior takes a scale that still grows for outliers, and lets go slowly
+_GROWTH = 20  # first sweeps, in which rows and their means grow alike: whichever is ahead then keeps the lead for hundreds
 CHECK_EVERY, LEAST, MOST = 25, 150, 1000  # sweeps, where their number is not given
 AGREE = 1.15  # split R-hat of nine predictions in ten
-ENOUGH = 50  # effective draws of half the predictions, for each chain
+ENOUGH = 75  # effective draws of half the predictions, for each chain
 GROWN = 1.3  # split R-hat of how much the factors have to say: biases predict alike while these still grow
 FITTED = 1 << 20  # training ratings, at most, whose fit is looked at in the end
 _WATCHED = 200  # pairs whose prediction is watched
@@ -127,9 +128,8 @@ class _Run:
 
     def sweep(self, run_all: Callable[..., list[tuple[State, gibbs.Info]]]) -> None:
         """One more, of all chains."""
-        warm = self.done < self._warm_up
-        how = self._settings
-        if warm:
+        how = self._settings._replace(weight_scales=self.done >= _GROWTH)
+        if self.done < self._warm_up:
             how = how._replace(prior_scales=False)
 
         def move(chain: int) -> tuple[State, gibbs.Info]:

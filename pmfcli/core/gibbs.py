@@ -2,7 +2,7 @@
 
     z_ij = m + b_i + c_j + U_i . V_j [+ f_ij] + e_ij          e_ij ~ N(0, 1 / (alpha gamma_i gamma_j))
     [U_i, b_i] ~ N(mu + (F W)_i, (tau_i Lambda)^-1)          W_k ~ N(0, (lambda Lambda)^-1)          movies alike, by G
-    mu, Lambda ~ Normal-Wishart(0, 2, d, I)          lambda, alpha ~ Gamma(1, 1)
+    mu, Lambda ~ Normal-Wishart(0, 2, d, I)          p(lambda) = (1 + lambda)^(-3/2) / 2          alpha ~ Gamma(1, 1)
     tau_i ~ Gamma(nu / 2, nu / 2)          gamma_i ~ Gamma(eta / 2, eta / 2)          nu, eta ~ uniform on a grid of logarithms
 
 z are ratings on the scale of the linear link, or latent, with ratings as steps between cut points (``ordinal.py``); f are
@@ -11,7 +11,7 @@ effects of time, where they are asked for (``drift.py``). With tau = gamma = 1 a
 of freedom, gamma the noise a matter of the person and the film, as in Houlsby et al., "Cold-start active learning with robust
 ordinal matrix factorization" (ICML 2014).
 
-Each sweep also takes the features of both sides to another scale (``feature_scales.py``).
+Each sweep also takes features, biases and weights of both sides to other scales (``scale_moves.py``).
 """
 
 import math
@@ -23,11 +23,11 @@ from torch import Tensor
 from pmfcli.core import drift, ordinal, posterior
 from pmfcli.core.conditional import Prior, conditional, features
 from pmfcli.core.drift import Effects, Group
-from pmfcli.core.feature_scales import rescale
 from pmfcli.core.means import Means, ridge
 from pmfcli.core.ordinal import Habits, Latent, Levels
 from pmfcli.core.parallel import by_blocks, take
 from pmfcli.core.posterior import Factors, Observations, inverse
+from pmfcli.core.scale_moves import Heard, draw_lam, rescale, reweigh
 from pmfcli.core.sparse import Pattern, sampled_dot, spmm
 from pmfcli.core.streams import Ranges, Source, normal
 from pmfcli.core.streams import gamma as gamma_of
@@ -55,6 +55,7 @@ class GibbsSettings(NamedTuple):
     movie_noise: bool  # gamma of movies
     prior_scales: bool  # tau; else a Gaussian prior
     habits: int  # sets of cut points; 0 takes ratings as numbers
+    weight_scales: bool = True  # whether W and lambda also move together; else only in turn
 
 
 class Side(NamedTuple):
@@ -186,7 +187,7 @@ def step(
     state: State, problem: Problem, settings: GibbsSettings, generator: torch.Generator, own: Own | None = None
 ) -> tuple[State, Info]:
     """One sweep over all conditionals: cut points; each side's hyper-parameters, weights, rows and row scales; both sides'
-    feature scales; time; the noise.
+    scales; time; the noise.
 
     Args:
         generator, own: as for ``init``.
@@ -211,8 +212,11 @@ def step(
     by_movie = take(weight, perm), take(z, perm)
     of_movies = Sources(g, g, of_users, of_columns=team)
     movies = draw_side(movies, users, p.movies.pattern, *by_movie, p.movie_means, s, of_movies)
-    users, movies = rescale(users, movies, p.users, weight, z, s.latent, g)
+    heard = Heard(p.users, weight, z, s.latent)
+    users, movies = rescale(users, movies, heard, g)
     error = z - products(users, movies, p.users, s.latent)
+    if s.weight_scales:
+        users, movies = reweigh(users, movies, (p.user_means, p.movie_means), heard._replace(z=error), g)
     drawn = []
     for one, group in zip(effects, p.groups, strict=True):
         one, error = drift.draw(one, group.stretch, weight, error, g)
@@ -267,8 +271,7 @@ def draw_side(
         W = draw_weights(side, side.W, means, sources.rows, sources.columns)
         squares = sources.of_columns.sum(torch.stack([part.sum() for part in ((W @ Lambda) * W).split(means.sizes)]))
         counts = W.shape[1] * sources.of_columns.sum(torch.tensor(means.sizes).to(squares))
-        lam = gamma_of(1 + 0.5 * counts, 1 + 0.5 * squares, g)
-        side = side._replace(W=W, M=means.up(W), lam=lam)
+        side = side._replace(W=W, M=means.up(W), lam=draw_lam(counts, squares, side.lam, g))
     f, noise = features(other.A, s.latent), normal(tuple(side.A.shape), side.A, sources.rows)
 
     def drawn(start: int, stop: int) -> Tensor:
@@ -300,18 +303,19 @@ def draw_hyper(side: Side, means: Means | None, sources: Sources) -> tuple[Tenso
         W = side.W.double()
         scatter = scatter + columns.sum((means.each(side.lam) * W).mT @ W)
         freedom += int(columns.sum(torch.tensor(len(W), device=off.device)))
-    Lambda = draw_wishart(torch.linalg.inv(scatter), freedom, generator)
+    Lambda = draw_wishart(scatter, freedom, generator)
     root = torch.linalg.cholesky((BETA0 + k) * Lambda)
     away = torch.linalg.solve_triangular(root.mT, normal((d, 1), Lambda, generator), upper=True)[:, 0]
     return (k / (k + BETA0) * centre + away).to(side.A), Lambda.to(side.A)
 
 
-def draw_wishart(scale: Tensor, freedom: float, generator: torch.Generator) -> Tensor:
-    """Wishart(scale, freedom), mean freedom * scale, by Bartlett's decomposition. scale: (d, d), freedom >= d."""
-    d = len(scale)
-    lower = normal((d, d), scale, generator).tril(-1)
-    chi_square = 2 * gamma_of((freedom - torch.arange(d).to(scale)) / 2, scale.new_ones(()), generator)
-    root = torch.linalg.cholesky(scale) @ (lower + torch.diag(chi_square.sqrt()))
+def draw_wishart(inverse: Tensor, freedom: float, generator: torch.Generator) -> Tensor:
+    """Wishart(inverse^-1, freedom), mean freedom * inverse^-1, by Bartlett's decomposition. inverse: (d, d), freedom >= d."""
+    d = len(inverse)
+    lower = normal((d, d), inverse, generator).tril(-1)
+    chi_square = 2 * gamma_of((freedom - torch.arange(d).to(inverse)) / 2, inverse.new_ones(()), generator)
+    factor = torch.linalg.cholesky(inverse).mT
+    root = torch.linalg.solve_triangular(factor, lower + torch.diag(chi_square.sqrt()), upper=True)
     drawn: Tensor = root @ root.mT
     return drawn
 
