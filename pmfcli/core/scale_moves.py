@@ -51,8 +51,8 @@ def rescale(users: "Side", movies: "Side", heard: Heard, generator: torch.Genera
 
     def regressed(own: slice) -> Tensor:
         X = U.index_select(0, row[own]).mul_(V.index_select(0, col[own]))
-        heard = weight[own, None] * X
-        return torch.cat([heard.mT @ X, (heard.mT @ z[own])[:, None]], 1).double()
+        weighted = weight[own, None] * X
+        return torch.cat([weighted.mT @ X, (weighted.mT @ z[own])[:, None]], 1).double()
 
     both = o.users.team.sum(torch.stack(by_parts(regressed, len(z), z.device)).sum(0)).cpu()
     G, B = both[:, :-1], both[:, -1]
