@@ -193,7 +193,7 @@ def test_it_fails_when_a_conditional_is_broken(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_scales_of_features_leave_their_density_as_it_is() -> None:
-    n, g = 20_000, seeded(3)
+    n, g = 40_000, seeded(3)
     logs = torch.linspace(-6, 6, 24_001).double()
     mass = torch.softmax(0.1 * logs.exp() - 0.05 * (2 * logs).exp() - 0.05 * (-2 * logs).exp() - logs, 0)
     before = logs[torch.multinomial(mass, n, replacement=True, generator=g)]

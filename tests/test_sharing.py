@@ -148,17 +148,15 @@ def test_all_processes_find_the_same_scales() -> None:
 
 @pytest.mark.parametrize("likelihood", ["ordinal", "gaussian"])
 def test_draws_do_not_depend_on_how_many_there_are(sample: Ratings, likelihood: str) -> None:
-    """A few sweeps: rounding grows, and now and then makes another number of a rejection: that chain goes a way of its own."""
-    settings = Settings(method="bayes", likelihood=likelihood, latent=3, epochs=4, chains=5, keep=5)
+    """A few sweeps: rounding grows, and now and then makes another number of a rejection."""
+    settings = Settings(method="bayes", likelihood=likelihood, latent=3, epochs=4, chains=2, keep=8)
     one, three = trained(sample, settings, 1), trained(sample, settings, 3)
     a, b = one.posterior, three.posterior
     x, y = ((p.U.float() @ p.V.float().mT) for p in (a, b))
-    near = (x - y).abs().mean((1, 2)) < 0.01 * x.std()  # the last draw of each chain
-    assert int(near.sum()) >= 3
-    torch.testing.assert_close(a.alpha[near], b.alpha[near], rtol=1e-3, atol=0)
-    torch.testing.assert_close(a.mean_u[near], b.mean_u[near], rtol=0, atol=2e-3)
-    if bool(near.all()):
-        assert three.metrics["train_rmse"] == pytest.approx(one.metrics["train_rmse"], abs=1e-3)
+    assert float((x - y).abs().mean()) < 0.01 * float(x.std())
+    torch.testing.assert_close(a.alpha, b.alpha, rtol=1e-3, atol=0)
+    torch.testing.assert_close(a.mean_u, b.mean_u, rtol=0, atol=2e-3)
+    assert three.metrics["train_rmse"] == pytest.approx(one.metrics["train_rmse"], abs=1e-3)
     assert three.data == one.data
 
 

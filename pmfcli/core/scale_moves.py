@@ -8,7 +8,6 @@ sampler and multigrid Monte Carlo for Bayesian computation" (Biometrika 2000), T
 
 import math
 from collections.abc import Callable, Iterator
-from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -24,7 +23,10 @@ from pmfcli.core.streams import gamma
 if TYPE_CHECKING:
     from pmfcli.core.gibbs import Side
 
-_WIDTH = 2.0  # of the interval of logarithms that a scale is looked for in
+Density = Callable[[Tensor], Tensor]  # the logarithm of one, up to a constant
+
+_WIDTH = 2.0  # of the interval of logarithms that a scale is drawn on
+_POINTS, _TAIL = 129, 20.0  # of a density there, down to how far, in logarithms, below its mode
 
 
 class Heard(NamedTuple):
@@ -75,19 +77,19 @@ def draw_scales(G: Tensor, B: Tensor, precision: Tensor, generator: torch.Genera
     Args:
         G: (d, d). B, precision: (d,), the latter the diagonal of Lambda.
     """
-    random, c, d = _random(generator), [1.0] * len(B), len(B)
-    pull, own, prior = B.tolist(), G.tolist(), precision.tolist()
+    c, d = [1.0] * len(B), len(B)
+    pull, own, prior, chances = B.tolist(), G.tolist(), precision.tolist(), _chances(d, generator)
     for k in range(d):
         rest = pull[k] - sum(g * value for g, value in zip(own[k], c, strict=True)) + own[k][k]
-        c[k] = math.exp(slice_sample(density_of_scale(rest, own[k][k], prior[k], d), random))
+        c[k] = math.exp(draw_near(density_of_scale(rest, own[k][k], prior[k], d), *chances[k]))
     return G.new_tensor(c)
 
 
-def density_of_scale(pull: float, curvature: float, precision: float, d: int) -> Callable[[float], float]:
+def density_of_scale(pull: float, curvature: float, precision: float, d: int) -> Density:
     """That of ``rescale`` for the logarithm of one scale, all others as they are."""
 
-    def log_p(log_c: float) -> float:
-        c = math.exp(log_c)
+    def log_p(log_c: Tensor) -> Tensor:
+        c = log_c.exp()
         return pull * c - 0.5 * curvature * c**2 - 0.5 * precision * c**-2 - d * log_c
 
     return log_p
@@ -118,7 +120,7 @@ def reweigh(
             added = sampled_dot(M, f, o.pattern) if number == 0 else sampled_dot(f, M, o.pattern)
             weighted = weight * added
             density = density_of_share(_dot(weighted, error, o), _dot(weighted, added, o), float(alone @ side.lam))
-            more = math.exp(slice_sample(density, _random(generator))) - 1
+            more = math.exp(draw_near(density, *_chances(1, generator)[0])) - 1
             weights = weights + more * W
             error.sub_(added, alpha=more)
             lam = side.lam / (1 + more * alone).square()
@@ -142,12 +144,12 @@ def _dot(one: Tensor, other: Tensor, o: Observations) -> float:
     return float(o.users.team.sum(torch.stack(parts).sum()))
 
 
-def density_of_share(pull: float, curvature: float, lam: float) -> Callable[[float], float]:
+def density_of_share(pull: float, curvature: float, lam: float) -> Density:
     """That of ``reweigh`` for the logarithm of the scale; p(lambda) is (1 + lambda)^(-3/2) / 2."""
 
-    def log_p(log_s: float) -> float:
-        s = math.exp(log_s)
-        return pull * (s - 1) - 0.5 * curvature * (s - 1) ** 2 - 2 * log_s - 1.5 * math.log1p(lam / s**2)
+    def log_p(log_s: Tensor) -> Tensor:
+        s = log_s.exp()
+        return pull * (s - 1) - 0.5 * curvature * (s - 1) ** 2 - 2 * log_s - 1.5 * (lam / s**2).log1p()
 
     return log_p
 
@@ -162,21 +164,37 @@ def draw_lam(counts: Tensor, squares: Tensor, lam: Tensor, generator: torch.Gene
     return gamma(1 + 0.5 * counts, rate + 0.5 * squares, generator)
 
 
-def slice_sample(log_p: Callable[[float], float], random: Random) -> float:
-    """Where a density of one number leads from 0, at most by _WIDTH, which it leaves as it is: Neal, "Slice sampling" (Annals
-    of Statistics 2003), Fig. 5, from the first interval of Fig. 3. From far out a wider one would be all of the way to nowhere.
+def draw_near(log_p: Density, place: float, chance: float) -> float:
+    """A number by its density on an interval around 0, which leaves the density as it is where the place of the interval is
+    drawn, too: by a grid that closes in on the mode, as in Ritter & Tanner, "Griddy-Gibbs sampler" (JASA 1992).
+
+    It follows the density without a jump: where that is rounded otherwise, as by more processes, so is the number.
+
+    Args:
+        log_p: of (points,) numbers, up to a constant. place, chance: between 0 and 1.
     """
-    level = log_p(0.0) + math.log(1 - random.random())
-    if not math.isfinite(level):
-        return 0.0  # the ratings' loss is not a number either, which is looked at after the sweep
-    left = -_WIDTH * random.random()
-    right = left + _WIDTH
+    left, width = -_WIDTH * place, _WIDTH
     while True:
-        found = left + (right - left) * random.random()
-        if log_p(found) >= level:
-            return found
-        left, right = (found, right) if found < 0 else (left, found)
+        x = torch.linspace(left, left + width, _POINTS, dtype=torch.float64)
+        log_of = log_p(x)
+        inside = torch.nonzero(log_of > log_of.max() - _TAIL)[:, 0].tolist()
+        if not inside:
+            return 0.0  # not a number, as the ratings' loss then, which is looked at after the sweep
+        first, last = max(inside[0] - 1, 0), min(inside[-1] + 1, _POINTS - 1)
+        if 2 * (last - first) > _POINTS:
+            break
+        left, width = float(x[first]), float(x[last] - x[first])
+    p = (log_of - log_of.max()).exp()
+    mass = (0.5 * (p[1:] + p[:-1])).cumsum(0)
+    looked_for = chance * mass[-1]
+    cell = min(int(torch.searchsorted(mass, looked_for)), _POINTS - 2)
+    low, high = p[cell], p[cell + 1]
+    rest = looked_for - mass[cell] + 0.5 * (low + high)
+    slope = (low + (low**2 + 2 * (high - low) * rest).clamp(min=0).sqrt()).clamp(min=torch.finfo(p.dtype).tiny)
+    return float(x[cell] + (x[1] - x[0]) * 2 * rest / slope)
 
 
-def _random(generator: torch.Generator) -> Random:
-    return Random(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+def _chances(count: int, generator: torch.Generator) -> list[list[float]]:
+    """Two for each of so many numbers."""
+    found: list[list[float]] = torch.rand(count, 2, generator=generator, device=generator.device).tolist()
+    return found
