@@ -34,11 +34,11 @@ def side_by_side(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]],
                 yield started.popleft().result()
         while started:
             yield started.popleft().result()
-    except BrokenProcessPool:
-        raise ProcessError(f"one of {workers} processes was killed, perhaps for lack of memory; try fewer by -j") from None
-    except BaseException:
-        for process in multiprocessing.active_children():
+    except BaseException as error:
+        for process in multiprocessing.active_children():  # of a broken pool, too: it misses one that was just beginning
             process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise ProcessError(f"one of {workers} processes was killed, perhaps for lack of memory; try fewer by -j") from None
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -702,6 +702,27 @@ def test_a_fold_that_is_killed_is_said(tmp_path: Path) -> None:
     )
 
 
+def test_a_process_that_is_killed_while_another_begins_is_said() -> None:
+    """The pool's own thread ends those that it knows of, waits for all, and learns of the new one in between."""
+    slow = """
+import os, time
+from multiprocessing.context import SpawnProcess
+from pmfcli.processes import side_by_side
+
+start = SpawnProcess.start
+
+def begin_slowly(process):
+    start(process)
+    time.sleep(2)
+
+if __name__ == "__main__":
+    SpawnProcess.start = begin_slowly
+    list(side_by_side(os.system, [("kill -9 $PPID",), ("true",)], 2))
+"""
+    done = subprocess.run([sys.executable, "-c", slow], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr.splitlines()[-1].startswith("pmfcli.errors.ProcessError: one of 2 processes was killed")
+
+
 def test_sigterm_that_python_drops_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a callback of a weak reference; there is one in every import."""
     monkeypatch.setattr(cli, "_UNHEARD", 0.1)
