@@ -1,4 +1,4 @@
-"""Users with three ratings: the hierarchical Bayesian model beside movie averages and PMF, and folded in from a pipe.
+"""Users with three ratings: the hierarchical Bayesian model beside its mode, PMF and movie averages, and folded in from a pipe.
 
     python benchmarks/newcomers.py data/ml-latest-small/ratings.csv [--splits 4]
 
@@ -25,6 +25,7 @@ HIERARCHICAL = ["--method", "bayes"]
 MODELS = {
     "hierarchical": HIERARCHICAL,
     "another seed": [*HIERARCHICAL, "--seed", "1"],
+    "mode": [],
     "PMF": ["--hierarchical", "none"],
     "Bayesian PMF": ["--method", "bayes", "--hierarchical", "none"],
 }

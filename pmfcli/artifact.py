@@ -27,7 +27,7 @@ from pmfcli.errors import ModelError, TrainingError
 from pmfcli.text import clean
 
 FORMAT = "pmf-model"
-VERSION = 7
+VERSION = 8
 _ROUNDING = 1e-5  # as a part of the scale
 _KINDS = {"map": "mode", "bayes": "draws", "blend": "blend"}  # of posteriors, by method
 

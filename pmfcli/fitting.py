@@ -146,6 +146,8 @@ def climb(task: Task) -> Generator[Report, None, Found]:
     sigma = mode.parameters.sigma
     ones, one = sigma.new_ones(len(mode.factors.U)), torch.ones_like(sigma)
     laplace = Laplace(**mode._asdict(), noise=sigma, noise_u=ones, residual=sigma, doubt=one, mean_field=by_em)
+    if (W := mode.parameters.W) is not None and (crowd := observations.crowd) is not None:
+        laplace = laplace._replace(common=crowd.share @ W, typical=crowd.typical)
     asked = _of_noise(laplace, observations, test, settings.seed) if noise is None else None
     few = asked[0].user[asked[0].user_known] if asked is not None and task.passing and not by_em else None
     try:

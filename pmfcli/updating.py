@@ -209,7 +209,7 @@ def _ratings(model: Model) -> Ratings:
 
 
 def _observations(ratings: Ratings, mode: Laplace, settings: dict[str, Any], n_movies: int | None = None) -> Observations:
-    """The ratings as a mode was fitted to them, with its offset.
+    """The ratings as a mode was fitted to them, with its offset and what its users have in common.
 
     Args:
         n_movies: how many movies, the first ones, it knows; None for all.
@@ -217,7 +217,7 @@ def _observations(ratings: Ratings, mode: Laplace, settings: dict[str, Any], n_m
     user, movie, t = ratings.tensors()
     pattern = Pattern.of(user, movie, (len(ratings.users), len(ratings.movies) if n_movies is None else n_movies))
     powers: dict[str, Any] = {name: float(settings[name]) for name in ("user_power", "movie_power", "rater_power")}
-    found = observe(pattern, t, **powers, with_offset=False, link=mode.head.link)
+    found = observe(pattern, t, **powers, with_offset=False, link=mode.head.link, typical=mode.typical)
     return found._replace(offset=mode.head.offset)
 
 

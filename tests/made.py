@@ -107,7 +107,11 @@ def dense_log_posterior(o, p: Parameters, user_power: float = 0.5, with_offset: 
     t[o.pattern.row, o.pattern.col] = o.t
     n, m = rated.sum(1).double(), rated.sum(0).double()
     U, V = p.Y.clone(), p.Z.clone()
+    typical, q = (n[n > 0] ** (2 - user_power)).sum() / n.sum(), m / m.sum()
     for i in range(n_users):
+        own = n[i] ** (1 - user_power) if n[i] > 0 else 0
+        if own < typical and p.W is not None:
+            U[i] += (typical - own) * (q @ p.W)
         for k in range(n_movies):
             if rated[i, k] and p.W is not None:
                 U[i] += n[i] ** -user_power * p.W[k]
@@ -140,7 +144,7 @@ def copies(count: int, dof: float | None) -> Draws:
     return Draws(
         U=0 * row.half(),
         V=(V * row).expand(count, 2, 1).half(),
-        weights=Weights((W * row).expand(count, 2, 1).half(), torch.full((2,), VAR)),
+        weights=Weights((W * row).expand(count, 2, 1).half(), torch.full((2,), VAR), W * row[:, 0], torch.tensor(1.0)),
         gamma_u=2 * row[..., 0].half(),
         gamma_v=(0.5 * row[..., 0]).expand(count, 2).half(),
         mean_u=0 * row[:, 0],

@@ -313,6 +313,18 @@ def test_a_packed_archive_is_refused_before_it_unpacks(sample_model: Model) -> N
         loads(buffer.getvalue(), "x")
 
 
+@pytest.mark.parametrize("method", ["map", "bayes"])
+def test_a_crowd_that_is_none_is_refused(sample, method: str) -> None:
+    model = run(train(sample, Settings(method=method, epochs=3, latent=2)))
+    p, none = model.posterior, torch.tensor(-1.0)
+    changed = {"typical": none} if method == "map" else {"weights": p.weights._replace(typical=none)}
+    with pytest.raises(ModelError, match="damaged"):
+        loads(dumps(replace(model, posterior=p._replace(**changed))), "x")
+    if method == "map":
+        with pytest.raises(ModelError, match="damaged"):
+            loads(dumps(replace(model, posterior=p._replace(common=None, typical=None))), "x")
+
+
 @pytest.mark.parametrize("broken", ["share", "grid", "cuts"])
 def test_a_scale_that_is_none_is_refused(sample, broken: str) -> None:
     model = run(train(sample, Settings(method="bayes", epochs=3, latent=2)))

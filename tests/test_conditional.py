@@ -140,13 +140,15 @@ def test_em_counts_that_the_weights_are_unsure() -> None:
     state, _ = als.step(als.init(o, how, seeded()), als.Problem.of(o, how), how)
     k, before = how.latent, als.init(o, how, seeded()).users
     found = unpack(state.users.spread, k).diagonal(dim1=1, dim2=2).mean(1)
-    squares = spmm(o.F.square(), torch.ones(o.pattern.shape[1], 1).to(o.F), o.pattern)[:, 0]
+    F = torch.zeros(o.pattern.shape).to(o.F)
+    F[o.pattern.row.long(), o.pattern.col.long()] = o.F
+    squares = (F + torch.outer(o.crowd.part, o.crowd.share)).square().sum(1)
     torch.testing.assert_close(found, (1 + squares / before.lam[0]) / before.precision[0, 0], rtol=1e-4, atol=0)
 
 
 def test_weights_of_nobody_change_nothing() -> None:
     o = planted("linear")
-    empty = o._replace(F=torch.zeros_like(o.F), G=torch.zeros_like(o.G))
+    empty = o._replace(F=torch.zeros_like(o.F), G=torch.zeros_like(o.G), crowd=None)
     *_, with_means = als.fit(empty, als_settings(), 20, seeded())
     *_, plain = als.fit(o, als_settings(user_means=False, movie_means=False), 20, seeded())
     torch.testing.assert_close(with_means.state.users.A, plain.state.users.A)
@@ -158,6 +160,25 @@ def test_products_of_the_means() -> None:
     B, R = randn(7, 3), randn(11, 3, seed=2)
     torch.testing.assert_close(means.up(B), spmm(o.G, B, o.pattern.T))
     torch.testing.assert_close((means.up(B) * R).sum(), (B * means.down(R)).sum())
+
+
+def test_products_of_the_means_with_a_crowd() -> None:
+    o = planted("linear")
+    assert 5 < int((o.crowd.part > 0).sum()) < 35
+    features = Means.of_features(torch.rand(o.pattern.n, generator=seeded()).double(), random_pattern(40, 30, 0.4, 3))
+    dense = torch.zeros(40, 60).double()
+    dense[o.pattern.row.long(), o.pattern.col.long()] = o.F
+    dense[:, :30] += torch.outer(o.crowd.part, o.crowd.share)
+    dense[o.pattern.row.long(), o.pattern.col.long() + 30] = features.weight
+    B, R = randn(60, 2), randn(40, 2, seed=2)
+    tau, variances = torch.rand(40, generator=seeded()).double(), torch.rand(60, 1, generator=seeded()).double()
+    alone = Means.of(o.F, o.pattern, crowd=o.crowd)
+    for means, F in ((alone, dense[:, :30]), (alone.beside(features), dense)):
+        columns = F.shape[1]
+        torch.testing.assert_close(means.up(B[:columns]), F @ B[:columns])
+        torch.testing.assert_close(means.down(R), F.mT @ R)
+        torch.testing.assert_close(means.squares(tau), tau @ F.square())
+        torch.testing.assert_close(means.up_squared(variances[:columns]), F.square() @ variances[:columns])
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])

@@ -75,6 +75,17 @@ def test_the_mean_of_a_newcomer_is_as_unsure_as_its_weights() -> None:
     assert float(row.covariance) == pytest.approx(1 / precision)
 
 
+@pytest.mark.parametrize(("n", "lead"), [(0, 2.0), (1, 1.0), (2, 2 - 2**0.5)])
+def test_whoever_has_few_ratings_is_taken_to_rate_what_others_do(n: int, lead: float) -> None:
+    """W is 0.3 on average: whoever rates as all do has n^(1/2) of it, and the user of a rating 2, on average."""
+    p = copies(1, None)
+    p = p._replace(
+        weights=p.weights._replace(common=torch.tensor([[0.3]]), typical=torch.tensor(2.0)), alpha=0 * p.alpha + 1e-9
+    )
+    row = fold_in(p, NOBODY, torch.arange(n), torch.full((n,), 0.75), 0.5)
+    assert float(row.A) == pytest.approx(n**0.5 * W + lead * 0.3, rel=1e-5)
+
+
 def test_a_newcomer_has_scales_of_their_own() -> None:
     """The fold-in's mixture over many draws, against the posterior with both scales integrated out on grids."""
     z = torch.tensor([3.0, -1.0]).double()
@@ -131,7 +142,7 @@ def test_in_a_pipe(answer: Run, draws: Model, tmp_path) -> None:
         prediction, sd, lo, hi = map(float, row.split("\t")[3:7])
         assert lo < prediction < hi
         assert sd > 0
-    fan = answer("predict", "--ratings", "-", "--movie", "750", "--stars", "--json", stdin="movie,rating\n1,5\n260,5\n")
+    fan = answer("predict", "--ratings", "-", "--movie", "750", "--stars", "--json", stdin="movie,rating\n1,5\n260,5\n318,5\n")
     (row,) = json.loads(fan.stdout)["rows"]  # an interval of one step may leave out the mean
     assert row["lo"] == row["hi"] == 5 > row["prediction"]
     one_step, two_steps = ((1 - row["p_5"]) ** 0.5, (1 - row["p_5"] - row["p_4.5"]) ** 0.5)

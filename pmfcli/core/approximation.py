@@ -34,6 +34,8 @@ class Laplace(NamedTuple):
     doubt: Tensor  # () how many times as uncertain as by their curvature the movies are, held-out ratings say
     mean_field: bool  # whether a row is fitted to the distribution of the other side's rows (EM), or to their mode alone
     usage: Usage | None = None  # how people use the steps of the scale; None: ratings are numbers
+    common: Tensor | None = None  # (latent,) W on average over the training ratings; None: users have no hierarchical means
+    typical: Tensor | None = None  # () how much of it users have, on average over the training ratings
     spread_v: Tensor | None = None  # (n_movies, d (d + 1) / 2) packed covariance of the movies, by ``ready``; None: not yet
 
     @property
@@ -52,6 +54,8 @@ class Weights(NamedTuple):
 
     W: Tensor  # (draws, n_movies, d) half precision: the mean given the rows of the draw
     var_w: Tensor  # (n_movies,) about its variance given the draw, as a part of Lambda_u^-1
+    common: Tensor  # (draws, d) W on average over the training ratings
+    typical: Tensor  # () how much of it users have, on average over the training ratings
 
 
 class Ordinal(NamedTuple):

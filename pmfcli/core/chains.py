@@ -298,7 +298,10 @@ def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
         found["mu_u"] = found["mu_u"] + problem.user_means.usual.cpu() @ W.float()
         if s.user_means:  # the rest of W is of features: a visitor's are unknown
             rated = problem.users.pattern.shape[1]
-            weights = Weights(W[:, :rated], torch.stack(variances).mean(0)[:rated].cpu())
+            crowd = problem.users.crowd
+            assert crowd is not None
+            common, typical = crowd.share.cpu() @ W[:, :rated].float(), crowd.typical.cpu()
+            weights = Weights(W[:, :rated], torch.stack(variances).mean(0)[:rated].cpu(), common, typical)
     steps = None
     if problem.levels is not None:
         steps = Ordinal(found.pop("share"), found.pop("cuts"), found.pop("habits"), problem.levels.grid.cpu())

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pmfcli.core.approximation import Draws, Fitted, Laplace, Weights
+from pmfcli.core.approximation import Draws, Fitted, Laplace
 from pmfcli.core.conditional import Prior
 from pmfcli.core.drift import Drift
 from pmfcli.core.fold_in import MINI_SWEEPS, SEED, fold_in_draws
@@ -44,9 +44,9 @@ def extended(posterior: Fitted, users: int, movies: int) -> Fitted:
     if ordinal is not None:
         ordinal = ordinal._replace(share=behind(ordinal.share, ordinal.usual, users))
     if weights is not None:  # the variance of the prior is not kept, that of the movie known least comes near
-        W, var_w = weights
+        W, var_w = weights.W, weights.var_w
         var_w = torch.cat([var_w, var_w.max().expand(movies - len(var_w))])
-        weights = Weights(behind(W, torch.zeros_like(p.mu_v), movies), var_w)
+        weights = weights._replace(W=behind(W, torch.zeros_like(p.mu_v), movies), var_w=var_w)
     return p._replace(
         U=behind(p.U, p.mu_u, users),
         V=behind(p.V, p.mu_v, movies),
@@ -66,11 +66,13 @@ def kept(posterior: Fitted | Neighbourhood, users: Tensor, movies: Tensor) -> Fi
         near = _places(movies, len(p.c))[p.near[movies].long()]
         weight = p.weight[movies] * (near >= 0)
         return p._replace(b=p.b[users], c=p.c[movies], near=near.clamp(min=0).int(), weight=weight)
-    U = p.U[:, users]
+    U, weights = p.U[:, users], p.weights
+    if weights is not None:
+        weights = weights._replace(W=weights.W[:, movies], var_w=weights.var_w[movies])
     return p._replace(
         U=U,
         V=p.V[:, movies],
-        weights=None if p.weights is None else Weights(p.weights.W[:, movies], p.weights.var_w[movies]),
+        weights=weights,
         gamma_u=p.gamma_u[:, users],
         gamma_v=p.gamma_v[:, movies],
         mean_u=U.mean(1, dtype=torch.float32),
@@ -95,14 +97,15 @@ def resettled(laplace: Laplace, seen: Seen, observations: Observations, users: T
     counts less for each of their movies (``observe``). These movies stay where they are, and their own part makes up for it.
 
     Args:
-        observations: all ratings, in the order of ``seen``, with the offset of the mode. users, movies: (n,) ascending rows.
+        observations: all ratings, in the order of ``seen``, with the offset of the mode and what its users have in common.
+        users, movies: (n,) ascending rows.
     """
     o, q, f = observations, laplace.parameters, laplace.factors
     k = laplace.head.latent
     U, V = stacked(f.U, f.b).clone(), stacked(f.V, f.c).clone()
     mean_u, mean_v = torch.zeros_like(U), torch.zeros_like(V)
-    if q.W is not None:
-        mean_u[:, :k] = spmm(o.F, q.W, o.pattern)
+    if q.W is not None and o.crowd is not None and laplace.common is not None:
+        mean_u[:, :k] = spmm(o.F, q.W, o.pattern) + o.crowd.part[:, None] * laplace.common
     if q.X is not None:
         mean_v[:, :k] = spmm(o.G, q.X, o.pattern.T)
     U[users, :k], V[movies, :k] = (q.Y + mean_u[:, :k])[users], (q.Z + mean_v[:, :k])[movies]
@@ -167,8 +170,7 @@ def _draw_users(
         mine = torch.arange(int(seen.start[user]), int(seen.start[user + 1]))
         mine = mine[seen.movie[mine] < known[1]]
         start = users_of(p, seen, torch.tensor([user])) if user < known[0] else None
-        weight = max(len(mine), 1) ** -power
-        found = fold_in_draws(p, seen.movie[mine].long(), t[mine], weight, g, start)
+        found = fold_in_draws(p, seen.movie[mine].long(), t[mine], power, g, start)
         p.U[:, user], p.gamma_u[:, user] = _draw(found, g).half(), found.gamma[:, 0].half()
         if p.ordinal is not None and found.share is not None:
             p.ordinal.share[:, user] = found.share[:, 0].half()

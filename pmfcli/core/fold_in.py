@@ -13,7 +13,7 @@ from pmfcli.core.drift import at_no_time
 from pmfcli.core.half_step import settle
 from pmfcli.core.noise import noise_scales, squared_errors
 from pmfcli.core.pairs import Seen
-from pmfcli.core.posterior import Factors, Observations
+from pmfcli.core.posterior import Factors, Observations, crowd_part
 from pmfcli.core.row_sampler import RowSampler
 from pmfcli.core.rows import Rows, curvature, stacked
 from pmfcli.core.settling import spread_of
@@ -35,20 +35,26 @@ def fold_in(posterior: Fitted, seen: Seen, movies: Tensor, t: Tensor, user_power
         movies: (n,) ascending movie rows. t: (n,) ratings on the unit scale.
         user_power: of the hierarchical mean, as in training.
     """
-    weight = max(len(movies), 1) ** -user_power
     return (
-        _fold_in_mode(posterior, seen, movies, t, weight)
+        _fold_in_mode(posterior, seen, movies, t, user_power)
         if isinstance(posterior, Laplace)
-        else fold_in_draws(posterior, movies, t, weight, torch.Generator().manual_seed(SEED))
+        else fold_in_draws(posterior, movies, t, user_power, torch.Generator().manual_seed(SEED))
     )
 
 
-def _fold_in_mode(p: Laplace, seen: Seen, movies: Tensor, t: Tensor, weight: float) -> Rows:
+def _prior_mean(W: Tensor, common: Tensor, typical: Tensor, power: float) -> Tensor:
+    """The hierarchical mean of a user, (..., d), by what the movies that they rated say of them, W (..., n, d)."""
+    n = W.shape[-2]
+    found: Tensor = max(n, 1) ** -power * W.sum(-2) + crowd_part(torch.tensor(n), typical, power) * common
+    return found
+
+
+def _fold_in_mode(p: Laplace, seen: Seen, movies: Tensor, t: Tensor, user_power: float) -> Rows:
     k, offset, link = p.head
     V = stacked(p.factors.V, p.factors.c)
     m = V.new_zeros(1, V.shape[1])
-    if p.parameters.W is not None:
-        m[0, :k] = weight * p.parameters.W[movies].sum(0)
+    if p.parameters.W is not None and p.common is not None and p.typical is not None:
+        m[0, :k] = _prior_mean(p.parameters.W[movies], p.common, p.typical, user_power)
     one = Pattern.of(torch.zeros_like(movies), torch.arange(len(movies)), (1, len(movies)))
     observations = Observations(one, t, t[:0], t[:0], offset, link)  # the means are in m and V
     spread = spread_of(p, seen, movies, of_movies=True)
@@ -62,20 +68,20 @@ def _fold_in_mode(p: Laplace, seen: Seen, movies: Tensor, t: Tensor, weight: flo
 
 @torch.no_grad()
 def fold_in_draws(
-    p: Draws, movies: Tensor, t: Tensor, weight: float, generator: torch.Generator, start: Rows | None = None
+    p: Draws, movies: Tensor, t: Tensor, user_power: float, generator: torch.Generator, start: Rows | None = None
 ) -> Rows:
     """The same on every draw (``row_sampler.py``).
 
     W is what the training ratings say of it, to which this user's are new: the hierarchical mean is as uncertain as W still is.
 
     Args:
-        weight: of each rating in the hierarchical mean.
         start: the user as drawn with other ratings, from where a few sweeps are enough.
     """
     centre, doubt = p.mu_u, p.alpha.new_zeros(())  # of the hierarchical mean: N(centre, doubt Lambda^-1)
     if p.weights is not None:
-        centre = centre + weight * p.weights.W[:, movies].float().sum(1)
-        doubt = weight**2 * p.weights.var_w[movies].sum()
+        W, var_w, common, typical = p.weights
+        centre = centre + _prior_mean(W[:, movies].float(), common, typical, user_power)
+        doubt = max(len(movies), 1) ** (-2 * user_power) * var_w[movies].sum()
     one = Pattern.of(torch.zeros_like(movies), torch.arange(len(movies)), (1, len(movies)))
     sampler = RowSampler.of(p, False, one, movies, t, Prior(centre, p.Lambda_u))._replace(doubt=doubt)
     if p.drift is not None:  # all is said in one sitting, whose mood moves the bias; of films at any time

@@ -131,7 +131,7 @@ def prepare(
     if o.link != "linear":
         raise ValueError("the sampler is for the linear link")
     team, found = o.users.team, o.flipped()
-    rated = [Means.of(o.F, o.pattern, of_rows=team) if s.user_means else None]
+    rated = [Means.of(o.F, o.pattern, of_rows=team, crowd=o.crowd) if s.user_means else None]
     rated.append(Means.of(o.G, o.pattern.T, of_columns=team) if s.movie_means else None)
     user_means, movie_means = (
         features if one is None else one if features is None else one.beside(features)

@@ -18,6 +18,7 @@ from torch.optim.adam import adam
 
 from pmfcli.core.parallel import take
 from pmfcli.core.posterior import (
+    Crowd,
     Factors,
     Observations,
     Parameters,
@@ -152,7 +153,7 @@ def init(observations: Observations, settings: MapSettings, generator: torch.Gen
     leaves += [p for block in parameters for p in (block.Y, block.b) if p is not None]
     adam = [_adam(lr, leaves)]
     if W is not None:
-        adam.append(_adam(lr * _slower(o.F, o.pattern, o.movies.team, o.users.team), [W]))
+        adam.append(_adam(lr * _slower(o.F, o.pattern, o.movies.team, o.users.team, o.crowd), [W]))
     xs = [block.X for block in parameters if block.X is not None]
     adam_x = _adam(lr * _slower(o.G, o.pattern.T, o.users.team, o.users.team) if xs else lr, xs)
     return State(parameters, users, s.scales, tuple(adam), adam_x)
@@ -312,7 +313,7 @@ def _move(group: Adam) -> None:
         leaf.grad = None
 
 
-def _slower(weights: Tensor, pattern: Pattern, of_columns: Team, of_ratings: Team) -> float:
+def _slower(weights: Tensor, pattern: Pattern, of_columns: Team, of_ratings: Team, crowd: Crowd | None = None) -> float:
     """What the learning rate of W or X is multiplied by, from the weights F or G.
 
     Adam moves every entry by about the learning rate, so a row of F W, a sum over all that a user rated, moves by the row sum
@@ -322,6 +323,7 @@ def _slower(weights: Tensor, pattern: Pattern, of_columns: Team, of_ratings: Tea
         of_columns, of_ratings: processes that have some of them each.
     """
     sums = of_columns.sum(spmm(weights, weights.new_ones(pattern.shape[1], 1), pattern))[:, 0]
+    sums = sums if crowd is None else sums + crowd.part
     moves = sums[pattern.row]
     total, n = of_ratings.sum(torch.stack([moves.sum(), moves.new_tensor(len(moves))]).double())
     return min(1.0, _LARGEST_MOVE / float(total / n))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pmfcli.core.parallel import take
+from pmfcli.core.posterior import Crowd
 from pmfcli.core.sparse import Pattern, spmm
 from pmfcli.core.team import ALONE, Team
 
@@ -30,12 +31,15 @@ class Means(NamedTuple):
     usual: Tensor  # (columns,) what a row of which nothing is known has: nothing, or the mean of features
     of_rows: Team = ALONE  # processes that have some of the rows each
     of_columns: Team = ALONE  # the same of columns
+    crowd: Crowd | None = None  # e q', which is added to the weights
 
     @classmethod
-    def of(cls, weight: Tensor, pattern: Pattern, of_rows: Team = ALONE, of_columns: Team = ALONE) -> "Means":
+    def of(
+        cls, weight: Tensor, pattern: Pattern, of_rows: Team = ALONE, of_columns: Team = ALONE, crowd: Crowd | None = None
+    ) -> "Means":
         """One block, from weights (n,) in the order of the pattern."""
         weight_t, nothing = take(weight, pattern.perm), weight.new_zeros(pattern.shape[1])
-        return cls(weight, pattern, weight_t, (pattern.shape[1],), nothing, of_rows, of_columns)
+        return cls(weight, pattern, weight_t, (pattern.shape[1],), nothing, of_rows, of_columns, crowd)
 
     @classmethod
     def of_features(cls, weight: Tensor, pattern: Pattern) -> "Means":
@@ -51,7 +55,10 @@ class Means(NamedTuple):
         col = torch.cat([one.col.long(), two.col.long() + one.shape[1]])
         order = torch.argsort(row * columns + col)
         pattern = Pattern.of(row[order], col[order], (one.shape[0], columns))
-        found = Means.of(torch.cat([self.weight, other.weight])[order], pattern)
+        crowd = self.crowd
+        if crowd is not None:
+            crowd = crowd._replace(share=torch.cat([crowd.share, crowd.share.new_zeros(two.shape[1])]))
+        found = Means.of(torch.cat([self.weight, other.weight])[order], pattern, crowd=crowd)
         return found._replace(sizes=self.sizes + other.sizes, usual=torch.cat([self.usual, other.usual]))
 
     def each(self, of_block: Tensor) -> Tensor:
@@ -61,15 +68,25 @@ class Means(NamedTuple):
 
     def up(self, W: Tensor) -> Tensor:
         """F W, (rows, d)."""
-        return self.of_columns.sum(spmm(self.weight, W, self.pattern))
+        found = spmm(self.weight, W, self.pattern)
+        found = found if self.crowd is None else self.crowd.added_to(found, W)
+        return self.of_columns.sum(found)
 
     def down(self, B: Tensor) -> Tensor:
         """F' B, (columns, d)."""
-        return self.of_rows.sum(spmm(self.weight_t, B, self.pattern.T))
+        found = spmm(self.weight_t, B, self.pattern.T)
+        if self.crowd is not None:
+            found = torch.addmm(found, self.crowd.share[:, None], (self.crowd.part @ B)[None])
+        return self.of_rows.sum(found)
 
     def squares(self, tau: Tensor) -> Tensor:
         """The diagonal of F' diag(tau) F, (columns,)."""
-        return self.of_rows.sum(spmm(self.weight_t.square(), tau[:, None], self.pattern.T))[:, 0]
+        found = spmm(self.weight_t.square(), tau[:, None], self.pattern.T)[:, 0]
+        if self.crowd is not None:
+            part, share, _ = self.crowd
+            found += 2 * share * spmm(self.weight_t, (tau * part)[:, None], self.pattern.T)[:, 0]
+            found += share.square() * (tau @ part.square())
+        return self.of_rows.sum(found)
 
     def variances(self, tau: Tensor, lam: Tensor) -> Tensor:
         """Var W_k given the rows and all other W, in units of Lambda^-1, (columns, d), or (columns, 1) where lambda has no d.
@@ -81,7 +98,12 @@ class Means(NamedTuple):
 
     def up_squared(self, variances: Tensor) -> Tensor:
         """The variance of F W, (rows, d), from those of W."""
-        return self.of_columns.sum(spmm(self.weight.square(), variances, self.pattern))
+        found = spmm(self.weight.square(), variances, self.pattern)
+        if self.crowd is not None:
+            part, share, _ = self.crowd
+            found += 2 * part[:, None] * spmm(self.weight, share[:, None] * variances, self.pattern)
+            found += part.square()[:, None] * (share.square() @ variances)
+        return self.of_columns.sum(found)
 
     def dot(self, A: Tensor, B: Tensor) -> Tensor:
         """The dot product of each column of A and B, (columns, d): (d,)."""

@@ -1,7 +1,7 @@
 """The papers' equations: link, likelihood, priors, posterior of probabilistic matrix factorization.
 
     t_ij ~ N(g(x_ij), sigma^2)          x_ij = m + b_i + c_j + U_i . V_j          g(x) = 1 / (1 + e^-x), or 1/2 + x/4
-    U_i = Y_i + sum_{k rated by i} F_ik W_k          V_j = Z_j + sum_{l rated j} G_jl X_l
+    U_i = Y_i + sum_{k rated by i} F_ik W_k + e_i sum_k q_k W_k          V_j = Z_j + sum_{l rated j} G_jl X_l
 
 t are ratings mapped to [0, 1]; everything here is on that scale. Without W and X this is Salakhutdinov & Mnih, "Probabilistic
 Matrix Factorization" (NIPS 2007), Eq. 1-4, with the logistic mean of its section 2; with W alone it is section 4, the
@@ -48,6 +48,23 @@ class Scales(NamedTuple):
     sigma_b: float  # b and c
 
 
+class Crowd(NamedTuple):
+    """What the prior means of users with few ratings have beside their own: as much of what everybody rates as others have.
+
+    e_i sum_k q_k W_k is added to (F W)_i, where q_k is the share of all ratings that are of movie k. Of somebody who rates as
+    everybody does F W is n_i^(1 - p) q W; e_i is what this is short of that of the user of a rating, on average over ratings.
+    Without it they would lack what U . V, where all have much of q W, takes over from c: what a movie is to everybody.
+    """
+
+    part: Tensor  # (n_users,) e
+    share: Tensor  # (n_movies,) q
+    typical: Tensor  # () the mean of n_i^(1 - p) over ratings
+
+    def added_to(self, means: Tensor, W: Tensor) -> Tensor:
+        """F W of all users, (n_users, d), with it."""
+        return torch.addmm(means, self.part[:, None], (self.share @ W)[None])
+
+
 class Observations(NamedTuple):
     """Ratings as the posterior needs them. Test pairs must not be among them: F and G are made from these pairs."""
 
@@ -59,27 +76,31 @@ class Observations(NamedTuple):
     link: Link = "sigmoid"
     users: Share = WHOLE  # which of them these are
     movies: Share = WHOLE
+    crowd: Crowd | None = None  # None: users have no hierarchical means, or movies are the rows
 
     def to(self, device: torch.device) -> "Observations":
         """The same observations on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("pattern", "t", "F", "G")}
-        return self._replace(**moved)
+        crowd = None if self.crowd is None else Crowd(*(part.to(device) for part in self.crowd))
+        return self._replace(**moved, crowd=crowd)
 
     def flipped(self) -> "Observations":
         """The same with movies as rows and users as columns."""
         t = take(self.t, self.pattern.perm)
-        return self._replace(pattern=self.pattern.T, t=t, F=self.G, G=self.F, users=self.movies, movies=self.users)
+        return self._replace(pattern=self.pattern.T, t=t, F=self.G, G=self.F, users=self.movies, movies=self.users, crowd=None)
 
     def only(self, rows: slice | Tensor) -> tuple["Observations", Tensor]:
         """The ratings of some rows, but for G, and where these lie among all, (n,)."""
         pattern, place = self.pattern.rows(rows)
         t, F = take(self.t, place), take(self.F, place) if len(self.F) else self.F
-        return self._replace(pattern=pattern, t=t, F=F), place
+        crowd = None if self.crowd is None else self.crowd._replace(part=self.crowd.part[rows])
+        return self._replace(pattern=pattern, t=t, F=F, crowd=crowd), place
 
     def view(self, start: int, stop: int) -> "Observations":
         """The ratings of a range of rows, but for G."""
         first, last = int(self.pattern.crow[start]), int(self.pattern.crow[stop])
-        return self._replace(pattern=self.pattern.view(start, stop), t=self.t[first:last], F=self.F[first:last])
+        crowd = None if self.crowd is None else self.crowd._replace(part=self.crowd.part[start:stop])
+        return self._replace(pattern=self.pattern.view(start, stop), t=self.t[first:last], F=self.F[first:last], crowd=crowd)
 
 
 class Factors(NamedTuple):
@@ -111,23 +132,36 @@ def observe(
     with_offset: bool = True,
     link: Link = "sigmoid",
     users: Share = WHOLE,
+    typical: Tensor | None = None,
 ) -> Observations:
-    """Prepare ratings: F_ik = n_i^-user_power and G_jl = m_j^-movie_power n_l^-rater_power.
+    """Prepare ratings: F_ik = n_i^-user_power and G_jl = m_j^-movie_power n_l^-rater_power, and ``Crowd``.
 
     Args:
         pattern: who rated what (users x movies). t: (n,) ratings in [0, 1], in its order.
         user_power: 1 is the divisor of NIPS 2007 Eq. 7.
         user_means, movie_means: whether F, and G, are wanted.
         users: which of them these are.
+        typical: of ``Crowd``, if not that of these.
     """
-    n_i = pattern.row_counts().clamp(min=1).to(t.dtype)
-    m_j = users.team.sum(pattern.col_counts()).clamp(min=1).to(t.dtype)
+    counts = users.team.sum(pattern.col_counts()).to(t.dtype)
+    n_i, m_j = pattern.row_counts().clamp(min=1).to(t.dtype), counts.clamp(min=1)
     F = n_i.pow(-user_power)[pattern.row] if user_means else t[:0]
     G = m_j.pow(-movie_power)[pattern.T.row] * n_i.pow(-rater_power)[pattern.T.col] if movie_means else t[:0]
     n, total = users.team.sum(torch.stack([t.new_tensor(len(t), dtype=torch.float64), t.sum(dtype=torch.float64)]))
+    crowd = None
+    if user_means:
+        if typical is None:
+            typical = (users.team.sum(n_i.double().pow(1 - user_power) @ pattern.row_counts().double()) / n.clamp(min=1)).to(t)
+        crowd = Crowd(crowd_part(pattern.row_counts(), typical, user_power), (counts / n.clamp(min=1)).to(t), typical)
     least = 0.5 / max(int(n), 1)  # if all ratings are at one end of the scale, the mean stays just inside it
     offset = float(inverse((total / n).clamp(least, 1 - least), link)) if with_offset else 0.0
-    return Observations(pattern, t, F, G, offset, link, users)
+    return Observations(pattern, t, F, G, offset, link, users, crowd=crowd)
+
+
+def crowd_part(n: Tensor, typical: Tensor, power: float) -> Tensor:
+    """``Crowd.part`` of users with so many ratings, (k,), by the power of their hierarchical mean."""
+    own = n.clamp(min=1).to(typical).pow(1 - power) * (n > 0)
+    return (typical - own).clamp(min=0)
 
 
 def mean(x: Tensor, link: Link) -> Tensor:
@@ -160,7 +194,10 @@ def linearise(x: Tensor, t: Tensor, sigma: Tensor, link: Link) -> tuple[Tensor, 
 def effective(parameters: Parameters, observations: Observations) -> Factors:
     """U = Y + F W and V = Z + G X."""
     p, o = parameters, observations
-    U = p.Y if p.W is None else p.Y + spmm(o.F, p.W, o.pattern)
+    U = p.Y
+    if p.W is not None:
+        means = spmm(o.F, p.W, o.pattern)
+        U = U + (means if o.crowd is None else o.crowd.added_to(means, p.W))
     V = p.Z if p.X is None else p.Z + o.users.team.sum(spmm(o.G, p.X, o.pattern.T))
     return Factors(U, V, p.b, p.c, o.offset, o.link)
 
