@@ -713,7 +713,7 @@ start = SpawnProcess.start
 
 def begin_slowly(process):
     start(process)
-    time.sleep(2)
+    time.sleep(1)
 
 if __name__ == "__main__":
     SpawnProcess.start = begin_slowly
