@@ -12,7 +12,7 @@ from torch import Tensor
 from pmfcli.config import FOUND_SCALES, Settings
 from pmfcli.core import als, chains, drift, gibbs, usage
 from pmfcli.core import map as map_fit
-from pmfcli.core.approximation import Fitted, Laplace
+from pmfcli.core.approximation import Common, Fitted, Laplace
 from pmfcli.core.distinct import distinct
 from pmfcli.core.means import Means
 from pmfcli.core.metrics import scores
@@ -147,7 +147,7 @@ def climb(task: Task) -> Generator[Report, None, Found]:
     ones, one = sigma.new_ones(len(mode.factors.U)), torch.ones_like(sigma)
     laplace = Laplace(**mode._asdict(), noise=sigma, noise_u=ones, residual=sigma, doubt=one, mean_field=by_em)
     if (W := mode.parameters.W) is not None and (crowd := observations.crowd) is not None:
-        laplace = laplace._replace(common=crowd.share @ W, typical=crowd.typical)
+        laplace = laplace._replace(common=Common(crowd.mean(W), crowd.typical))
     asked = _of_noise(laplace, observations, test, settings.seed) if noise is None else None
     few = asked[0].user[asked[0].user_known] if asked is not None and task.passing and not by_em else None
     try:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pmfcli.core.approximation import Draws, Fitted, Head, Laplace, Ordinal, Weights
+from pmfcli.core.approximation import Common, Draws, Fitted, Head, Laplace, Ordinal, Weights
 from pmfcli.core.blend import Blend
 from pmfcli.core.distinct import index_kind, indexed
 from pmfcli.core.drift import LARGEST_KEY, MOST_KINDS, Drift, Stretches
@@ -40,7 +40,7 @@ def pack(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if isinstance(p, Draws):
         fields: dict[str, Any] = {}
         for name, part in p._asdict().items():
-            fields |= part._asdict() if isinstance(part, Weights | Ordinal) else {name: part}
+            fields |= part._asdict() if isinstance(part, Weights | Common | Ordinal) else {name: part}
         head, drift = fields.pop("head"), fields.pop("drift")
         if drift is not None:
             moved = drift._asdict() | drift.stretches._asdict()
@@ -54,8 +54,8 @@ def pack(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
         found |= {"b": f.b, "c": f.c}
     if q.W is not None:
         found |= {"Y": q.Y, "W": q.W}
-    if p.common is not None and p.typical is not None:
-        found |= {"common": p.common, "typical": p.typical}
+    if p.common is not None:
+        found |= p.common._asdict()
     if q.X is not None:
         found |= {"Z": q.Z, "X": q.X}
     if p.usage is not None:
@@ -208,17 +208,12 @@ def _check_cuts(cuts: Tensor) -> None:
         raise ValueError("the cut points are none")
 
 
-def _check_typical(typical: Tensor | None) -> None:
-    if typical is not None and not float(typical) >= 0:
-        raise ValueError("the means of users do not fit together")
-
-
 def _shapes_of_a_mode(tensors: dict[str, Tensor], latent: int, n_users: int, n_movies: int) -> dict[str, Shape]:
     d = latent + ("b" in tensors)
     user, movie, prior = (n_users, latent), (n_movies, latent), (d, d)
     shapes = {"U": user, "V": movie, "Y": user, "Z": movie, "W": movie, "X": user, "b": (n_users,), "c": (n_movies,)}
     shapes |= {"precision_u": prior, "precision_v": prior, "gamma_u": (n_users,)}
-    shapes |= {"common": (latent,)} | dict.fromkeys(("sigma", "noise", "residual", "doubt", "typical"), ())
+    shapes |= {"mean_w": (latent,)} | dict.fromkeys(("sigma", "noise", "residual", "doubt", "typical"), ())
     steps, groups = (len(tensors["grid"]), len(tensors["people"])) if "grid" in tensors else (1, 1)
     shapes |= {"grid": (steps,), "stars": (2,), "cuts": (groups, steps - 1), "people": (groups,), "within": (groups,)}
     shapes |= {"rounding": (groups,)}
@@ -232,7 +227,7 @@ def _shapes_of_draws(tensors: dict[str, Tensor], n_users: int, n_movies: int) ->
     rows = {"U": (*user, d), "V": (*movie, d), "W": (*movie, d), "gamma_u": user, "gamma_v": movie}
     rows |= {"share": (*user, habits)}
     small = {"mean_u": one, "mu_u": one, "mu_v": one, "Lambda_u": prior, "Lambda_v": prior, "alpha": (draws,)}
-    small |= {"var_w": (n_movies,), "common": one, "typical": (), "prior_dof": (draws, 2), "noise_dof": (draws, 2)}
+    small |= {"var_w": (n_movies,), "mean_w": one, "typical": (), "prior_dof": (draws, 2), "noise_dof": (draws, 2)}
     small |= {"cuts": (draws, habits, steps - 1), "habits": (draws, habits), "grid": (steps,)}
     stretches, kinds = (len(tensors[f"drift_{name}"]) if "drift_row" in tensors else 0 for name in ("row", "length"))
     small |= {"drift_precision": (draws, kinds)}
@@ -260,12 +255,16 @@ def _mode(tensors: dict[str, Tensor], head: Head, mean_field: bool) -> Laplace:
     if not positive or not all(_is_positive(matrix) for matrix in precisions):
         raise ValueError("a variance is not positive")
     factors = Factors(U, V, b, c, head.offset, head.link)
-    common, typical = tensors.get("common"), tensors.get("typical")
-    if not (p.W is None) == (common is None) == (typical is None):
-        raise ValueError("the means of users do not fit together")
-    _check_typical(typical)
-    usage = _usage(tensors)
-    return Laplace(factors, p, *precisions, **scales, mean_field=mean_field, usage=usage, common=common, typical=typical)
+    usage, common = _usage(tensors), _common(tensors, p.W)
+    return Laplace(factors, p, *precisions, **scales, mean_field=mean_field, usage=usage, common=common)
+
+
+def _common(tensors: dict[str, Tensor], W: Tensor | None) -> Common | None:
+    """Taken from among the tensors; there if W is."""
+    found: Common | None = _whole(Common, tensors)
+    if (found is None) != (W is None) or (found is not None and float(found.typical) < 0):
+        raise ValueError("the hierarchical means do not fit together")
+    return found
 
 
 def _usage(tensors: dict[str, Tensor]) -> Usage | None:
@@ -289,7 +288,7 @@ def _draws(tensors: dict[str, Tensor], head: Head, n_users: int, n_movies: int) 
     t = dict(tensors)
     drift = _drift({name: t.pop(f"drift_{name}", None) for name in _DRIFT}, n_users, n_movies)
     weights, ordinal = (_whole(kind, t) for kind in (Weights, Ordinal))
-    _check_typical(None if weights is None else weights.typical)
+    common = _common(t, None if weights is None else weights.W)
     dofs: dict[str, Any] = {name: t.pop(name, None) for name in ("prior_dof", "noise_dof")}
     if not 0 <= t["U"].shape[2] - head.latent <= 1 or len(t["U"]) == 0:
         raise ValueError("the draws do not fit together")
@@ -305,16 +304,16 @@ def _draws(tensors: dict[str, Tensor], head: Head, n_users: int, n_movies: int) 
         raise ValueError("a variance is not positive")
     if drift is not None and t["U"].shape[2] == head.latent:
         raise ValueError("there are effects of time, and no biases")
-    return Draws(**t, **dofs, weights=weights, ordinal=ordinal, drift=drift, head=head)
+    return Draws(**t, **dofs, weights=weights, common=common, ordinal=ordinal, drift=drift, head=head)
 
 
 def _whole(kind: Any, tensors: dict[str, Tensor]) -> Any:
-    """What has all of its tensors, which are taken from among those of the draws; None if it has none."""
+    """What has all of its tensors, which are taken from among those of a posterior; None if it has none."""
     parts = [tensors.pop(name, None) for name in kind._fields]
     if all(part is None for part in parts):
         return None
     if any(part is None for part in parts):
-        raise ValueError("the draws do not fit together")
+        raise ValueError("the tensors do not fit together")
     return kind(*parts)
 
 

@@ -217,7 +217,8 @@ def _observations(ratings: Ratings, mode: Laplace, settings: dict[str, Any], n_m
     user, movie, t = ratings.tensors()
     pattern = Pattern.of(user, movie, (len(ratings.users), len(ratings.movies) if n_movies is None else n_movies))
     powers: dict[str, Any] = {name: float(settings[name]) for name in ("user_power", "movie_power", "rater_power")}
-    found = observe(pattern, t, **powers, with_offset=False, link=mode.head.link, typical=mode.typical)
+    typical = None if mode.common is None else mode.common.typical
+    found = observe(pattern, t, **powers, with_offset=False, link=mode.head.link, typical=typical)
     return found._replace(offset=mode.head.offset)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import HalfNormal, Normal
 
 from pmfcli.core import chains
-from pmfcli.core.approximation import Draws, Head, Weights
+from pmfcli.core.approximation import Common, Draws, Head, Weights
 from pmfcli.core.gibbs import GibbsSettings
 from pmfcli.core.map import MapSettings
 from pmfcli.core.pairs import Seen
@@ -144,7 +144,8 @@ def copies(count: int, dof: float | None) -> Draws:
     return Draws(
         U=0 * row.half(),
         V=(V * row).expand(count, 2, 1).half(),
-        weights=Weights((W * row).expand(count, 2, 1).half(), torch.full((2,), VAR), W * row[:, 0], torch.tensor(1.0)),
+        weights=Weights((W * row).expand(count, 2, 1).half(), torch.full((2,), VAR)),
+        common=Common(W * row[:, 0], torch.tensor(1.0)),
         gamma_u=2 * row[..., 0].half(),
         gamma_v=(0.5 * row[..., 0]).expand(count, 2).half(),
         mean_u=0 * row[:, 0],

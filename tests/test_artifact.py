@@ -316,13 +316,13 @@ def test_a_packed_archive_is_refused_before_it_unpacks(sample_model: Model) -> N
 @pytest.mark.parametrize("method", ["map", "bayes"])
 def test_a_crowd_that_is_none_is_refused(sample, method: str) -> None:
     model = run(train(sample, Settings(method=method, epochs=3, latent=2)))
-    p, none = model.posterior, torch.tensor(-1.0)
-    changed = {"typical": none} if method == "map" else {"weights": p.weights._replace(typical=none)}
-    with pytest.raises(ModelError, match="damaged"):
-        loads(dumps(replace(model, posterior=p._replace(**changed))), "x")
-    if method == "map":
+    p = model.posterior
+    half = torch.load(io.BytesIO(dumps(model)), weights_only=True)
+    half["tensors"].pop("mean_w")
+    negative = p.common._replace(typical=torch.tensor(-1.0))
+    for broken in (*(dumps(replace(model, posterior=p._replace(common=none))) for none in (None, negative)), saved(half)):
         with pytest.raises(ModelError, match="damaged"):
-            loads(dumps(replace(model, posterior=p._replace(common=None, typical=None))), "x")
+            loads(broken, "x")
 
 
 @pytest.mark.parametrize("broken", ["share", "grid", "cuts"])

@@ -10,6 +10,7 @@ from made import ALPHA, LAMBDA, NOBODY, VAR, V, W, copies
 from pmfcli.answers import Asked, Choice, Detail, Visitor, predict, recommend
 from pmfcli.artifact import Model, dumps
 from pmfcli.config import Settings
+from pmfcli.core.approximation import Common
 from pmfcli.core.conditional import Prior
 from pmfcli.core.fold_in import fold_in
 from pmfcli.core.pairs import Pairs
@@ -55,6 +56,13 @@ def draws(sample) -> Model:
     return run(train(sample, Settings(method="bayes", epochs=150, latent=4)))
 
 
+def test_what_all_have_in_common_is_that_of_the_training_ratings(draws: Model, sample_model: Model) -> None:
+    for model, weights in ((draws, draws.posterior.weights.W.float()), (sample_model, sample_model.posterior.parameters.W)):
+        n, common = model.seen.start.diff().double(), model.posterior.common
+        torch.testing.assert_close(common.mean_w, weights[..., model.seen.movie.long(), :].mean(-2), rtol=1e-3, atol=1e-5)
+        assert float(common.typical) == pytest.approx(float(n.pow(1.5).sum() / n.sum()))
+
+
 def test_draws_give_the_same_to_sampling_error(draws: Model) -> None:
     known, visitor = beside(draws, 5)
     difference = torch.tensor([b["prediction"] - a["prediction"] for a, b in zip(known, visitor, strict=True)])
@@ -79,9 +87,7 @@ def test_the_mean_of_a_newcomer_is_as_unsure_as_its_weights() -> None:
 def test_whoever_has_few_ratings_is_taken_to_rate_what_others_do(n: int, lead: float) -> None:
     """W is 0.3 on average: whoever rates as all do has n^(1/2) of it, and the user of a rating 2, on average."""
     p = copies(1, None)
-    p = p._replace(
-        weights=p.weights._replace(common=torch.tensor([[0.3]]), typical=torch.tensor(2.0)), alpha=0 * p.alpha + 1e-9
-    )
+    p = p._replace(common=Common(torch.tensor([[0.3]]), torch.tensor(2.0)), alpha=0 * p.alpha + 1e-9)
     row = fold_in(p, NOBODY, torch.arange(n), torch.full((n,), 0.75), 0.5)
     assert float(row.A) == pytest.approx(n**0.5 * W + lead * 0.3, rel=1e-5)
 

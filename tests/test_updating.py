@@ -101,10 +101,16 @@ def slopes(model: Model) -> dict[str, torch.Tensor]:
     p, s = model.posterior, model.settings
     pattern = Pattern.of(model.seen.users(), model.seen.movie, (len(model.users), len(model.movies)))
     powers = {name: s[name] for name in ("user_power", "movie_power", "rater_power")}
-    o = observe(pattern, model.scale.to_unit(model.seen.stars), **powers, link=s["link"], typical=p.typical)
+    o = observe(
+        pattern,
+        model.scale.to_unit(model.seen.stars),
+        **powers,
+        link=s["link"],
+        typical=None if p.common is None else p.common.typical,
+    )
     o = o._replace(offset=p.head.offset)
     if (W := p.parameters.W) is not None:  # of the crowd that it was trained beside, its common W is left
-        share = o.crowd.share + W @ torch.linalg.solve(W.mT @ W, p.common - o.crowd.share @ W)
+        share = o.crowd.share + W @ torch.linalg.solve(W.mT @ W, p.common.mean_w - o.crowd.share @ W)
         o = o._replace(crowd=o.crowd._replace(share=share))
     whole = effective(p.parameters, o)
     torch.testing.assert_close((whole.U, whole.V), (p.factors.U, p.factors.V), atol=1e-4, rtol=0)

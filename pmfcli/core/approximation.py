@@ -21,6 +21,13 @@ class Head(NamedTuple):
     link: Link
 
 
+class Common(NamedTuple):
+    """What hierarchical means of users have beside their own ratings (``posterior.Crowd``), as it was in training."""
+
+    mean_w: Tensor  # (latent,) of a mode, (draws, d) of draws: q W
+    typical: Tensor  # ()
+
+
 class Laplace(NamedTuple):
     """A mode, with what its curvature needs."""
 
@@ -34,8 +41,7 @@ class Laplace(NamedTuple):
     doubt: Tensor  # () how many times as uncertain as by their curvature the movies are, held-out ratings say
     mean_field: bool  # whether a row is fitted to the distribution of the other side's rows (EM), or to their mode alone
     usage: Usage | None = None  # how people use the steps of the scale; None: ratings are numbers
-    common: Tensor | None = None  # (latent,) W on average over the training ratings; None: users have no hierarchical means
-    typical: Tensor | None = None  # () how much of it users have, on average over the training ratings
+    common: Common | None = None  # None: users have no hierarchical means
     spread_v: Tensor | None = None  # (n_movies, d (d + 1) / 2) packed covariance of the movies, by ``ready``; None: not yet
 
     @property
@@ -54,8 +60,6 @@ class Weights(NamedTuple):
 
     W: Tensor  # (draws, n_movies, d) half precision: the mean given the rows of the draw
     var_w: Tensor  # (n_movies,) about its variance given the draw, as a part of Lambda_u^-1
-    common: Tensor  # (draws, d) W on average over the training ratings
-    typical: Tensor  # () how much of it users have, on average over the training ratings
 
 
 class Ordinal(NamedTuple):
@@ -78,6 +82,7 @@ class Draws(NamedTuple):
     U: Tensor  # (draws, n_users, d) half precision, as everything that has rows
     V: Tensor  # (draws, n_movies, d)
     weights: Weights | None  # None: users have one mean for all, but for their features
+    common: Common | None  # None where there are no weights
     gamma_u: Tensor  # (draws, n_users) noise scales: the precision of a user's ratings is as many times alpha
     gamma_v: Tensor  # (draws, n_movies)
     mean_u: Tensor  # (draws, d) the average user

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined] # is there, but not exported to type checkers
 
 from pmfcli.core import drift, gibbs, ordinal
-from pmfcli.core.approximation import Draws, Head, Ordinal, Weights
+from pmfcli.core.approximation import Common, Draws, Head, Ordinal, Weights
 from pmfcli.core.diagnostics import effective_size, r_hat
 from pmfcli.core.drift import Drift, Group
 from pmfcli.core.gibbs import GibbsSettings, Own, Problem, State
@@ -287,7 +287,7 @@ def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
         means = [drift.usual([part.float() for part in parts], on_cpu, *side) for side in sides]
         usual = [None if one is None else one.half() for one in means]
         moved = Drift(drift.stacked(problem.groups), value, precision, *usual)
-    W, weights = found.pop("W", None), None
+    W, weights, common = found.pop("W", None), None, None
     if W is not None and problem.user_means is not None:
         variances = []
         like = problem.z
@@ -298,10 +298,10 @@ def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
         found["mu_u"] = found["mu_u"] + problem.user_means.usual.cpu() @ W.float()
         if s.user_means:  # the rest of W is of features: a visitor's are unknown
             rated = problem.users.pattern.shape[1]
-            crowd = problem.users.crowd
-            assert crowd is not None
-            common, typical = crowd.share.cpu() @ W[:, :rated].float(), crowd.typical.cpu()
-            weights = Weights(W[:, :rated], torch.stack(variances).mean(0)[:rated].cpu(), common, typical)
+            weights = Weights(W[:, :rated], torch.stack(variances).mean(0)[:rated].cpu())
+            if problem.users.crowd is not None:
+                crowd = problem.users.crowd.to(torch.device("cpu"))
+                common = Common(crowd.mean(weights.W.float()), crowd.typical)
     steps = None
     if problem.levels is not None:
         steps = Ordinal(found.pop("share"), found.pop("cuts"), found.pop("habits"), problem.levels.grid.cpu())
@@ -311,6 +311,7 @@ def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
         prior_dof=prior_dof if s.prior_scales else None,
         noise_dof=noise_dof if s.user_noise or s.movie_noise else None,
         weights=weights,
+        common=common,
         ordinal=steps,
         drift=moved,
         head=Head(s.latent, problem.users.offset, problem.users.link),

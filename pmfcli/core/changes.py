@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pmfcli.core.approximation import Draws, Fitted, Laplace
+from pmfcli.core.approximation import Draws, Fitted, Laplace, Weights
 from pmfcli.core.conditional import Prior
 from pmfcli.core.drift import Drift
 from pmfcli.core.fold_in import MINI_SWEEPS, SEED, fold_in_draws
@@ -44,9 +44,9 @@ def extended(posterior: Fitted, users: int, movies: int) -> Fitted:
     if ordinal is not None:
         ordinal = ordinal._replace(share=behind(ordinal.share, ordinal.usual, users))
     if weights is not None:  # the variance of the prior is not kept, that of the movie known least comes near
-        W, var_w = weights.W, weights.var_w
+        W, var_w = weights
         var_w = torch.cat([var_w, var_w.max().expand(movies - len(var_w))])
-        weights = weights._replace(W=behind(W, torch.zeros_like(p.mu_v), movies), var_w=var_w)
+        weights = Weights(behind(W, torch.zeros_like(p.mu_v), movies), var_w)
     return p._replace(
         U=behind(p.U, p.mu_u, users),
         V=behind(p.V, p.mu_v, movies),
@@ -66,13 +66,11 @@ def kept(posterior: Fitted | Neighbourhood, users: Tensor, movies: Tensor) -> Fi
         near = _places(movies, len(p.c))[p.near[movies].long()]
         weight = p.weight[movies] * (near >= 0)
         return p._replace(b=p.b[users], c=p.c[movies], near=near.clamp(min=0).int(), weight=weight)
-    U, weights = p.U[:, users], p.weights
-    if weights is not None:
-        weights = weights._replace(W=weights.W[:, movies], var_w=weights.var_w[movies])
+    U = p.U[:, users]
     return p._replace(
         U=U,
         V=p.V[:, movies],
-        weights=weights,
+        weights=None if p.weights is None else Weights(p.weights.W[:, movies], p.weights.var_w[movies]),
         gamma_u=p.gamma_u[:, users],
         gamma_v=p.gamma_v[:, movies],
         mean_u=U.mean(1, dtype=torch.float32),
@@ -105,7 +103,7 @@ def resettled(laplace: Laplace, seen: Seen, observations: Observations, users: T
     U, V = stacked(f.U, f.b).clone(), stacked(f.V, f.c).clone()
     mean_u, mean_v = torch.zeros_like(U), torch.zeros_like(V)
     if q.W is not None and o.crowd is not None and laplace.common is not None:
-        mean_u[:, :k] = spmm(o.F, q.W, o.pattern) + o.crowd.part[:, None] * laplace.common
+        mean_u[:, :k] = o.crowd.added_to(spmm(o.F, q.W, o.pattern), laplace.common.mean_w)
     if q.X is not None:
         mean_v[:, :k] = spmm(o.G, q.X, o.pattern.T)
     U[users, :k], V[movies, :k] = (q.Y + mean_u[:, :k])[users], (q.Z + mean_v[:, :k])[movies]

@@ -7,7 +7,7 @@ the same step on its own users (``settling.py``), so that the same ratings give 
 import torch
 from torch import Tensor
 
-from pmfcli.core.approximation import Draws, Fitted, Laplace
+from pmfcli.core.approximation import Common, Draws, Fitted, Laplace
 from pmfcli.core.conditional import Prior
 from pmfcli.core.drift import at_no_time
 from pmfcli.core.half_step import settle
@@ -42,10 +42,10 @@ def fold_in(posterior: Fitted, seen: Seen, movies: Tensor, t: Tensor, user_power
     )
 
 
-def _prior_mean(W: Tensor, common: Tensor, typical: Tensor, power: float) -> Tensor:
+def _prior_mean(W: Tensor, common: Common, power: float) -> Tensor:
     """The hierarchical mean of a user, (..., d), by what the movies that they rated say of them, W (..., n, d)."""
     n = W.shape[-2]
-    found: Tensor = max(n, 1) ** -power * W.sum(-2) + crowd_part(torch.tensor(n), typical, power) * common
+    found: Tensor = max(n, 1) ** -power * W.sum(-2) + crowd_part(torch.tensor(n), common.typical, power) * common.mean_w
     return found
 
 
@@ -53,8 +53,8 @@ def _fold_in_mode(p: Laplace, seen: Seen, movies: Tensor, t: Tensor, user_power:
     k, offset, link = p.head
     V = stacked(p.factors.V, p.factors.c)
     m = V.new_zeros(1, V.shape[1])
-    if p.parameters.W is not None and p.common is not None and p.typical is not None:
-        m[0, :k] = _prior_mean(p.parameters.W[movies], p.common, p.typical, user_power)
+    if p.parameters.W is not None and p.common is not None:
+        m[0, :k] = _prior_mean(p.parameters.W[movies], p.common, user_power)
     one = Pattern.of(torch.zeros_like(movies), torch.arange(len(movies)), (1, len(movies)))
     observations = Observations(one, t, t[:0], t[:0], offset, link)  # the means are in m and V
     spread = spread_of(p, seen, movies, of_movies=True)
@@ -73,15 +73,16 @@ def fold_in_draws(
     """The same on every draw (``row_sampler.py``).
 
     W is what the training ratings say of it, to which this user's are new: the hierarchical mean is as uncertain as W still is.
+    (The mean W is far less so, and counts as known.)
 
     Args:
+        movies, t, user_power: as for ``fold_in``.
         start: the user as drawn with other ratings, from where a few sweeps are enough.
     """
     centre, doubt = p.mu_u, p.alpha.new_zeros(())  # of the hierarchical mean: N(centre, doubt Lambda^-1)
-    if p.weights is not None:
-        W, var_w, common, typical = p.weights
-        centre = centre + _prior_mean(W[:, movies].float(), common, typical, user_power)
-        doubt = max(len(movies), 1) ** (-2 * user_power) * var_w[movies].sum()
+    if p.weights is not None and p.common is not None:
+        centre = centre + _prior_mean(p.weights.W[:, movies].float(), p.common, user_power)
+        doubt = max(len(movies), 1) ** (-2 * user_power) * p.weights.var_w[movies].sum()
     one = Pattern.of(torch.zeros_like(movies), torch.arange(len(movies)), (1, len(movies)))
     sampler = RowSampler.of(p, False, one, movies, t, Prior(centre, p.Lambda_u))._replace(doubt=doubt)
     if p.drift is not None:  # all is said in one sitting, whose mood moves the bias; of films at any time

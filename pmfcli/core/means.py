@@ -69,7 +69,7 @@ class Means(NamedTuple):
     def up(self, W: Tensor) -> Tensor:
         """F W, (rows, d)."""
         found = spmm(self.weight, W, self.pattern)
-        found = found if self.crowd is None else self.crowd.added_to(found, W)
+        found = found if self.crowd is None else self.crowd.added_to(found, self.crowd.mean(W))
         return self.of_columns.sum(found)
 
     def down(self, B: Tensor) -> Tensor:

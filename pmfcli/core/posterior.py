@@ -60,9 +60,17 @@ class Crowd(NamedTuple):
     share: Tensor  # (n_movies,) q
     typical: Tensor  # () the mean of n_i^(1 - p) over ratings
 
-    def added_to(self, means: Tensor, W: Tensor) -> Tensor:
-        """F W of all users, (n_users, d), with it."""
-        return torch.addmm(means, self.part[:, None], (self.share @ W)[None])
+    def to(self, device: torch.device) -> "Crowd":
+        """The same on another device."""
+        return Crowd(*(part.to(device) for part in self))
+
+    def mean(self, W: Tensor) -> Tensor:
+        """q W, (..., d), of weights (..., n_movies, d)."""
+        return self.share @ W
+
+    def added_to(self, means: Tensor, mean_w: Tensor) -> Tensor:
+        """F W of all users, (n_users, d), with it, by q W, (d,)."""
+        return torch.addmm(means, self.part[:, None], mean_w[None])
 
 
 class Observations(NamedTuple):
@@ -81,8 +89,7 @@ class Observations(NamedTuple):
     def to(self, device: torch.device) -> "Observations":
         """The same observations on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("pattern", "t", "F", "G")}
-        crowd = None if self.crowd is None else Crowd(*(part.to(device) for part in self.crowd))
-        return self._replace(**moved, crowd=crowd)
+        return self._replace(**moved, crowd=None if self.crowd is None else self.crowd.to(device))
 
     def flipped(self) -> "Observations":
         """The same with movies as rows and users as columns."""
@@ -159,7 +166,11 @@ def observe(
 
 
 def crowd_part(n: Tensor, typical: Tensor, power: float) -> Tensor:
-    """``Crowd.part`` of users with so many ratings, (k,), by the power of their hierarchical mean."""
+    """``Crowd.part`` of users, (k,), or of one, ().
+
+    Args:
+        n: their numbers of ratings, (k,) or (). typical: () of ``Crowd``. power: of the users' hierarchical means.
+    """
     own = n.clamp(min=1).to(typical).pow(1 - power) * (n > 0)
     return (typical - own).clamp(min=0)
 
@@ -192,12 +203,12 @@ def linearise(x: Tensor, t: Tensor, sigma: Tensor, link: Link) -> tuple[Tensor, 
 
 
 def effective(parameters: Parameters, observations: Observations) -> Factors:
-    """U = Y + F W and V = Z + G X."""
+    """U = Y + F W, with what the crowd adds, and V = Z + G X."""
     p, o = parameters, observations
     U = p.Y
     if p.W is not None:
         means = spmm(o.F, p.W, o.pattern)
-        U = U + (means if o.crowd is None else o.crowd.added_to(means, p.W))
+        U = U + (means if o.crowd is None else o.crowd.added_to(means, o.crowd.mean(p.W)))
     V = p.Z if p.X is None else p.Z + o.users.team.sum(spmm(o.G, p.X, o.pattern.T))
     return Factors(U, V, p.b, p.c, o.offset, o.link)
 
