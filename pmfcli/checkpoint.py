@@ -12,7 +12,7 @@ from pmfcli.errors import ModelError, OutputError
 from pmfcli.files import replacing
 
 FORMAT = "pmf-checkpoint"
-VERSION = 4
+VERSION = 5
 _MARK = r"(?:re)?fit-\d+"  # of parts: where the run stands
 _UNFINISHED = ".pmf-"  # in the name of one while it is written
 

@@ -117,13 +117,14 @@ def size(ratings: Ratings, settings: Settings) -> Size:
     if bayes:
         ordinal, stretches = s.likelihood == "ordinal", _stretches(ratings, s.time)
         moving = stretches + users * (s.time in ("user", "both")) + movies * (s.time in ("movie", "both"))
-        rows = (users + movies) * (d + 1) + movies * d * s.user_means + users * s.habits * ordinal + moving
-        a_draw = 2 * rows + 4 * (2 * d * d + 3 * d + s.habits * STEPS * ordinal)
+        rows, of_W = (users + movies) * (d + 1) + users * s.habits * ordinal + moving, movies * d * s.user_means
+        held_draw = 2 * rows + 4 * (2 * d * d + 3 * d + s.habits * STEPS * ordinal)
+        a_draw = held_draw + 2 * of_W
         file += expected.draws * a_draw + 24 * stretches + 4 * movies * s.user_means
         fixed, each = _OF_DRAWS["ordinal" if ordinal else "gaussian"]
         a_rating = fixed + each * min(s.chains, threads)
         held = min(BUFFER * s.keep, expected.epochs * s.chains)
-        of_the_kind = (held + 3 * expected.draws) * a_draw + _OF_A_STRETCH * stretches
+        of_the_kind = held * held_draw + 3 * expected.draws * a_draw + _OF_A_STRETCH * stretches
     else:
         sums = (
             users * s.latent * s.user_means + movies * s.latent * s.movie_means

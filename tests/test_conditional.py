@@ -8,7 +8,7 @@ from made import BASE, problem, random_pattern, seeded
 
 from pmfcli.core import als
 from pmfcli.core import map as map_fit
-from pmfcli.core.conditional import Prior, conditional, outer, pack, unpack
+from pmfcli.core.conditional import Prior, conditional, draw_rows, outer, pack, unpack
 from pmfcli.core.half_step import settle
 from pmfcli.core.means import Means, ridge
 from pmfcli.core.posterior import Factors, Observations, Scales, mean, observe, score
@@ -47,6 +47,20 @@ def test_its_draws_have_its_moments() -> None:
     torch.testing.assert_close(many.T.cov(), one.covariance()[0], rtol=0, atol=0.02)
 
 
+def test_draws_by_few_ratings_are_those_by_features() -> None:
+    d = 12
+    row = torch.arange(8).repeat_interleave(torch.arange(8))  # from none to 7: up to 4 are few
+    pattern = Pattern.of(row, torch.cat([torch.arange(n) for n in range(8)]), (8, 7))
+    w, z, root = torch.rand(pattern.n, generator=seeded()).double() + 0.1, randn(pattern.n, seed=3), randn(d, d, seed=6)
+    given = pattern, randn(7, d), w, z, Prior(randn(8, d, seed=4), root @ root.mT + torch.eye(d).double())
+    expected = conditional(*given)
+    none = torch.zeros(8, d).double()
+    mean = draw_rows(*given, none)
+    torch.testing.assert_close(mean, expected.mean, rtol=1e-8, atol=1e-8)
+    away = torch.stack([draw_rows(*given, none + one) - mean for one in torch.eye(d).double()], 2)  # (rows, d, by noise)
+    torch.testing.assert_close(away @ away.mT, expected.covariance(), rtol=1e-8, atol=1e-8)
+
+
 def test_uncertain_features_add_their_covariance() -> None:
     pattern = random_pattern(4, 6, 0.5, seed=2)
     spread = randn(6, D, D, seed=7)
@@ -78,7 +92,7 @@ def test_ridge_is_the_dense_solution() -> None:
     F = torch.zeros(9, 13, dtype=torch.float64)
     F[pattern.row.long(), pattern.col.long()] = weight
     right = randn(13, 3, seed=9)
-    found = ridge(means, right, tau, lam, torch.zeros_like(right), tolerance=1e-12)
+    found = ridge(means, right, tau, lam, tolerance=1e-12)
     for k in range(3):
         A = F.T @ torch.diag(tau) @ F + lam[k] * torch.eye(13).double()
         torch.testing.assert_close(found[:, k], torch.linalg.solve(A, right[:, k]), rtol=1e-8, atol=1e-8)

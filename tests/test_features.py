@@ -115,7 +115,7 @@ def test_movielens_layouts(tmp_path: Path) -> None:
 def test_columns_beside_each_other_are_one_matrix() -> None:
     F, H = (random_pattern(6, columns, 0.5, seed=columns) for columns in (4, 3))
     one, two = (torch.rand(p.n, generator=seeded(1)).double() for p in (F, H))
-    means = Means.of(one, F, F.T).beside(Means.of_features(two, H))
+    means = Means.of(one, F).beside(Means.of_features(two, H))
     both = torch.zeros(6, 7).double()
     both[F.row.long(), F.col.long()] = one
     both[H.row.long(), H.col.long() + 4] = two

@@ -132,7 +132,7 @@ class Problem(NamedTuple):
         """Made once for a fit."""
         views = observations, observations.flipped()
         user_means, movie_means = (
-            Means.of(o.F, o.pattern, o.users.team, o.movies.team, o.crowd) if wanted else None
+            Means.of(o.F, o.pattern, o.users, o.movies, o.crowd) if wanted else None
             for o, wanted in zip(views, (settings.user_means, settings.movie_means), strict=True)
         )
         return cls(*views, user_means, movie_means)

@@ -256,8 +256,6 @@ def _keep(sweep: int, state: State, problem: Problem) -> _Kept:
     users = problem.users.users
     small = {"mean_u": users.mean(u.A), "mu_u": u.mu, "mu_v": mu_v, "Lambda_u": u.Lambda, "Lambda_v": v.Lambda, "alpha": alpha}
     small |= {"prior_dof": torch.stack([u.prior_dof, v.prior_dof]), "noise_dof": torch.stack([u.noise_dof, v.noise_dof])}
-    if u.W is not None:
-        rows["W"] = u.W
     if habits is not None:
         rows["share"] = habits.share
         small |= {"cuts": mean(habits.cuts + problem.users.offset, problem.users.link), "habits": habits.prior}
@@ -287,14 +285,15 @@ def _stack(kept: list[_Kept], problem: Problem, s: GibbsSettings) -> Draws:
         means = [drift.usual([part.float() for part in parts], on_cpu, *side) for side in sides]
         usual = [None if one is None else one.half() for one in means]
         moved = Drift(drift.stacked(problem.groups), value, precision, *usual)
-    W, weights, common = found.pop("W", None), None, None
-    if W is not None and problem.user_means is not None:
-        variances = []
-        like = problem.z
+    weights, common = None, None
+    if problem.user_means is not None:
+        W_means, variances, like = [], [], problem.z
         for number, draw in enumerate(kept):
             given = (found["U"][number].to(like), found["mu_u"][number].to(like), draw.tau, draw.lam)
-            W[number], variance = gibbs.mean_weights(*given, problem.user_means, W[number].to(like))
+            W_mean, variance = gibbs.mean_weights(*given, problem.user_means)
+            W_means.append(W_mean.half().cpu())
             variances.append(variance)
+        W = torch.stack(W_means)
         found["mu_u"] = found["mu_u"] + problem.user_means.usual.cpu() @ W.float()
         if s.user_means:  # the rest of W is of features: a visitor's are unknown
             rated = problem.users.pattern.shape[1]

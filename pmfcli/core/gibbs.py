@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pmfcli.core import drift, ordinal, posterior
-from pmfcli.core.conditional import Prior, conditional, features
+from pmfcli.core.conditional import Prior, conditional, draw_rows, features
 from pmfcli.core.drift import Effects, Group
 from pmfcli.core.means import Means, ridge
 from pmfcli.core.ordinal import Habits, Latent, Levels
@@ -131,8 +131,8 @@ def prepare(
     if o.link != "linear":
         raise ValueError("the sampler is for the linear link")
     team, found = o.users.team, o.flipped()
-    rated = [Means.of(o.F, o.pattern, of_rows=team, crowd=o.crowd) if s.user_means else None]
-    rated.append(Means.of(o.G, o.pattern.T, of_columns=team) if s.movie_means else None)
+    rated = [Means.of(o.F, o.pattern, rows=o.users, crowd=o.crowd) if s.user_means else None]
+    rated.append(Means.of(o.G, o.pattern.T, columns=o.users) if s.movie_means else None)
     user_means, movie_means = (
         features if one is None else one if features is None else one.beside(features)
         for one, features in zip(rated, (user_features, movie_features), strict=True)
@@ -268,19 +268,23 @@ def draw_side(
     mu, Lambda = draw_hyper(side, means, sources)
     side = side._replace(mu=mu, Lambda=Lambda)
     if side.W is not None and means is not None:
-        W = draw_weights(side, side.W, means, sources.rows, sources.columns)
+        W = draw_weights(side, means, sources.rows, sources.columns)
         squares = sources.of_columns.sum(torch.stack([part.sum() for part in ((W @ Lambda) * W).split(means.sizes)]))
         counts = W.shape[1] * sources.of_columns.sum(torch.tensor(means.sizes).to(squares))
         side = side._replace(W=W, M=means.up(W), lam=draw_lam(counts, squares, side.lam, g))
-    f, noise = features(other.A, s.latent), normal(tuple(side.A.shape), side.A, sources.rows)
+    f, noise = features(other.A, s.latent), normal(tuple(side.A.shape), side.A, sources.rows) / side.tau.sqrt()[:, None]
 
     def drawn(start: int, stop: int) -> Tensor:
+        """All precisions over tau, so that Lambda is that of all rows."""
         part, own = pattern.view(start, stop), slice(int(pattern.crow[start]), int(pattern.crow[stop]))
         target = z[own]
         if other.A.shape[1] > s.latent:
             target = target - other.A[:, s.latent].index_select(0, part.col)
-        prior = Prior(side.mu + side.M[start:stop], side.tau[start:stop, None, None] * side.Lambda)
-        return conditional(part, f, weight[own], target, prior, team=sources.of_columns).draw_by(noise[start:stop])
+        over_tau = weight[own] / side.tau[start:stop].index_select(0, part.row)
+        given = part, f, over_tau, target, Prior(side.mu + side.M[start:stop], side.Lambda)
+        if isinstance(sources.columns, Ranges):  # of a row another process may have ratings
+            return conditional(*given, team=sources.of_columns).draw_by(noise[start:stop])
+        return draw_rows(*given, noise[start:stop])
 
     shared = sources.of_columns.size > 1
     side = side._replace(A=torch.cat(by_blocks(drawn, pattern, side.Lambda.numel(), in_order=shared)))
@@ -320,7 +324,7 @@ def draw_wishart(inverse: Tensor, freedom: float, generator: torch.Generator) ->
     return drawn
 
 
-def draw_weights(side: Side, start: Tensor, means: Means, of_rows: Source, of_columns: Source) -> Tensor:
+def draw_weights(side: Side, means: Means, of_rows: Source, of_columns: Source) -> Tensor:
     """W given the rows, by noise-injected conjugate gradients: Simm et al. 2017, Eq. 6, rows weighted by tau."""
     root = torch.linalg.cholesky(side.Lambda).mT
 
@@ -334,13 +338,14 @@ def draw_weights(side: Side, start: Tensor, means: Means, of_rows: Source, of_co
     tau = side.tau[:, None]
     lam = means.each(side.lam)
     right = means.down(tau * (side.A - side.mu) + tau.sqrt() * noise(len(side.A), of_rows))
-    return ridge(means, right + lam.sqrt() * noise(len(start), of_columns), side.tau, lam, start, _TOLERANCE)
+    right += lam.sqrt() * noise(len(right), of_columns)
+    return ridge(means, right, side.tau, lam, tolerance=_TOLERANCE)
 
 
-def mean_weights(A: Tensor, mu: Tensor, tau: Tensor, lam: Tensor, means: Means, start: Tensor) -> tuple[Tensor, Tensor]:
+def mean_weights(A: Tensor, mu: Tensor, tau: Tensor, lam: Tensor, means: Means) -> tuple[Tensor, Tensor]:
     """W given the rows A and their scales: its mean, (columns, d), and ``Means.variances``, (columns,)."""
     each = means.each(lam)
-    mean = ridge(means, means.down(tau[:, None] * (A - mu)), tau, each, start, _TOLERANCE_OF_MEAN)
+    mean = ridge(means, means.down(tau[:, None] * (A - mu)), tau, each, tolerance=_TOLERANCE_OF_MEAN)
     return mean, means.variances(tau, each)[:, 0]
 
 
