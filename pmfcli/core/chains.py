@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from pmfcli.core.diagnostics import effective_size, r_hat
 from pmfcli.core.drift import Drift, Group
 from pmfcli.core.gibbs import GibbsSettings, Own, Problem, State
 from pmfcli.core.means import Means
-from pmfcli.core.parallel import workers
+from pmfcli.core.parallel import by_parts, workers
 from pmfcli.core.posterior import Factors, Observations, mean, sides
 from pmfcli.core.streams import RANGE, Ranges
 from pmfcli.core.tree import Tree, like, plain
@@ -326,10 +327,15 @@ def _fitted(draws: Draws, problem: Problem) -> tuple[Tensor, Tensor]:
     sizes = [len(group.row) for group in problem.groups]
     groups = [group._replace(stretch=group.stretch[own]) for group in problem.groups]
     total = o.t.new_zeros(len(own))
+
+    def product(U: Tensor, V: Tensor, some: slice) -> Tensor:
+        found: Tensor = torch.linalg.vecdot(U.index_select(0, row[some]), V.index_select(0, col[some]))
+        return found
+
     for number in range(len(draws.U)):
         U, V = draws.U[number].to(o.t), draws.V[number].to(o.t)
-        U, V = sides(Factors.of(U, V, draws.head.latent, o.offset, o.link))
-        x = torch.linalg.vecdot(U[row], V[col]) + o.offset
+        both = sides(Factors.of(U, V, draws.head.latent, o.offset, o.link))
+        x = torch.cat(by_parts(partial(product, *both), len(own), o.t.device)) + o.offset
         if draws.drift is not None:
             x = x + drift.total(draws.drift.value[number].to(o.t).split(sizes), groups, x)
         t = mean(x, o.link)

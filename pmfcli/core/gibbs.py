@@ -280,7 +280,7 @@ def draw_side(
         target = z[own]
         if other.A.shape[1] > s.latent:
             target = target - other.A[:, s.latent].index_select(0, part.col)
-        over_tau = weight[own] / side.tau[start:stop].index_select(0, part.row)
+        over_tau = side.tau[start:stop].index_select(0, part.row).reciprocal_().mul_(weight[own])
         given = part, f, over_tau, target, Prior(side.mu + side.M[start:stop], side.Lambda)
         if isinstance(sources.columns, Ranges):  # of a row another process may have ratings
             return conditional(*given, team=sources.of_columns).draw_by(noise[start:stop])
