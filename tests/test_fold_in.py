@@ -148,7 +148,8 @@ def test_in_a_pipe(answer: Run, draws: Model, tmp_path) -> None:
         prediction, sd, lo, hi = map(float, row.split("\t")[3:7])
         assert lo < prediction < hi
         assert sd > 0
-    fan = answer("predict", "--ratings", "-", "--movie", "750", "--stars", "--json", stdin="movie,rating\n1,5\n260,5\n318,5\n")
+    five = "movie,rating\n1,5\n260,5\n318,5\n356,5\n527,5\n"
+    fan = answer("predict", "--ratings", "-", "--movie", "750", "--stars", "--json", stdin=five)
     (row,) = json.loads(fan.stdout)["rows"]  # an interval of one step may leave out the mean
     assert row["lo"] == row["hi"] == 5 > row["prediction"]
     one_step, two_steps = ((1 - row["p_5"]) ** 0.5, (1 - row["p_5"] - row["p_4.5"]) ** 0.5)

@@ -53,7 +53,7 @@ def test_noise_injected_weights_have_their_moments() -> None:
     torch.testing.assert_close(variance, 1 / (torch.linalg.inv(K).diagonal()))
 
 
-def forward(pattern, how: GibbsSettings, g: torch.Generator, o, groups: tuple[drift.Group, ...]) -> State:
+def forward(p: Problem, how: GibbsSettings, g: torch.Generator) -> State:
     """A draw of everything from the prior, written down from the model."""
     d = how.latent + 1
 
@@ -77,16 +77,16 @@ def forward(pattern, how: GibbsSettings, g: torch.Generator, o, groups: tuple[dr
         eta, noise = (eta, gamma(float(eta) / 2, float(eta) / 2, rows)) if with_noise else (one[0], one)
         return Side(mu + M + normal(rows) / tau.sqrt()[:, None], W, M, mu, Lambda, lam, tau, noise, nu, eta)
 
-    p = scaled(gibbs.prepare(o, how, groups=groups))
-    users = side(pattern.shape[0], p.user_means, how.user_noise)
-    movies = side(pattern.shape[1], p.movie_means, how.movie_noise)
+    n_users, n_movies = p.users.pattern.shape
+    users = side(n_users, p.user_means, how.user_noise)
+    movies = side(n_movies, p.movie_means, how.movie_noise)
     alpha = torch._standard_gamma(torch.ones(()).double(), generator=g)
     moved = []
-    for group in groups:
+    for group in p.groups:
         precision = torch._standard_gamma(torch.ones(()).double(), generator=g)
         value = torch.randn(len(group.row), generator=g, dtype=torch.float64) / precision.sqrt()
         moved.append(drift.Effects(value, precision))
-    ways = habits(how.habits, pattern.shape[0], p.levels, g) if how.habits else None
+    ways = habits(how.habits, n_users, p.levels, g) if how.habits else None
     return State(users, movies, alpha, ways, tuple(moved))
 
 
@@ -102,25 +102,26 @@ def habits(count: int, rows: int, levels: Levels, g: torch.Generator) -> Habits:
     return Habits(torch.stack([ordered() for _ in range(count)]), shares / shares.sum(1, keepdim=True), prior)
 
 
-def scaled(p: Problem, level: torch.Tensor | None = None) -> Problem:
+def scaled(p: Problem) -> Problem:
     """The problem with a scale of its own, whatever its ratings are."""
     middle = torch.tensor([-0.7, 0.0, 0.7]).double()
-    level = torch.zeros(len(p.z), dtype=torch.int64) if level is None else level
-    steps = Steps(level, p.users.pattern.row)
+    steps = Steps(torch.zeros(len(p.z), dtype=torch.int64), p.users.pattern.row)
     return p._replace(levels=Levels(steps, torch.arange(LEVELS) / (LEVELS - 1), middle, torch.tensor(0.8).double()))
 
 
-def rated(state: State, o, how: GibbsSettings, g: torch.Generator, groups: tuple[drift.Group, ...]):
+def rated(state: State, p: Problem, g: torch.Generator) -> Problem:
     """Ratings drawn given everything, as a problem whose offset is 0."""
+    o = p.users
     x = gibbs.products(state.users, state.movies, o, PLAIN.latent) + o.offset
-    for one, group in zip(state.effects, groups, strict=True):
+    for one, group in zip(state.effects, p.groups, strict=True):
         x = x + one.value[group.stretch.long()]
     precision = state.alpha * state.users.gamma[o.pattern.row] * state.movies.gamma[o.pattern.col]
     z = x + torch.randn(len(x), generator=g, dtype=torch.float64) / precision.sqrt()
     if state.habits is None:
-        return gibbs.prepare(o._replace(t=0.5 + z / 4), how, groups=groups)
+        return p._replace(z=z)
     kind = torch.multinomial(state.habits.share[o.pattern.row.long()], 1, generator=g)[:, 0]
-    return scaled(gibbs.prepare(o, how, groups=groups), (z[:, None] > state.habits.cuts[kind]).sum(1))
+    level = (z[:, None] > state.habits.cuts[kind]).sum(1)
+    return p._replace(levels=p.levels._replace(steps=p.levels.steps._replace(level=level)))
 
 
 def numbers(state: State) -> torch.Tensor:
@@ -150,12 +151,13 @@ def geweke(how: GibbsSettings, in_time: bool = False, replicates: int = 400, rou
     times = torch.arange(pattern.n) * 47 % 300
     kinds = drift.groups(pattern.row, pattern.col, times, in_time, in_time)
     groups = (kinds[0], kinds[-1]) if in_time else ()
+    problem = scaled(gibbs.prepare(o, how, groups=groups))
     moved = []
     for _ in range(replicates):
-        state = forward(pattern, how, g, o, groups)
+        state = forward(problem, how, g)
         before = numbers(state)
         for _ in range(rounds):
-            state, _ = gibbs.step(state, rated(state, o, how, g, groups), how, g)
+            state, _ = gibbs.step(state, rated(state, problem, g), how, g)
         moved.append(numbers(state) - before)
     change = torch.stack(moved)
     varies = change.std(0) > 1e-9

@@ -140,6 +140,8 @@ def draw_rows(pattern: Pattern, columns: Tensor, weight: Tensor, target: Tensor,
     white = noise.clone()
     for m in range(1, d // _FEW + 1):
         rows = torch.nonzero(counts == m)[:, 0]
+        if not len(rows):
+            continue
         own = pattern.crow[rows, None] + torch.arange(m, device=rows.device)
         root = weight[own].sqrt()[:, :, None]
         B = root * scaled[pattern.col[own]]  # (rows, m, d)
