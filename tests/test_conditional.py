@@ -13,6 +13,7 @@ from pmfcli.core.half_step import settle
 from pmfcli.core.means import Means, ridge
 from pmfcli.core.posterior import Factors, Observations, Scales, mean, observe, score
 from pmfcli.core.sparse import Pattern, spmm
+from pmfcli.data.ratings import Ratings
 
 D = 5
 
@@ -96,6 +97,25 @@ def test_ridge_is_the_dense_solution() -> None:
     for k in range(3):
         A = F.T @ torch.diag(tau) @ F + lam[k] * torch.eye(13).double()
         torch.testing.assert_close(found[:, k], torch.linalg.solve(A, right[:, k]), rtol=1e-8, atol=1e-8)
+
+
+def test_main_directions_spare_iterations(sample: Ratings, monkeypatch: pytest.MonkeyPatch) -> None:
+    user, movie, t = sample.tensors()
+    o = observe(Pattern.of(user, movie, (len(sample.users), len(sample.movies))), t)
+    means, products = Means.of(o.F, o.pattern, crowd=o.crowd), []
+    assert o.crowd is not None
+    F = Means.up(means, torch.eye(means.pattern.shape[1]))
+    assert torch.linalg.eigvalsh(F.mT @ F - means.loadings @ means.loadings.mT)[0] > -1e-3  # a part of it
+    right = F.mT @ torch.randn(len(F), 3, generator=seeded())
+    up = Means.up
+    monkeypatch.setattr(Means, "up", lambda self, W: products.append(1) or up(self, W))
+
+    def taken(means: Means) -> int:
+        products.clear()
+        ridge(means, right, torch.ones(len(F)), torch.tensor(1.0), tolerance=1e-2)
+        return len(products)
+
+    assert 2 * taken(means) <= taken(means._replace(loadings=0 * means.loadings))
 
 
 def als_settings(**changes) -> als.AlsSettings:

@@ -45,7 +45,7 @@ class Means(NamedTuple):
         """One block, from weights (n,) in the order of the pattern."""
         weight_t, nothing = take(weight, pattern.perm), weight.new_zeros(pattern.shape[1])
         found = cls(weight, pattern, weight_t, (pattern.shape[1],), nothing, nothing[:, None], rows, columns, crowd)
-        return found._replace(loadings=found._main())
+        return found._replace(loadings=found._main_directions())
 
     @classmethod
     def of_features(cls, weight: Tensor, pattern: Pattern) -> "Means":
@@ -116,42 +116,43 @@ class Means(NamedTuple):
         return self.columns.team.sum((A * B).sum(0))
 
     @torch.no_grad()
-    def _main(self) -> Tensor:
+    def _main_directions(self) -> Tensor:
         """B: after a subspace iteration from random directions Q, K Q (Q' K Q)^-1/2 for K = F' F."""
 
         def product(Q: Tensor) -> Tensor:
             return self.down(self.up(Q))
 
         def scaled(Y: Tensor, other: Tensor) -> Tensor:
-            gram = self.columns.team.sum(other.double().mT @ Y.double()).cpu()
+            gram = self.columns.team.sum(other.to(kind).mT @ Y.to(kind)).cpu()
             square, turn = torch.linalg.eigh(0.5 * (gram + gram.mT))
             scale = torch.where(square > _ROUNDING * square.abs().amax(), square, torch.inf).rsqrt()
             found: Tensor = Y @ (turn * scale).to(Y)
             return found
 
-        columns = self.pattern.shape[1]
-        Q = self.columns.randn(columns, _DIRECTIONS, torch.Generator().manual_seed(0), self.weight.dtype)
+        kind = torch.float32 if self.weight.device.type == "mps" else torch.float64
+        Q = self.columns.randn(self.pattern.shape[1], _DIRECTIONS, torch.Generator().manual_seed(0), self.weight.dtype)
         Y = product(Q.to(self.weight.device))
         Q = scaled(Y, Y)
         return scaled(product(Q), Q)
 
 
-class _Nearly(NamedTuple):
-    """The inverse of D + B B', which F' T F + lambda I nearly is, for every column of W."""
+class _Preconditioner(NamedTuple):
+    """D + B B', which F' T F + lambda I nearly is, of every column of W."""
 
     diagonal: Tensor  # (columns, 1 or d) D
     loadings: Tensor  # (columns, directions) B
     core: Tensor  # (1 or d, directions, directions) (I + B' D^-1 B)^-1
 
     @classmethod
-    def of(cls, means: Means, tau: Tensor, lam: Tensor) -> "_Nearly":
+    def of(cls, means: Means, tau: Tensor, lam: Tensor) -> "_Preconditioner":
         B = means.loadings
         diagonal = (means.squares(tau) - B.square().sum(1)).clamp(min=0)[:, None] + lam
         within = means.columns.team.sum(torch.stack([(B / one).mT @ B for one in diagonal.split(1, 1)]))
-        return cls(diagonal, B, torch.linalg.inv(within + torch.eye(B.shape[1]).to(B)))
+        inverse = torch.linalg.inv(within.cpu().double() + torch.eye(B.shape[1]).double())
+        return cls(diagonal, B, inverse.to(B))
 
-    def of_residual(self, R: Tensor, means: Means) -> Tensor:
-        """(columns, d), for R (columns, d)."""
+    def apply(self, R: Tensor, means: Means) -> Tensor:
+        """R over it, (columns, d)."""
         found = R / self.diagonal
         within = means.columns.team.sum(self.loadings.mT @ found)
         return found.sub_((self.loadings @ (self.core @ within.mT[:, :, None])[:, :, 0].mT).div_(self.diagonal))
@@ -166,15 +167,15 @@ def ridge(
         right: (columns, d). tau: (rows,) weights of the rows. lam: (), (d,) or (columns, 1), positive.
         start: (columns, d) first guess, if there is one better than 0.
     """
-    nearly = _Nearly.of(means, tau, lam)
+    preconditioner = _Preconditioner.of(means, tau, lam)
 
     def product(W: Tensor) -> Tensor:
         return means.down(tau[:, None] * means.up(W)).addcmul_(lam, W)
 
     W, residual = (torch.zeros_like(right), right) if start is None else (start, right - product(start))
-    scaled = nearly.of_residual(residual, means)
+    scaled = preconditioner.apply(residual, means)
     direction, size = scaled, means.dot(residual, scaled)
-    enough = tolerance**2 * means.dot(right, nearly.of_residual(right, means)).clamp(min=torch.finfo(right.dtype).tiny)
+    enough = tolerance**2 * means.dot(right, preconditioner.apply(right, means)).clamp(min=torch.finfo(right.dtype).tiny)
     columns = int(means.columns.team.sum(torch.tensor(len(right))))  # without rounding so many iterations would do
     for _ in range(min(_MOST_ITERATIONS, 2 * columns)):
         if bool((size <= enough).all()):
@@ -182,7 +183,7 @@ def ridge(
         step = product(direction)
         length = size / means.dot(direction, step).clamp(min=torch.finfo(right.dtype).tiny)
         W, residual = torch.addcmul(W, length, direction), torch.addcmul(residual, length, step, value=-1)
-        scaled = nearly.of_residual(residual, means)
+        scaled = preconditioner.apply(residual, means)
         size, before = means.dot(residual, scaled), size
         direction = scaled.addcmul_(size / before.clamp(min=torch.finfo(right.dtype).tiny), direction)
     return W
