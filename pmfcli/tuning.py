@@ -10,7 +10,7 @@ import numpy as np
 from pmfcli.config import Settings
 from pmfcli.data.ratings import Ratings
 from pmfcli.data.split import random_mask
-from pmfcli.errors import TrainingError, UsageError
+from pmfcli.errors import DataError, TrainingError, UsageError
 from pmfcli.evaluation import cross_score
 from pmfcli.fitting import observed, with_scales
 from pmfcli.reports import compare
@@ -82,6 +82,7 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
 
     Raises:
         UsageError: optuna is missing; the journal is none, or of other ratings or settings; nothing is left to search.
+        DataError: there are too few ratings to hold some out.
         TrainingError: the fit that it starts from broke down.
     """
     optuna = _optuna()
@@ -209,5 +210,5 @@ def _held_out_error(ratings: Ratings, settings: Settings, trial: Any) -> float |
                 return None
     rmse: float | None = fit.result.metrics.get("holdout_rmse")
     if rmse is None:
-        raise UsageError(f"{ratings.name}: {ratings.n:,} ratings are too few to hold out a part of them")
+        raise DataError(f"{ratings.name}: {ratings.n:,} ratings are too few to hold out a part of them; give more")
     return rmse

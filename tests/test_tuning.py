@@ -94,8 +94,9 @@ def test_the_file_has_all_that_was_given_however_and_to_the_digit(answer: Run, s
 def test_what_cannot_be_searched_is_refused(answer: Run, small: Path) -> None:
     few = small / "few.csv"
     few.write_text("user,movie,rating\na,x,1\na,y,2\nb,x,3\nb,z,4\n")
+    done = answer("tune", "--data", "few.csv")
+    assert (done.returncode, "too few" in done.stderr) == (3, True), done.stderr
     for arguments, said in (
-        (("--data", "few.csv"), "too few"),
         (("--data", "small.csv", "-o", "nowhere/tuned.toml"), "--output"),
         (("--data", "small.csv", "--trials", "0"), "--trials"),
         (("--data", "small.csv", "--trials", "1", "--epochs", "1", "-o", "few.csv"), "is there and holds no settings"),
