@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pmfcli.core.conditional import features
@@ -23,7 +25,8 @@ from pmfcli.core.streams import gamma
 if TYPE_CHECKING:
     from pmfcli.core.gibbs import Side
 
-Density = Callable[[Tensor], Tensor]  # the logarithm of one, up to a constant
+Numbers = NDArray[np.float64]
+Density = Callable[[Numbers], Numbers]  # the logarithm of one, up to a constant
 
 _WIDTH = 2.0  # of the interval of logarithms that a scale is drawn on
 _POINTS, _TAIL = 129, 20.0  # of a density there, down to how far, in logarithms, below its mode
@@ -88,9 +91,9 @@ def draw_scales(G: Tensor, B: Tensor, precision: Tensor, generator: torch.Genera
 def density_of_scale(pull: float, curvature: float, precision: float, d: int) -> Density:
     """That of ``rescale`` for the logarithm of one scale, all others as they are."""
 
-    def log_p(log_c: Tensor) -> Tensor:
-        c = log_c.exp()
-        return pull * c - 0.5 * curvature * c**2 - 0.5 * precision * c**-2 - d * log_c
+    def log_p(log_c: Numbers) -> Numbers:
+        c = np.exp(log_c)
+        return pull * c - 0.5 * curvature * c**2 - 0.5 * precision / c**2 - d * log_c
 
     return log_p
 
@@ -147,9 +150,9 @@ def _dot(one: Tensor, other: Tensor, o: Observations) -> float:
 def density_of_share(pull: float, curvature: float, lam: float) -> Density:
     """That of ``reweigh`` for the logarithm of the scale; p(lambda) is (1 + lambda)^(-3/2) / 2."""
 
-    def log_p(log_s: Tensor) -> Tensor:
-        s = log_s.exp()
-        return pull * (s - 1) - 0.5 * curvature * (s - 1) ** 2 - 2 * log_s - 1.5 * (lam / s**2).log1p()
+    def log_p(log_s: Numbers) -> Numbers:
+        s = np.exp(log_s)
+        return pull * (s - 1) - 0.5 * curvature * (s - 1) ** 2 - 2 * log_s - 1.5 * np.log1p(lam / s**2)
 
     return log_p
 
@@ -175,23 +178,24 @@ def draw_near(log_p: Density, place: float, chance: float) -> float:
     """
     left, width = -_WIDTH * place, _WIDTH
     while True:
-        x = torch.linspace(left, left + width, _POINTS, dtype=torch.float64)
-        log_of = log_p(x)
-        inside = torch.nonzero(log_of > log_of.max() - _TAIL)[:, 0].tolist()
-        if not inside:
+        x = np.linspace(left, left + width, _POINTS)
+        with np.errstate(all="ignore"):
+            log_of = log_p(x)
+        inside = np.flatnonzero(log_of > log_of.max() - _TAIL)
+        if not len(inside):
             return 0.0  # not a number, as the ratings' loss then, which is looked at after the sweep
-        first, last = max(inside[0] - 1, 0), min(inside[-1] + 1, _POINTS - 1)
+        first, last = max(int(inside[0]) - 1, 0), min(int(inside[-1]) + 1, _POINTS - 1)
         if 2 * (last - first) > _POINTS:
             break
         left, width = float(x[first]), float(x[last] - x[first])
-    p = (log_of - log_of.max()).exp()
-    mass = (0.5 * (p[1:] + p[:-1])).cumsum(0)
-    looked_for = chance * mass[-1]
-    cell = min(int(torch.searchsorted(mass, looked_for)), _POINTS - 2)
-    low, high = p[cell], p[cell + 1]
-    rest = looked_for - mass[cell] + 0.5 * (low + high)
-    slope = (low + (low**2 + 2 * (high - low) * rest).clamp(min=0).sqrt()).clamp(min=torch.finfo(p.dtype).tiny)
-    return float(x[cell] + (x[1] - x[0]) * 2 * rest / slope)
+    p = np.exp(log_of - log_of.max())
+    mass = (0.5 * (p[1:] + p[:-1])).cumsum()
+    looked_for = chance * float(mass[-1])
+    cell = min(int(np.searchsorted(mass, looked_for)), _POINTS - 2)
+    low, high = float(p[cell]), float(p[cell + 1])
+    rest = looked_for - float(mass[cell]) + 0.5 * (low + high)
+    slope = max(low + math.sqrt(max(low**2 + 2 * (high - low) * rest, 0.0)), float(np.finfo(p.dtype).tiny))
+    return float(x[cell]) + float(x[1] - x[0]) * 2 * rest / slope
 
 
 def _chances(count: int, generator: torch.Generator) -> list[list[float]]:
