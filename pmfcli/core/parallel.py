@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from pmfcli.core.sparse import Pattern
 
 RATINGS, NUMBERS = 1 << 22, 1 << 23  # at a time, at most: ratings, and numbers of rows
-_FEW = 1 << 12  # ratings for which a thread is not worth starting
-_LONG = 1 << 19  # an index for which threads are worth starting
+_LONG = 1 << 19  # ratings for which threads are worth starting: of fewer, operations end sooner than threads take turns
 _CACHED = 1 << 15  # elements whose numbers a cache holds through one operation after the other
 
 
@@ -41,11 +40,11 @@ def by_blocks(function: Callable[[int, int], Any], pattern: "Pattern", numbers: 
         numbers: that a row takes. in_order: one block after the other, by numbers of rows alone.
     """
     device = pattern.col.device
-    many = device.type == "cpu" and not in_order and pattern.n > _FEW
+    many = device.type == "cpu" and not in_order and pattern.n >= _LONG
     least = torch.get_num_threads() if many else 1
     ratings = max(1, pattern.n) if in_order else min(RATINGS, max(1, -(-pattern.n // least)))
     bounds = pattern.blocks(ratings, max(1, NUMBERS // numbers))
-    with workers(1 if in_order else len(bounds), device) as each:
+    with workers(len(bounds) if many else 1, device) as each:
         return each(lambda bound: function(*bound), bounds)
 
 
@@ -60,7 +59,7 @@ def by_parts(function: Callable[[slice], Any], length: int, device: torch.device
     """
     size = (size or _CACHED) if device.type == "cpu" else max(1, length)
     parts = [slice(start, start + size) for start in range(0, max(1, length), size)]
-    with workers(len(parts), device) as each:
+    with workers(len(parts) if len(parts) * _CACHED >= _LONG else 1, device) as each:
         return each(function, parts)
 
 
