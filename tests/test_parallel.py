@@ -27,7 +27,8 @@ def test_what_is_taken_is_where_the_index_says(cores: int, kind: torch.dtype, mo
 
 
 @pytest.mark.parametrize("length", [0, 1, 10, 11])
-def test_parts_are_all_there_once(cores: int, length: int) -> None:
+def test_parts_are_all_there_once(cores: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_LONG", 1)
     found = parallel.by_parts(lambda own: torch.arange(length)[own], length, torch.device("cpu"), 5)
     assert torch.equal(torch.cat(found), torch.arange(length))
 
@@ -37,6 +38,7 @@ def test_a_sweep_over_steps_does_not_depend_on_the_cores(monkeypatch: pytest.Mon
     x, row, level = torch.randn(n, generator=seeded(1)), torch.arange(n) // 10, torch.arange(n) % 4
     data = ordinal.Levels(ordinal.Steps(level, row), torch.arange(4) / 3, torch.tensor([-1.0, 0.0, 1.0]), torch.tensor(1.0))
     monkeypatch.setattr(parallel, "_CACHED", 128)
+    monkeypatch.setattr(parallel, "_LONG", 1)
     found = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
