@@ -146,6 +146,8 @@ class _Preconditioner(NamedTuple):
     @classmethod
     def of(cls, means: Means, tau: Tensor, lam: Tensor) -> "_Preconditioner":
         B = means.loadings
+        if lam.dim() == 1 and bool((lam == lam[0]).all()):
+            lam = lam[:1]  # one for all columns of W
         diagonal = (means.squares(tau) - B.square().sum(1)).clamp(min=0)[:, None] + lam
         within = means.columns.team.sum(torch.stack([(B / one).mT @ B for one in diagonal.split(1, 1)]))
         inverse = torch.linalg.inv(within.cpu().double() + torch.eye(B.shape[1]).double())
@@ -175,7 +177,7 @@ def ridge(
     W, residual = (torch.zeros_like(right), right) if start is None else (start, right - product(start))
     scaled = preconditioner.apply(residual, means)
     direction, size = scaled, means.dot(residual, scaled)
-    enough = tolerance**2 * means.dot(right, preconditioner.apply(right, means)).clamp(min=torch.finfo(right.dtype).tiny)
+    enough = (tolerance**2 * means.dot(right, preconditioner.apply(right, means))).clamp(min=torch.finfo(right.dtype).tiny)
     columns = int(means.columns.team.sum(torch.tensor(len(right))))  # without rounding so many iterations would do
     for _ in range(min(_MOST_ITERATIONS, 2 * columns)):
         if bool((size <= enough).all()):
