@@ -1,8 +1,10 @@
 """Work on all cores is the work of one, in parts."""
 
+import threading
+
 import pytest
 import torch
-from made import seeded
+from made import random_pattern, seeded
 
 from pmfcli.core import ordinal, parallel
 
@@ -31,6 +33,20 @@ def test_parts_are_all_there_once(cores: int, length: int, monkeypatch: pytest.M
     monkeypatch.setattr(parallel, "_LONG", 1)
     found = parallel.by_parts(lambda own: torch.arange(length)[own], length, torch.device("cpu"), 5)
     assert torch.equal(torch.cat(found), torch.arange(length))
+
+
+def test_blocks_are_all_rows_once_in_their_order(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_LONG", 1)
+    pattern, threads = random_pattern(40, 30, 0.4, seed=3), set()
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        threads.add(threading.current_thread().name)
+        return torch.arange(start, stop)
+
+    found = parallel.by_blocks(rows, pattern, numbers=parallel.NUMBERS // 3)  # three rows in a block
+    assert torch.equal(torch.cat(found), torch.arange(40))
+    assert max(map(len, found)) == 3
+    assert ("MainThread" in threads) == (cores == 1)
 
 
 def test_a_sweep_over_steps_does_not_depend_on_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

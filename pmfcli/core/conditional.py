@@ -132,6 +132,9 @@ def draw_rows(pattern: Pattern, columns: Tensor, weight: Tensor, target: Tensor,
 
     Args:
         pattern, columns, weight, target: as for ``conditional``. prior: (rows, d) and (d, d).
+
+    Raises:
+        TrainingError, LinAlgError: a precision is not positive definite, as when a weight is not finite.
     """
     d, counts = columns.shape[1], pattern.row_counts()
     many = torch.nonzero(counts > d // _FEW)[:, 0]

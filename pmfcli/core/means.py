@@ -146,8 +146,6 @@ class _Preconditioner(NamedTuple):
     @classmethod
     def of(cls, means: Means, tau: Tensor, lam: Tensor) -> "_Preconditioner":
         B = means.loadings
-        if lam.dim() == 1 and bool((lam == lam[0]).all()):
-            lam = lam[:1]  # one for all columns of W
         diagonal = (means.squares(tau) - B.square().sum(1)).clamp(min=0)[:, None] + lam
         within = means.columns.team.sum(torch.stack([(B / one).mT @ B for one in diagonal.split(1, 1)]))
         inverse = torch.linalg.inv(within.cpu().double() + torch.eye(B.shape[1]).double())
