@@ -17,7 +17,7 @@ from pmfcli.core.baselines import fit_biases, predict_baselines
 from pmfcli.core.distinct import nearest
 from pmfcli.core.pairs import Pairs
 from pmfcli.core.predictive import Predictive
-from pmfcli.core.recommend import rank
+from pmfcli.core.recommend import block_of, rank
 from pmfcli.core.sparse import Pattern
 from pmfcli.data.ratings import LIKED, Array, Ratings, Scale
 from pmfcli.errors import DataError
@@ -185,21 +185,17 @@ def _rank(model: Model, pairs: Pairs, stars: Tensor, people: Tensor, k: int) -> 
     wanted = (stars >= liked_from) & pairs.user_known & pairs.movie_known
     users = pairs.user[wanted].unique()
     users = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(_SEED))[:_RANKED_USERS]]
-    popular = model.movie_counts.float()
+    popular, every = model.movie_counts.float(), torch.arange(n_movies)
     found = []
-    for user in users.tolist():
-        unseen = torch.ones(n_movies, dtype=torch.bool)
-        unseen[seen.of(user)[0]] = False
-        movies = torch.nonzero(unseen)[:, 0]
-        theirs = wanted & (pairs.user == user)
-        liked = torch.isin(movies, pairs.movie[theirs])
-        if not bool(liked.any()):
-            continue
-        who = kinds.people(posterior, seen, torch.tensor([user]))
-        score = rank(posterior, seen, who, movies, "mean", LEVELS[0])[0]
-        found.append(
-            [int(people[theirs][0]), liked_from, *metrics.ranking(score, liked, k), *metrics.ranking(popular[movies], liked, k)]
-        )
+    for some in users.split(block_of(posterior, n_movies, k)):
+        scores = rank(posterior, seen, kinds.people(posterior, seen, some), every, "mean", LEVELS[0])
+        for user, score in zip(some.tolist(), scores, strict=True):
+            movies = every[torch.isin(every, seen.of(user)[0], invert=True)]
+            theirs = wanted & (pairs.user == user)
+            liked = torch.isin(movies, pairs.movie[theirs])
+            if bool(liked.any()):
+                by_model, by_count = (metrics.ranking(one[movies], liked, k) for one in (score, popular))
+                found.append([int(people[theirs][0]), liked_from, *by_model, *by_count])
     columns = torch.tensor(found, dtype=torch.float64).reshape(-1, len(Ranked._fields)).T
     return Ranked(*columns)
 
