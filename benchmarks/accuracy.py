@@ -37,14 +37,20 @@ def pmf(*arguments: str | Path) -> dict:
     return json.loads(done.stdout)
 
 
+def read(path: Path) -> pd.DataFrame:
+    """Ratings as MovieLens lays them out: user, movie, rating, time, by whatever names; u.data and ratings.dat have none."""
+    bare = path.name in ("u.data", "ratings.dat")
+    names = ["user", "movie", "rating", "timestamp"] if bare else None
+    return pd.read_csv(path, sep="::" if path.suffix == ".dat" else None, engine="python", names=names)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("ratings", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--models", default="default,none,paper,blog")
     options = parser.parse_args()
-    names = ["user", "movie", "rating", "timestamp"] if options.ratings.name == "u.data" else None
-    ratings = pd.read_csv(options.ratings, sep=None, engine="python", names=names)
+    ratings = read(options.ratings)
     test = ratings.sample(frac=0.1, random_state=0)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import accuracy
 import pandas as pd
 
 BAYES, CHAINS, TIME = ["--method", "bayes"], ["--chains", "4"], ["--time", "both"]
@@ -51,8 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("ratings", type=Path)
     options = parser.parse_args()
-    names = ["user", "movie", "rating", "timestamp"] if options.ratings.name == "u.data" else None
-    ratings = pd.read_csv(options.ratings, sep=None, engine="python", names=names)
+    ratings = accuracy.read(options.ratings)
     known = [said for file, said in SIDES.items() if options.ratings.with_name(file).exists()]
     side = ["--side", known[0]] if known else []
     test = ratings.sample(frac=0.1, random_state=0)

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import accuracy
 import numpy as np
 import pandas as pd
 from scipy import sparse
@@ -32,8 +33,7 @@ class Split(NamedTuple):
 
 
 def read(path: Path, folder: Path) -> Split:
-    names = ["user", "movie", "rating", "timestamp"] if path.name == "u.data" else None
-    ratings = pd.read_csv(path, sep=None, engine="python", names=names).iloc[:, :3]
+    ratings = accuracy.read(path).iloc[:, :3]
     ratings.columns = ["user", "movie", "rating"]
     test = ratings.sample(frac=0.1, random_state=0)
     train = ratings.drop(test.index)
