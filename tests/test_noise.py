@@ -107,6 +107,15 @@ def test_scales_of_users_are_their_errors_among_those_of_all() -> None:
     assert torch.equal(scaled(p, o, torch.arange(0)).noise_u, p.noise_u)  # and one that has none
 
 
+def test_users_of_a_fit_without_errors_are_alike() -> None:
+    """All ratings but one are alike, and are fitted to a millionth of the scale: such errors do not tell who is noisy."""
+    user, movie = torch.nonzero(torch.ones(12, 10)).T
+    ratings = ratings_of(user.tolist(), movie.tolist(), [3.0] + [4.0] * 119)
+    p = run(train(ratings, Settings(solver="als", latent=3, sigma=0.001, holdout=0))).posterior
+    assert float(p.noise_u.min()) > 0.5
+    assert float(p.noise) < 0.001
+
+
 def test_the_mean_noise_scale_is_that_of_people_not_of_ratings() -> None:
     """A sample of ratings has mostly those of users who rate much; who rates little is noisier here."""
     heavy = torch.arange(2000) % 10 == 0

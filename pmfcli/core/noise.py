@@ -59,7 +59,7 @@ def scaled(laplace: Laplace, observations: Observations, some: Tensor | None = N
     total, n, excess, weight = team.sum(torch.stack([each @ sums, times.sum().double(), heard @ sums, heard @ counts.double()]))
     if not weight:  # nobody of theirs has a rating
         return laplace
-    usual = (total / n).sqrt().clamp(min=_LEAST_NOISE)
+    usual = (total / n).sqrt()
     centre = excess / usual.square() / weight  # where the mean of the scales is that
     scale = noise_scales(sums, counts, usual, centre)
     every = scale if rows is None else centre.to(scale).expand(len(laplace.noise_u)).index_copy(0, rows, scale)
@@ -67,12 +67,12 @@ def scaled(laplace: Laplace, observations: Observations, some: Tensor | None = N
 
 
 def squared_errors(factors: Factors, o: Observations) -> Tensor:
-    """The sum of the squared errors of each row, (rows,), in double precision."""
+    """The sum of the squared errors of each row, (rows,), in double precision; each is at least the least noise."""
     sums = torch.zeros(o.pattern.shape[0], dtype=torch.float64, device=o.t.device)
     for start, stop in o.pattern.blocks(RATINGS):
         part, b = o.view(start, stop), factors.b
         x = score(factors._replace(U=factors.U[start:stop], b=None if b is None else b[start:stop]), part.pattern)
-        square = (mean(x, o.link).clamp(0, 1) - part.t).double().square()
+        square = (mean(x, o.link).clamp(0, 1) - part.t).double().square().clamp(min=_LEAST_NOISE**2)
         sums[start:stop] = spmm(square, square.new_ones(part.pattern.shape[1], 1), part.pattern)[:, 0]
     return sums
 
