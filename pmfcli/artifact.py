@@ -100,7 +100,7 @@ def dumps(model: Model) -> bytes:
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "meta": _dumps(meta),
+        "meta": _dumps(meta).encode(errors="replace").decode(),  # names of files need not be text
         "tensors": {name: _alone(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()},
     }
     torch.save(content, buffer)

@@ -47,6 +47,11 @@ def test_every_kind_of_model_comes_back(sample, settings: dict) -> None:
     assert contents(loads(dumps(model), "x")) == contents(model)
 
 
+def test_a_name_that_is_no_text_does_not_spoil_the_file(sample_model: Model) -> None:
+    data = sample_model.data | {"name": "caf\udce9.csv"}  # as Python has a Latin-1 name of a file
+    assert loads(dumps(replace(sample_model, data=data)), "x").data["name"] == "caf?.csv"
+
+
 def test_one_seed_gives_the_same_bytes(sample) -> None:
     a, b, other = (dumps(run(train(sample, Settings(epochs=6, seed=seed)))) for seed in (1, 1, 2))
     assert a == b != other

@@ -60,6 +60,16 @@ def test_every_layout_gives_the_same_ratings(tmp_path: Path, name: str, content:
     assert triples(read_ratings(tmp_path / name).ratings) == TRIPLES
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes")
+@pytest.mark.parametrize("end", [b".csv", b".csv.gz", b".parquet"])
+def test_the_name_of_a_file_need_not_be_text(tmp_path: Path, end: bytes) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9" + end)
+    table = pd.DataFrame(TRIPLES, columns=["user", "movie", "rating", "time"])
+    content = table.to_parquet() if end == b".parquet" else lines(",").encode()
+    file.write_bytes(gzip.compress(content) if end == b".csv.gz" else content)
+    assert triples(read_ratings(file).ratings) == TRIPLES
+
+
 def test_gzip_parquet_and_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = lines(",", "user,movie,rating,time\n")
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(text.encode()))

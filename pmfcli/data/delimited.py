@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import itertools
+import os
 import re
 import sys
 import zlib
@@ -160,8 +161,8 @@ def read_text(text: Text, layout: Layout) -> tuple[Table, int]:
     try:
         for time in (pa.int64(), pa.string()):  # most are numbers, which take less
             broken = 0
-            source: Path | BinaryIO | io.RawIOBase
-            source = text.source if isinstance(text.source, Path) else text.open()
+            source: pa.NativeFile | BinaryIO | io.RawIOBase
+            source = pa.OSFile(os.fsencode(text.source)) if isinstance(text.source, Path) else text.open()  # whatever its name
             if len(layout.separator) > 1:
                 source = _Replaced(text.open(), layout.separator.encode())
             convert = pacsv.ConvertOptions(

@@ -1,5 +1,6 @@
 """Ratings in Parquet: a file or a folder of them, or an equal part of their rows."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,8 +21,8 @@ def read_parquet(file: Path, columns: Columns, part: tuple[int, int]) -> Table:
     """The columns by role of a part of the rows of a Parquet file, or of those of a folder, in the order of their names."""
     try:
         files = sorted(file.glob("*.parquet")) if file.is_dir() else [file]
-        counts = [pq.read_metadata(one).num_rows for one in files]
-        schema = pq.read_schema(files[0])
+        counts = [pq.read_metadata(_opened(one)).num_rows for one in files]
+        schema = pq.read_schema(_opened(files[0]))
         fields = by_role(schema.names, columns)
         complaint = missing(schema.names, fields, columns)
         if complaint is not None:
@@ -43,9 +44,14 @@ def read_parquet(file: Path, columns: Columns, part: tuple[int, int]) -> Table:
     return {role: table.column(schema.names[field]) for role, field in fields.items()}
 
 
+def _opened(file: Path) -> pa.NativeFile:
+    """By the bytes of its name, which need not be UTF-8."""
+    return pa.OSFile(os.fsencode(file))
+
+
 def _rows(file: Path, wanted: list[str], first: int, last: int) -> list[pa.Table]:
     """Some rows of a file. Texts stay as they lie there, each different one once, however often it comes."""
-    kinds = pq.read_schema(file)
+    kinds = pq.read_schema(_opened(file))
     other = next((name for name in wanted if kinds.names.count(name) != 1), None)
     if other is not None:
         raise DataError(f"{file}: {kinds.names.count(other)} columns are called {short(other)}; other parts have one")
@@ -57,7 +63,7 @@ def _rows(file: Path, wanted: list[str], first: int, last: int) -> list[pa.Table
         elif not _is_small(kind):
             raise DataError(f"{file}: column {short(name)} is of type {short(str(kind))}; make it text or numbers")
     found, place = [], 0
-    with pq.ParquetFile(file, read_dictionary=texts) as opened:
+    with pq.ParquetFile(_opened(file), read_dictionary=texts) as opened:
         _check_unpacked(file, opened.metadata, wanted)
         for group in range(opened.num_row_groups):
             count = opened.metadata.row_group(group).num_rows
