@@ -175,8 +175,10 @@ def _check_journal(path: Path) -> None:
 
     Raises:
         OSError: it cannot be read or written.
-        ValueError: a line is no record of a journal.
+        ValueError: it is no file, or a line is no record of a journal.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError("no file")  # a pipe or device may have no end
     if not path.exists() or not path.stat().st_size:
         return
     whole = 0

@@ -102,6 +102,7 @@ def test_what_cannot_be_searched_is_refused(answer: Run, small: Path) -> None:
         (("--data", "small.csv", "--trials", "1", "--epochs", "1", "-o", "few.csv"), "is there and holds no settings"),
         (("--data", "small.csv", "--journal", "few.csv"), "not the journal of a search"),
         (("--data", "small.csv", "--journal", "."), "--journal"),
+        (("--data", "small.csv", "--trials", "1", "--journal", "/dev/null"), "not the journal of a search"),
     ):
         done = answer("tune", *arguments)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr
