@@ -785,6 +785,16 @@ def test_odd_environments(answer: Run, pmf: Run, sample_file: Path, tmp_path: Pa
     assert answer("evaluate", "-m", sample_file, "--test", "test.csv", PMF_DATA="sample", PMF_SEED="3").returncode == 0
 
 
+def test_a_folder_that_is_gone_is_said(sample_file: Path, tmp_path: Path) -> None:
+    here = f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone; {sys.executable} -m pmfcli"
+    for command in ("train --data sample", f"info -m {sample_file}"):
+        done = subprocess.run(["sh", "-c", f"{here} {command}"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (
+            2,
+            "pmf: the folder that this was started in is gone; change to one that is there\n",
+        )
+
+
 def test_titles_in_any_script(answer: Run, tmp_path: Path) -> None:
     rows = [
         ("a", "1", 1, "Зеркало (1979)"),

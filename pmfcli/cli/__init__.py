@@ -31,7 +31,7 @@ from pmfcli.cli import (
 )
 from pmfcli.config import settings_of
 from pmfcli.console import say
-from pmfcli.errors import PmfError
+from pmfcli.errors import PmfError, UsageError
 from pmfcli.memory import ran_out
 from pmfcli.text import clean, short
 
@@ -61,6 +61,10 @@ def _common(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Also after the command.")] = False,
 ) -> None:
+    try:
+        os.getcwd()  # which torch, among others, cannot do without
+    except FileNotFoundError:
+        raise UsageError("the folder that this was started in is gone; change to one that is there") from None
     settings_of(os.environ)
 
 
