@@ -50,7 +50,8 @@ def load(path: Path, identity: str) -> Tree:
     if raw.get("version") != VERSION:
         raise ModelError(f"--checkpoint {path}: of another version of pmf; {remedy}")
     if raw.get("identity") != identity:
-        raise ModelError(f"--checkpoint {path}: of a run with other settings or ratings; {remedy}, or give another file")
+        other = "other settings, ratings or number of processes"
+        raise ModelError(f"--checkpoint {path}: of a run with {other}; {remedy}, or give another file")
     snapshot = raw.get("snapshot")
     if not isinstance(snapshot, str) and not (isinstance(snapshot, dict) and {"before", "now"} <= snapshot.keys()):
         raise ModelError(f"--checkpoint {path}: damaged checkpoint (no snapshot of a run); {remedy}")

@@ -88,7 +88,7 @@ def test_what_is_no_checkpoint_of_this_run_is_refused(few: Ratings, tmp_path: Pa
     checkpoint.save(path, name, next(train(few, settings)).snapshot())
     content = path.read_bytes()
     for other in (identity(few, Settings(epochs=4)), identity(few.select(few.user > 0), settings)):
-        with pytest.raises(ModelError, match="other settings or ratings; remove it"):
+        with pytest.raises(ModelError, match="other settings, ratings or number of processes; remove it"):
             checkpoint.load(path, other)
     assert identity(few, Settings(epochs=3, threads=1)) == name
     for damaged in (content[:1000], b"", b"x" + content[1:], content[:5000] + b"y" + content[5001:]):

@@ -262,7 +262,7 @@ def test_a_checkpoint_of_parts_is_that_of_one_moment(tmp_path: Path) -> None:
     (tmp_path / "c.fit-2.1").unlink()
     with pytest.raises(ModelError, match=r"part c\.fit-2\.1 is missing"):
         together(2, lambda team: checkpoint.load_part(path, f"run {team.rank}", team))
-    with pytest.raises(ModelError, match="other settings or ratings"):
+    with pytest.raises(ModelError, match="number of processes"):
         together(3, lambda team: checkpoint.load_part(path, "run", team))
     checkpoint.save(path, "parts of 2 processes", "../fit-2")
     with pytest.raises(ModelError, match=r"names no parts\); remove it"):
