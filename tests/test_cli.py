@@ -221,6 +221,8 @@ def test_a_test_from_before_the_end_of_training_is_told(answer: Run, tmp_path: P
     last = answer("evaluate", *common, "--split", "last")
     assert "warning: training holds ratings later than 6 of the 7 test ratings" in last.stderr
     assert "training holds ratings later" not in answer("evaluate", *common, "--split", "time").stderr
+    strangers = answer("evaluate", *common, "--split", "time", "--test-fraction", str(55 / 77)).stderr
+    assert strangers.endswith("no test rating has both its user and its movie in training\n")  # and the file is the same
     assert answer("train", *common).returncode == 0
     (tmp_path / "late.csv").write_text("user,movie,rating,time\nu1,m2,3,76000\nu1,m3,3,75999\n")
     assert "later than 1 of the 2 test ratings" in answer("evaluate", "--test", "late.csv").stderr
@@ -516,7 +518,7 @@ def test_a_model_that_memorises_is_called_so(answer: Run, tmp_path: Path) -> Non
     (tmp_path / "noise.csv").write_text("user,movie,rating\n" + "".join(lines))
     wide = ("--sigma", "0.01", "--sigma-u", "3", "--sigma-v", "3", "--no-refit", "--hierarchical", "none", "--no-early-stop")
     done = answer("evaluate", "--data", "noise.csv", *wide, "--holdout", "0", "--epochs", "200")
-    assert "worse than always answering the mean" in done.stderr
+    assert "worse than always answering the mean; try the default settings" in done.stderr  # the scale is that of training
 
 
 def test_a_model_that_biases_alone_outdo_is_called_so(answer: Run) -> None:

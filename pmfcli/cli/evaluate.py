@@ -95,7 +95,7 @@ def evaluate(
 
         write_atomically(plot, draw(result, plot.suffix.lower()))
         note(f"wrote {plot}")
-    describe(result)
+    describe(result, test is not None)
     if max_rmse is not None and not result["rmse"] <= max_rmse:
         raise GateError(f"RMSE {result['rmse']:.4f} is above --max-rmse {max_rmse:g}")
 

@@ -14,8 +14,12 @@ def rows(result: Row) -> list[Row]:
     return [{name: (row | {"inside_90": row["coverage"]["0.9"]}).get(name) for name in COLUMNS} for row in found]
 
 
-def describe(result: Row) -> None:
-    """Notes of a result for people, and warnings where it is no test, or not good."""
+def describe(result: Row, own_file: bool) -> None:
+    """Notes of a result for people, and warnings where it is no test, or not good.
+
+    Args:
+        own_file: the test came from a file that training did not, and so may be of other things.
+    """
     if result["n_cold"]:
         note(f"{result['n_cold']:,} of {result['n']:,} test ratings are of users or movies that training did not have")
     if result["n_trained_on"]:
@@ -31,9 +35,11 @@ def describe(result: Row) -> None:
             "for NLL and CRPS they count as the nearest"
         )
     if result["n_cold"] == result["n"]:
-        note("warning: no test rating has both its user and its movie in training; is it the right file, are the ids the same?")
+        doubt = "; is it the right file, are the ids the same?" if own_file else ""
+        note(f"warning: no test rating has both its user and its movie in training{doubt}")
     elif result["rmse"] > result["baselines"]["mean"]["rmse"]:
-        note("warning: worse than always answering the mean; is the scale the same? Else try the default settings")
+        doubt = "is the scale the same? Else try" if own_file else "try"
+        note(f"warning: worse than always answering the mean; {doubt} the default settings, or what pmf tune finds")
 
 
 def _describe_ranking(found: Row) -> None:
