@@ -14,6 +14,7 @@ from typing import Any
 from pmfcli.errors import ProcessError
 
 _AHEAD = 2  # calls that are made for each process: one waits while one runs
+_ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def side_by_side(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Any]:
@@ -28,7 +29,7 @@ def side_by_side(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]],
     started: deque[Future[Any]] = deque()
     try:
         for arguments in calls:
-            with _deaf_to_interrupts():  # as are the processes that begin here: it is this one that ends them
+            with _deaf():  # else one that is just beginning would never hear what to do, or that it should end
                 started.append(pool.submit(function, *arguments))
             if len(started) == _AHEAD * workers:
                 yield started.popleft().result()
@@ -57,13 +58,22 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Ctrl-C waits; and never comes to processes and threads that begin meanwhile."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _deaf() -> Iterator[None]:
+    """What would end this process waits. Ctrl-C never comes to processes that begin meanwhile: it is this one that ends them.
+
+    A mask alone would not do: a signal to the process then goes to another thread, and Python hears it in this one.
+    """
+    handlers = {number: handler for number in _ENDS if callable(handler := signal.getsignal(number))}
+    came: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, _: came.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            handlers[number](number, None)

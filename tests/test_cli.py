@@ -27,7 +27,7 @@ from pmfcli import checkpoint, cli
 from pmfcli.artifact import dumps, load
 from pmfcli.config import Settings
 from pmfcli.console import say
-from pmfcli.processes import _deaf_to_interrupts
+from pmfcli.processes import _deaf
 from pmfcli.steps import run
 from pmfcli.text import clean, file_size
 from pmfcli.training import train
@@ -686,10 +686,36 @@ def test_nobody_is_left_behind(tmp_path: Path) -> None:
 
 def test_an_interrupt_while_processes_begin_is_not_lost() -> None:
     said = []
-    with pytest.raises(KeyboardInterrupt), _deaf_to_interrupts():  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), _deaf():  # noqa: PT012
         signal.raise_signal(signal.SIGINT)
         said.append("it goes on")
     assert said
+
+
+AS_PROCESSES_BEGIN = """
+import os, signal, sys
+from multiprocessing import util
+from pmfcli.cli import main
+
+begin, number = util.spawnv_passfds, getattr(signal, sys.argv.pop(1))
+
+def begin_and_be_told(path, arguments, descriptors):
+    process = begin(path, arguments, descriptors)
+    if b"spawn_main" in b" ".join(map(os.fsencode, arguments)):
+        os.kill(os.getpid(), number)
+        util.spawnv_passfds = begin
+    return process
+
+util.spawnv_passfds = begin_and_be_told
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_process_that_begins_as_the_others_are_told_to_end(name: str, code: int) -> None:
+    command = [sys.executable, "-c", AS_PROCESSES_BEGIN, name, "evaluate", "--data", "sample", "--folds", "4", "-j", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
 
 
 @pytest.mark.skipif(shutil.which("pgrep") is None, reason="looks for processes by pgrep")
