@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import sys
 from pathlib import Path
@@ -42,6 +43,8 @@ def keep() -> None:
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether there was not enough of it, as Python or torch says so."""
+    """Whether there was not enough of it, as Python, torch or the system says so."""
+    if isinstance(error, OSError):  # whose text names a file
+        return error.errno == errno.ENOMEM
     text = str(error)
     return isinstance(error, MemoryError) or "alloc" in text or "out of memory" in text.lower()

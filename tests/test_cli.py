@@ -108,6 +108,7 @@ def test_bad_data_is_3(answer: Run, tmp_path: Path, name: str, command: str) -> 
         (["train", "-o", "/proc/m.pt"], "--output /proc/m.pt"),
         (["train", "-o", "m" * 303], "File name too long; give a "),
         (["train", "--data", "m" * 303], "File name too long; give a shorter one"),
+        (["train", "--data", "alloc" * 70], "File name too long; give a shorter one"),
         (["recommend", "--all-users", "-o", "/proc/m.csv"], "--output /proc/m.csv"),
         (["evaluate", "--plot", "/proc/m.svg"], "--plot /proc/m.svg"),
         (["tune", "-o", "/proc/t.toml"], "--output /proc/t.toml"),
@@ -141,6 +142,23 @@ def test_bad_usage_is_2(answer: Run, tmp_path: Path, arguments: list[str], messa
     assert one_line(re.sub(notice, "", done.stderr)), done.stderr
     assert message in done.stderr
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_memory_that_ran_out_is_said(error: Exception, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert cli.run(["info"]) == 1
+    assert capfd.readouterr().err == "pmf: not enough memory for this; try a smaller --latent or fewer ratings\n"
 
 
 def test_model_errors_are_4_and_unknown_ids_5(answer: Run, tmp_path: Path, sample_file: Path) -> None:
