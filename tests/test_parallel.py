@@ -1,6 +1,7 @@
 """Work on all cores is the work of one, in parts."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -47,6 +48,16 @@ def test_blocks_are_all_rows_once_in_their_order(cores: int, monkeypatch: pytest
     assert torch.equal(torch.cat(found), torch.arange(40))
     assert max(map(len, found)) == 3
     assert ("MainThread" in threads) == (cores == 1)
+
+
+def test_threads_to_come_have_all_cores_again_even_if_a_part_fails(cores: int) -> None:
+    def fail(_: int) -> None:
+        raise ValueError("a part")
+
+    with pytest.raises(ValueError, match="a part"), parallel.workers(3, torch.device("cpu")) as each:
+        each(fail, range(3))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == cores
 
 
 def test_a_sweep_over_steps_does_not_depend_on_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

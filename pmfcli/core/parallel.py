@@ -28,9 +28,11 @@ def workers(count: int, device: torch.device) -> Iterator[Callable[..., list[Any
     if count <= 1 or device.type != "cpu":
         yield _one_by_one
         return
-    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(max(1, cores // count),)) as pool:
-        yield lambda function, parts: list(pool.map(function, parts))
-    torch.set_num_threads(cores)
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(max(1, cores // count),)) as pool:
+            yield lambda function, parts: list(pool.map(function, parts))
+    finally:
+        torch.set_num_threads(cores)
 
 
 def by_blocks(function: Callable[[int, int], Any], pattern: "Pattern", numbers: int, in_order: bool = False) -> list[Any]:
