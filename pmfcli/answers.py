@@ -258,7 +258,7 @@ def similar(
 ) -> list[Row]:
     """The ``n`` users or movies most like one of them, among those with at least ``min_ratings`` ratings.
 
-    Without a number: 10, or as many as leaves ``n`` to choose from.
+    Without a number: 10, or fewer, so that there are three times ``n`` to choose from.
     """
     movies = side == "movie"
     vectors = kinds.vectors(model.posterior, movies)

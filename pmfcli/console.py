@@ -57,7 +57,11 @@ def say(text: str) -> None:
 
 
 def pick_format(asked: Format | None, as_json: bool) -> Format:
-    """The format that was asked for; else a table on a terminal, TSV in a pipe."""
+    """The format that was asked for; else a table on a terminal, TSV in a pipe.
+
+    Raises:
+        UsageError: two were asked for.
+    """
     if as_json and asked not in (None, "json"):
         raise UsageError(f"--json and --format {asked}: give one of them")
     return "json" if as_json else asked or ("table" if sys.stdout.isatty() else "tsv")

@@ -117,6 +117,10 @@ def cross_score(ratings: Ratings, settings: Settings, part: Array, k: int | None
     Args:
         part: which of them a rating is in, from 0, -1 if in none: (n,).
         k: also rank movies, and look at so many.
+
+    Raises:
+        DataError: a part has no ratings, or leaves too few to train on.
+        ProcessError: a process was killed.
     """
     sizes = np.bincount(part[part >= 0], minlength=1)
     if not ((sizes > 0) & (sizes < ratings.n)).all():

@@ -42,7 +42,7 @@ class Pace(NamedTuple):
     patience: int  # without a clearly better held-out error
     still_for: int  # epochs: the loss no longer moves, its relative range over so many is below ``still``
     still: float
-    sure: int  # patience where a difference that is clear is no chance
+    sure: int  # patience where a clear difference cannot be chance
     worse: float  # looks in a row at an error that is clearly worse than the best, there
 
     def of(self, blocks: int, held_out: int) -> "Pace":
@@ -134,7 +134,11 @@ Found = tuple[Fitted, dict[str, Any]]
 
 
 def climb(task: Task) -> Generator[Report, None, Found]:
-    """A mode with its curvature, and what was found on the way."""
+    """A mode with its curvature, and what was found on the way.
+
+    Raises:
+        TrainingError: it diverged; names the remedy.
+    """
     task = task._replace(settings=with_scales(task.settings, task.observations))
     ratings, observations, settings, test, noise = task.ratings, task.observations, task.settings, task.test, task.noise
     team = observations.users.team
@@ -202,7 +206,11 @@ def _of_noise(laplace: Laplace, o: Observations, test: Test | None, seed: int) -
 
 
 def sample(task: Task) -> Generator[Report, None, Found]:
-    """Draws of the posterior, and what was found on the way."""
+    """Draws of the posterior, and what was found on the way.
+
+    Raises:
+        TrainingError: the sampler broke down.
+    """
     ratings, observations, s, test, device = task.ratings, task.observations, task.settings, task.test, task.device
     team = observations.users.team
     how = gibbs.GibbsSettings(

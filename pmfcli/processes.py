@@ -59,7 +59,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """What would end this process waits. Ctrl-C never comes to processes that begin meanwhile: it is this one that ends them.
+    """Signals that would end this process wait. Ctrl-C never comes to processes that begin meanwhile: this one ends them.
 
     A mask alone would not do: a signal to the process then goes to another thread, and Python hears it in this one.
     """

@@ -37,7 +37,7 @@ def report(parts: Sequence[Scored]) -> dict[str, Any]:
         "pit": metrics.pit_histogram(whole.below, whole.up_to, BINS),
         "large_error": float(whole.large[0]),
         "auc_sd": metrics.area_under_roc(whole.sd, error.abs() > whole.large),
-        "rmse_by_sd": [{"sd": sd, "rmse": rmse} for sd, rmse in metrics.by_parts(whole.sd, error, BINS)],
+        "rmse_by_sd": [{"sd": sd, "rmse": rmse} for sd, rmse in metrics.rmse_by_score(whole.sd, error, BINS)],
         "risk_coverage": _risk(whole.sd, error),
         "reliability": _reliability(whole),
         "baselines": {

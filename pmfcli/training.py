@@ -50,7 +50,8 @@ def train(
     Raises:
         DataError: ratings that no model can be fitted to.
         TrainingError: the loss stopped being finite.
-        UsageError: no such device, or an ordinal likelihood for ratings that are no steps of a scale, no times.
+        UsageError: no such device, or settings that these ratings, or several processes, cannot have.
+        ProcessError: another process is gone.
     """
     users = WHOLE if part is None else part.share
     settings, device = fitted_to(ratings, settings, users.team)
@@ -86,7 +87,7 @@ def train(
             learned |= {"epochs": MORE, "start": posterior.parameters, "done": found["epochs"]}
         before, resume = {"metrics": metrics, **learned}, None
         del posterior, first, test, pairs, stars, observations, bias, fitted  # at size there is no room for two fits
-    metrics, done = dict(before["metrics"]), int(before["done"])  # of a checkpoint that is none it shows before the fit
+    metrics, done = dict(before["metrics"]), int(before["done"])  # a checkpoint that is none fails here, before the fit
     again = task(phase="refit", ratings=ratings, observations=observed(ratings, settings, users), epochs=before["epochs"])
     start = None if before["start"] is None else Parameters(*before["start"])
     again = again._replace(noise=before["noise"], rest=before["rest"], start=start)

@@ -172,8 +172,8 @@ def test_a_large_error_is_a_quarter_of_the_scale(lo: float, hi: float, step: flo
 
 def test_parts_by_score() -> None:
     score, error = torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor([3.0, 4.0, 1.0, 0.0])
-    assert metrics.by_parts(score, error, 2) == [(0.5, pytest.approx(8**0.5)), (2.5, pytest.approx(5**0.5))]
-    assert len(metrics.by_parts(score, error, 10)) == 4
+    assert metrics.rmse_by_score(score, error, 2) == [(0.5, pytest.approx(8**0.5)), (2.5, pytest.approx(5**0.5))]
+    assert len(metrics.rmse_by_score(score, error, 10)) == 4
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "five steps", "eleven steps"])  # of tens some are no step times 1/10

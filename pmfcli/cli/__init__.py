@@ -68,7 +68,7 @@ def _common(
     settings_of(os.environ)
 
 
-_UNHEARD = 2.0  # seconds, after which such a signal is raised again
+_UNHEARD = 2.0  # seconds, after which a signal to end that Python dropped is raised again
 
 
 class _Terminated(BaseException):

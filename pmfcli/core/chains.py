@@ -22,12 +22,12 @@ from pmfcli.core.tree import Tree, like, plain
 from pmfcli.errors import TrainingError
 
 BURN_IN = 0.3  # of the sweeps
-WARM_UP = 60  # first sweeps, with Gaussian priors: a t prior takes a scale that still grows for outliers, and lets go slowly
+WARM_UP = 60  # first sweeps, with Gaussian priors: a t prior mistakes a growing scale for outliers, and recovers slowly
 _GROWTH = 20  # first sweeps, in which rows and their means grow alike: whichever is ahead then keeps the lead for hundreds
 CHECK_EVERY, LEAST, MOST = 25, 150, 1000  # sweeps, where their number is not given
 AGREE = 1.15  # split R-hat of nine predictions in ten
 ENOUGH = 75  # effective draws of half the predictions, for each chain
-GROWN = 1.3  # split R-hat of how much the factors have to say: biases predict alike while these still grow
+GROWN = 1.3  # split R-hat of the size of U . V: while that still grows, predictions may agree by their biases
 FITTED = 1 << 20  # training ratings, at most, whose fit is looked at in the end
 _WATCHED = 200  # pairs whose prediction is watched
 BUFFER = 3  # times as many draws are held while it runs as are kept in the end
@@ -158,7 +158,7 @@ class _Run:
         self.verdict = _verdict(self._late()[..., :-1])
 
     def agree(self) -> bool:
-        """Whether they do, in what they predict and in how much of it is the factors' say."""
+        """Whether they do, in what they predict and in the size of U . V."""
         found, effective = self.verdict
         if found is None or effective is None or found > AGREE or effective < ENOUGH * len(self._states):
             return False

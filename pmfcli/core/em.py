@@ -21,7 +21,7 @@ from pmfcli.core.sparse import Pattern, sampled_dot
 Shape = Literal["spherical", "diagonal", "full"]
 
 LEAST = 1e-8  # of a variance that is learned
-_LEAST_PRIOR = 1e-4  # of one of factors: a feature this small says nothing, and shrinks for ever
+_LEAST_PRIOR = 1e-4  # of that of a feature: one this small says nothing, and would shrink for ever
 
 
 def doubted(side: Side, means: Means, k: int, shape: Shape | None) -> Side:

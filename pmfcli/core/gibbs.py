@@ -86,7 +86,7 @@ class State(NamedTuple):
 class Info(NamedTuple):
     """What one sweep reached."""
 
-    loss: float  # -log likelihood of the ratings, on the unit scale, or of their places on it, then before the sweep
+    loss: float  # -log likelihood of the ratings on the unit scale; where they are steps, of these, before the sweep
     sigma: float  # on the unit scale
 
 
@@ -126,7 +126,11 @@ def prepare(
     movie_features: Means | None = None,
     groups: tuple[Group, ...] = (),
 ) -> Problem:
-    """Both views of the observations, whose link must be linear, with what else is known of users, movies and times."""
+    """Both views of the observations, whose link must be linear, with what else is known of users, movies and times.
+
+    Raises:
+        ValueError: the link is another one.
+    """
     o, s = observations, settings
     if o.link != "linear":
         raise ValueError("the sampler is for the linear link")
@@ -134,8 +138,8 @@ def prepare(
     rated = [Means.of(o.F, o.pattern, rows=o.users, crowd=o.crowd) if s.user_means else None]
     rated.append(Means.of(o.G, o.pattern.T, columns=o.users) if s.movie_means else None)
     user_means, movie_means = (
-        features if one is None else one if features is None else one.beside(features)
-        for one, features in zip(rated, (user_features, movie_features), strict=True)
+        known if one is None else one if known is None else one.beside(known)
+        for one, known in zip(rated, (user_features, movie_features), strict=True)
     )
     z = inverse(o.t, o.link) - o.offset
     moved = [

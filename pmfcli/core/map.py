@@ -5,7 +5,7 @@ turns, so that a block has the same users however many processes share it, and a
 About five left the least held-out error on 1 to 25 million planted ratings: in fewer passes than one does, and more steadily
 than many. A block updates its users and what all users share. The movies' hierarchical mean G X, which needs every user, is
 held for one pass over the blocks, gathers its gradient, and X is updated once a pass; with one block this is exactly full-batch
-Adam. Blocks start from the principal factors (``spectral.py``): random ones take ten passes to become any.
+Adam. Blocks start from the principal factors (``spectral.py``): random ones take ten passes to get there.
 """
 
 import math
@@ -187,7 +187,7 @@ def step(state: State, blocks: tuple[Observations, ...], generator: torch.Genera
         if p.sigma.requires_grad:
             p.sigma.data.clamp_(min=_LEAST_SIGMA)
     if held is not None and means is not None and means.grad is not None:
-        torch.autograd.backward((held * team.sum(means.grad)).sum())  # told a gradient, it would import all of sympy
+        torch.autograd.backward((held * team.sum(means.grad)).sum())  # given a gradient as an argument, it would import sympy
         _move(state.adam_x)
     return state, Info(loss, sigma)
 

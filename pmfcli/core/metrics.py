@@ -85,7 +85,7 @@ def area_under_roc(score: Tensor, event: Tensor) -> float | None:
 
     if bool(event.all()) or not bool(event.any()):
         return None
-    place = torch.unique(score, return_inverse=True)[1].double()  # in order, and within [0, 1] below, where it is taken as is
+    place = torch.unique(score, return_inverse=True)[1].double()  # ranks, in [0, 1] below: of others it would take the sigmoid
     return float(binary_auroc(place / place.amax().clamp(min=1), event.long()))
 
 
@@ -98,12 +98,12 @@ def ranking(score: Tensor, liked: Tensor, k: int) -> tuple[float, float]:
     from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_recall
 
     order = torch.argsort(score, descending=True, stable=True)
-    place = torch.empty(len(score), dtype=torch.float64)  # above 0, as what is not is passed over there
+    place = torch.empty(len(score), dtype=torch.float64)  # above 0: others would be passed over
     place[order] = torch.arange(len(score), 0, -1, dtype=torch.float64)
     return float(retrieval_normalized_dcg(place, liked.long(), k)), float(retrieval_recall(place, liked, k))
 
 
-def by_parts(score: Tensor, error: Tensor, parts: int) -> list[tuple[float, float]]:
+def rmse_by_score(score: Tensor, error: Tensor, parts: int) -> list[tuple[float, float]]:
     """Mean score and RMSE of so many equal parts of the ratings (n,) in order of their score: fewer if n is less."""
     order = torch.sort(score, stable=True).indices
     cut = [part for part in torch.tensor_split(order, parts) if len(part)]

@@ -20,8 +20,8 @@ _CACHED = 1 << 15  # elements whose numbers a cache holds through one operation 
 def workers(count: int, device: torch.device) -> Iterator[Callable[..., list[Any]]]:
     """A ``map`` for at most so many parts at once, where there are cores for it; else one part after the other.
 
-    Small matrices are factored one at a time by a single thread, whatever the number of cores; and many small operations wait
-    for all cores each. Parts do not.
+    Small matrices are factored one at a time by a single thread, whatever the number of cores; and each of many small
+    operations waits for all cores. Parts do not.
     """
     cores = torch.get_num_threads()
     count = min(count, cores)

@@ -49,11 +49,11 @@ class Scales(NamedTuple):
 
 
 class Crowd(NamedTuple):
-    """What the prior means of users with few ratings have beside their own: as much of what everybody rates as others have.
+    """What is added to the prior means of users with few ratings: as much of what everybody rates as others have.
 
-    e_i sum_k q_k W_k is added to (F W)_i, where q_k is the share of all ratings that are of movie k. Of somebody who rates as
-    everybody does F W is n_i^(1 - p) q W; e_i is what this is short of that of the user of a rating, on average over ratings.
-    Without it they would lack what U . V, where all have much of q W, takes over from c: what a movie is to everybody.
+    e_i sum_k q_k W_k is added to (F W)_i, where q_k is the share of all ratings that are of movie k. For somebody who rates
+    what everybody rates, F W is n_i^(1 - p) q W; e_i is how far n_i^(1 - p) is below its mean over ratings. Without it they
+    would lack the part of how much everybody likes a movie that U . V, where others all have much of q W, takes over from c.
     """
 
     part: Tensor  # (n_users,) e

@@ -31,7 +31,7 @@ def predictive(posterior: Fitted, users: Rows, movies: Rows) -> Predictive:
 
 @torch.no_grad()
 def mixture(posterior: Fitted, users: Rows, movies: Rows) -> Mixture:
-    """What it is before a rating becomes a step of the scale: of a model of ratings as numbers the same."""
+    """The same before a rating becomes a step of the scale; for a model of ratings as numbers that is the answer itself."""
     k, offset, link = posterior.head
     left, right = users.A[..., :k], movies.A[..., :k]
     one = left.shape[1] == 1  # a user for all movies: a product of matrices
@@ -84,9 +84,8 @@ def _in_steps(p: Laplace, share: Tensor, said: Mixture) -> Masses:
     """What a mode says of ratings as numbers, in the steps that people take. It predicts the same."""
     assert p.usage is not None
     groups, square = p.usage.groups, said.spread.square()
-    spread = (
-        (square - share @ groups.rounding).maximum(_LEFT * square).sqrt()
-    )  # the noise of numbers has that of rounding in it
+    within = share @ groups.rounding  # which the noise of numbers has in it
+    spread = (square - within).maximum(_LEFT * square).sqrt()
     exact = (groups.cuts[None], share, said.centre, spread)  # probabilities near 1 are apart, too
     mass = ordinal.masses(*(part.double() for part in exact)).to(share)
     return Masses(mass, p.usage.grid, said.mean())

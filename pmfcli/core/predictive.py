@@ -53,7 +53,7 @@ class Mixture(NamedTuple):
         return low, high
 
     def by_end(self, level: float, upper: bool) -> Tensor:
-        """What to rank by an end of the interval by, (n,): the end where the scale has none, to tell apart what lies beyond."""
+        """What a rank by an end of the interval goes by, (n,): that end where the scale has none, to tell what lies beyond."""
         return self.quantile_of_x(0.5 * (1 + level if upper else 1 - level))
 
     def quantile_of_x(self, q: float) -> Tensor:
@@ -138,7 +138,7 @@ class Masses(NamedTuple):
         return self.grid[best_low[0]], self.grid[best_high[0]]
 
     def by_end(self, level: float, upper: bool) -> Tensor:
-        """What to rank by an end of the interval by, (n,): its step, then the quantile there, as far as the bins reach."""
+        """What a rank by an end of the interval goes by, (n,): its step, then the quantile, as far as the bins reach."""
         quantile = self.quantile_of_x(0.5 * (1 + level if upper else 1 - level))
         first, last = self._edges()[[0, -1]].tolist()
         found: Tensor = torch.searchsorted(self.grid, self.interval(level)[upper]) + 0.5 * (quantile - first) / (last - first)

@@ -31,7 +31,7 @@ class Rows(NamedTuple):
     A: Tensor  # (draws, n, d)
     gamma: Tensor  # (draws, n) noise scales: the precision of a rating is as many times the usual one
     covariance: Tensor | None = None  # (draws, 1 or n, d, d) of a row given the draw
-    unknown: Tensor | None = None  # (n,) bool: rows of which nothing is known; if there are any of draws, theirs alone counts
+    unknown: Tensor | None = None  # (n,) bool: rows of which nothing is known; of draws, only their covariance counts, if given
     share: Tensor | None = None  # (draws, n, S) of users, where ratings are steps of a scale
     drift: tuple[Tensor, Tensor] | None = None  # (draws, n) mean and variance of the effects of time, on the scale of x
 

@@ -1,4 +1,4 @@
-"""Scales of a sampler's factors, biases and weights, moved with all that goes by them.
+"""Scales of a sampler's factors, biases and weights, moved together with all that depends on them.
 
 What a sweep does to rows given their precision, and to that given the rows, moves the two together only a little where single
 ratings say little: factors and biases that start small would grow for hundreds of sweeps, and weights W would stay as large as
@@ -42,7 +42,7 @@ class Heard(NamedTuple):
 
 
 def rescale(users: "Side", movies: "Side", heard: Heard, generator: torch.Generator) -> "tuple[Side, Side]":
-    """The columns of each side, features and bias, on scales c (d,), with all that goes by them.
+    """The columns of each side, features and bias, on scales c (d,), with all that depends on them.
 
         A_ik -> c_k A_ik        W_k, mu_k alike        Lambda_kl -> Lambda_kl / (c_k c_l)
         log p(log c | all else) = B'c - c'G c / 2 - sum_k (Lambda_kk / (2 c_k^2) + d log c_k) + const

@@ -152,7 +152,7 @@ class Pattern:
         """Ranges of so many columns, each as a view, with where its values lie: rows of a matrix that a cache can hold.
 
         A product with a matrix of many more rows than that waits for memory, four times as long as it multiplies. A few more
-        are not worth another range, which is found again each time.
+        columns are not worth another range, whose pairs are searched for at each call.
         """
         if self.shape[1] <= width + width // 8:
             yield slice(None), self, slice(None)
@@ -178,8 +178,8 @@ class Pattern:
 
 
 def named(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Which of so many rows an index (n,) names, ascending, and the place of each of its entries among them: what ``unique``
-    finds by sorting."""
+    """Which of ``count`` rows an index (n,) names, ascending, and the place of each of its entries among these: as ``unique``
+    with its inverse, without sorting."""
     there = torch.zeros(count, dtype=torch.bool, device=index.device)
     there[index] = True
     return torch.nonzero(there)[:, 0], take(there.cumsum(0) - 1, index)

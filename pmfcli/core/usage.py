@@ -4,7 +4,7 @@
 
 z_i is the mean of what person i gave, and v_s how noisily the group rates, so that cut points say how people use the scale, not
 how high or how noisily they rate: some never give half stars, say. A group is as likely as it has people, n_s. By EM (Dempster,
-Laird & Rubin, JRSS B 1977), but that cut points of a group are where a normal z, with the group's mean and variance, has its
+Laird & Rubin, JRSS B 1977), except that a group's cut points are those by which a normal z with its mean and variance has its
 ratings. Scales used in ways of one's own: Rossi, Gilula & Allenby, "Overcoming scale usage heterogeneity" (JASA 2001).
 
 Sampling mixes such cut points within each person (``ordinal.py``), and starts from here. A mode is fitted to ratings as

@@ -23,7 +23,11 @@ _PARTS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}  # of a second
 def assemble(
     columns: Table, file: Path | None, name: str, broken: int, skip_bad: bool, first_bad: Callable[[], str] | None
 ) -> Reading:
-    """Columns to Ratings: bad rows, ids to rows, duplicates, order. Each column is let go as soon as it is read."""
+    """Columns to Ratings: bad rows, ids to rows, duplicates, order. Each column is let go as soon as it is read.
+
+    Raises:
+        DataError: a row is no rating, unless these are passed over; or none is one.
+    """
     user, user_ids = _codes(columns.pop("user"))
     pa.default_memory_pool().release_unused()
     movie, movie_ids = _codes(columns.pop("movie"))

@@ -108,7 +108,11 @@ def _no_text(head: bytes) -> str | None:
 
 
 def recognise(text: Text, columns: Columns) -> Layout:
-    """Separator, header and columns, from the first line."""
+    """Separator, header and columns, from the first line.
+
+    Raises:
+        DataError: it is no text, or its first line does not say.
+    """
     with text.open() as stream:
         head = stream.read(_HEAD)
     if not head.strip():
@@ -138,7 +142,11 @@ def recognise(text: Text, columns: Columns) -> Layout:
 
 
 def read_text(text: Text, layout: Layout) -> tuple[Table, int]:
-    """The columns by role, and how many rows had another number of fields; those are left out."""
+    """The columns by role, and how many rows had another number of fields; those are left out.
+
+    Raises:
+        DataError: there are no rows, or they are not UTF-8 text, or one is too long.
+    """
     names = [str(field) for field in range(layout.width)]
     roles = {str(field): role for role, field in layout.fields.items()}
     coded = pa.dictionary(pa.int32(), pa.string())

@@ -18,7 +18,11 @@ _TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
 def read_parquet(file: Path, columns: Columns, part: tuple[int, int]) -> Table:
-    """The columns by role of a part of the rows of a Parquet file, or of those of a folder, in the order of their names."""
+    """The columns by role of a part of the rows of a Parquet file, or of those of a folder, in the order of their names.
+
+    Raises:
+        DataError: it cannot be read, lacks a column, has too few rows for so many parts, or too many for the memory.
+    """
     try:
         files = sorted(file.glob("*.parquet")) if file.is_dir() else [file]
         counts = [pq.read_metadata(_opened(one)).num_rows for one in files]
