@@ -1,6 +1,9 @@
+import math
+
 import pytest
 import torch
 from made import BASE, SCALES, dense_log_posterior, problem, random_pattern, seeded
+from torch.overrides import TorchFunctionMode
 
 from pmfcli.core import map as map_fit
 from pmfcli.core.posterior import log_posterior, mean, observe, score
@@ -44,6 +47,26 @@ def test_hierarchical_weights_get_their_exact_gradient() -> None:
     for moment, was, gradient in zip(moments, old, expected, strict=True):
         found = (moment - 0.9 * was) / 0.1  # Adam's first moment holds the gradient that it was given
         torch.testing.assert_close(found, gradient, rtol=1e-7, atol=1e-9)
+
+
+class _SinglePrecision(TorchFunctionMode):
+    """A device without double precision, as those of Apple."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.dtype == torch.float64:
+            assert not any(isinstance(part, torch.Tensor) and part.dtype == torch.float32 for part in args), function
+        return found
+
+
+def test_a_device_needs_no_double_precision() -> None:
+    pattern = random_pattern(9, 7, 0.5, seed=2)
+    o = observe(pattern, torch.rand(pattern.n, generator=seeded(3)))
+    with _SinglePrecision():
+        state, info = map_fit.step(map_fit.init(o, BASE, seeded()), (o,), seeded())
+        found = map_fit.gather(state)
+    assert math.isfinite(info.loss)
+    assert all(part.dtype == torch.float32 for part in found if part is not None)
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 10**9])

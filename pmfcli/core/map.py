@@ -165,8 +165,8 @@ def step(state: State, blocks: tuple[Observations, ...], generator: torch.Genera
     Raises:
         TrainingError: the loss is not finite; the parameters are then no longer of use.
     """
-    team, like = blocks[0].users.team, blocks[0].t
-    n = float(team.sum(like.new_tensor(sum(block.pattern.n for block in blocks), dtype=torch.float64)))
+    team = blocks[0].users.team
+    n = int(team.sum(torch.tensor(sum(block.pattern.n for block in blocks))))
     sigma = float(state.parameters[0].sigma.detach())
     held = _movie_means(state, blocks)
     means = None if held is None else team.sum(held.detach().clone()).requires_grad_()
@@ -325,7 +325,8 @@ def _slower(weights: Tensor, pattern: Pattern, of_columns: Team, of_ratings: Tea
     sums = of_columns.sum(spmm(weights, weights.new_ones(pattern.shape[1], 1), pattern))[:, 0]
     sums = sums if crowd is None else sums + crowd.part
     moves = sums[pattern.row]
-    total, n = of_ratings.sum(torch.stack([moves.sum(), moves.new_tensor(len(moves))]).double())
+    own = torch.stack([moves.sum(), moves.new_tensor(len(moves))]).tolist()  # not every device has double precision
+    total, n = of_ratings.sum(torch.tensor(own, dtype=torch.float64))
     return min(1.0, _LARGEST_MOVE / float(total / n))
 
 
