@@ -319,6 +319,10 @@ def test_divergence_keeps_the_old_model(answer: Run, tmp_path: Path) -> None:
         assert done.returncode == 1
         assert "diverged" in done.stderr
         assert "smaller --lr" in done.stderr
+    done = answer("train", "--data", "sample", "--priors", "em", "--noise", "em", "--sigma", "1e-6", "--sigma-u", "1e6")
+    assert done.returncode == 1
+    assert "diverged at step 0" in done.stderr
+    assert "larger --sigma" in done.stderr
     assert (tmp_path / "pmf.pt").read_bytes() == OLD
 
 

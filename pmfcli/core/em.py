@@ -99,8 +99,8 @@ def expected_error(users: Side, movies: Side, o: Observations, k: int) -> Tensor
     """E (t - g(x))^2 of every pair, to first order in the spread of x, (n,)."""
     x = score(factors_of(users, movies, o, k), o.pattern)
     error = (o.t - mean(x, o.link)).square()
-    if users.spread is None or movies.spread is None:
-        return error
+    assert users.spread is not None
+    assert movies.spread is not None
     variance = variance_of_x(users.spread, movies.spread, users.A, movies.A, k, o.pattern)
     return error + slope(x, o.link).square() * variance
 

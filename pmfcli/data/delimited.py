@@ -170,9 +170,10 @@ def read_text(text: Text, layout: Layout) -> tuple[Table, int]:
         for time in (pa.int64(), pa.string()):  # most are numbers, which take less
             broken = 0
             source: pa.NativeFile | BinaryIO | io.RawIOBase
-            source = pa.OSFile(os.fsencode(text.source)) if isinstance(text.source, Path) else text.open()  # whatever its name
             if len(layout.separator) > 1:
                 source = _Replaced(text.open(), layout.separator.encode())
+            else:  # by the bytes of its name, which need not be UTF-8
+                source = pa.OSFile(os.fsencode(text.source)) if isinstance(text.source, Path) else text.open()
             convert = pacsv.ConvertOptions(
                 column_types={name: time if role == "time" else coded for name, role in roles.items()},
                 include_columns=list(roles),
