@@ -94,55 +94,61 @@ class Settings(BaseModel):
         return self
 
     method: Literal["map", "bayes"] = _field(
-        "map", "One best model (maximum a posteriori), or draws from all that fit (Gibbs sampling).", _MODEL
+        "map", "One best model (maximum a posteriori), or draws from the posterior (Gibbs sampling).", _MODEL
     )
-    latent: int = _field(30, "Latent features of a user or movie.", _MODEL, "-k", shown="30; bayes: 24", ge=1, le=10_000)
+    latent: int = _field(30, "Latent features per user and movie.", _MODEL, "-k", shown="30; bayes: 24", ge=1, le=10_000)
     hierarchical: Literal["none", "users", "both"] = _field(
-        "both", "Which side's prior means come from who rated what.", _MODEL
+        "both", "Whose prior means are learned from who rated what.", _MODEL
     )
     time: Literal["none", "user", "movie", "both"] = _field(
         "none",
-        "Whose means move in time: a user's from sitting to sitting, a movie's as it ages. Needs timestamps.",
+        "Whose means change over time: a user's from sitting to sitting, a movie's as it ages. Needs timestamps.",
         _BAYES,
         only="bayes",
     )
     biases: bool = _field(True, "A bias for each user and movie.", _MODEL)
-    offset: bool = _field(True, "Start from the mean rating instead of the middle of the scale.", _MODEL)
+    offset: bool = _field(True, "Centre on the mean rating instead of the middle of the scale.", _MODEL)
     link: Literal["sigmoid", "linear"] = _field(
         "sigmoid",
-        "From x to the rating scale: 1/(1 + e^-x), or its tangent 1/2 + x/4.",
+        "Maps a score x to the rating scale: 1/(1 + e^-x), or its tangent 1/2 + x/4.",
         _MODEL,
         shown="sigmoid; als, em, bayes: linear",
     )
     sigma: float = _field(
-        0.3, "Noise of a rating, as a part of the rating scale; the start if learned.", _MODEL, only="map", **_SCALE
+        0.3,
+        "Noise sd of a rating, as a fraction of the rating scale; the starting value if learned.",
+        _MODEL,
+        only="map",
+        **_SCALE,
     )
     noise: Literal["fixed", "learned", "em", "user", "movie", "both"] = _field(
         "fixed",
-        "Sigma: fixed, learned, or by EM, which counts how unsure the factors are; of the sampler: learned, one for all, "
+        "Sigma: fixed, learned, or by EM, which allows for the uncertainty of the factors; bayes: learned, one for all, "
         "or one for each user, movie, or both.",
         _MODEL,
         shown="fixed; bayes: both",
     )
     likelihood: Literal["gaussian", "ordinal"] | None = _field(
         None,
-        "Ratings are numbers with Gaussian noise, or steps of a scale with learned cut points: of one best model its answers, "
-        "which is fitted to numbers.",
+        "Treat ratings as numbers with Gaussian noise, or as steps of a scale with learned cut points. For map this changes "
+        "only its answers; its fit is to numbers.",
         _MODEL,
-        shown="ordinal, up to 25 different ratings",
+        shown="ordinal, for up to 25 different ratings",
     )
     habits: int = _field(
         8,
-        "Ways to use the scale: sets of cut points.",
+        "Ways of using the scale: how many sets of cut points.",
         _MODEL,
         only="ordinal",
-        shown="8; bayes: 2, which people mix",
+        shown="8; bayes: 2, mixed by each user",
         ge=1,
         le=10,
     )
-    priors: Literal["fixed", "em"] = _field("fixed", "Prior scales: fixed, or learned by EM from there.", _MODEL, only="map")
+    priors: Literal["fixed", "em"] = _field(
+        "fixed", "Prior scales: fixed, or learned by EM, starting from them.", _MODEL, only="map"
+    )
     prior_shape: Literal["spherical", "diagonal", "full"] = _field(
-        "full", "Priors by EM: one scale, one for each feature, or a covariance of them.", _MODEL, only="em"
+        "full", "Priors learned by EM: one scale, one per feature, or a full covariance.", _MODEL, only="em"
     )
     sigma_u: float = _field(
         0.25,
@@ -161,14 +167,14 @@ class Settings(BaseModel):
         **_SCALE,
     )
     sigma_w: float = _field(
-        0.15, "Prior scale of what rating a movie says of its rater.", _MODEL, only="map,user means", **_SCALE
+        0.15, "Prior scale of what rating a movie says about the user.", _MODEL, only="map,user means", **_SCALE
     )
     sigma_x: float | None = _field(
         None,
-        "Prior scale of what being rated by a user says of a movie.",
+        "Prior scale of what being rated by a user says about the movie.",
         _MODEL,
         only="map,movie means",
-        shown="0.4, or less where many people have few ratings each; priors em: 0.3",
+        shown="0.4, or less where many users have few ratings; priors em: 0.3",
         **_SCALE,
     )
     sigma_b: float | None = _field(
@@ -176,56 +182,73 @@ class Settings(BaseModel):
         "Prior scale of the biases.",
         _MODEL,
         only="map,biases",
-        shown="0.5, or more where users, and movies, are farther apart",
+        shown="0.5, or more where users and movies differ more",
         **_SCALE,
     )
     user_power: float = _field(
-        0.5, "A user's mean divides the sum over n movies by n to this power.", _MODEL, only="user means", ge=0, le=2
+        0.5,
+        "A user's prior mean is the sum over their n movies, divided by n to this power.",
+        _MODEL,
+        only="user means",
+        ge=0,
+        le=2,
     )
     movie_power: float = _field(0.25, "The same for a movie with m ratings.", _MODEL, only="movie means", ge=0, le=2)
     rater_power: float = _field(
-        0.25, "How far a user with n ratings counts less for each of their movies.", _MODEL, only="movie means", ge=0, le=2
+        0.25,
+        "What a user with n ratings adds to a movie's sum is divided by n to this power.",
+        _MODEL,
+        only="movie means",
+        ge=0,
+        le=2,
     )
 
     epochs: int | None = _field(
         None,
-        "Passes over the ratings, at most; of the sampler: sweeps.",
+        "Passes over the ratings, at most; bayes: sweeps.",
         _FIT,
-        shown="1000; bayes: until it agrees",
+        shown="1000; bayes: until it converges",
         ge=1,
         le=10**9,
     )
     solver: Literal["adam", "als"] = _field(
         "adam", "Gradient steps, or alternating least squares.", _FIT, only="map", shown="adam; em: als"
     )
-    lr: float | None = _field(None, "Learning rate of Adam.", _FIT, only="adam", shown="0.03; by blocks: 0.015", gt=0)
+    lr: float | None = _field(None, "Learning rate of Adam.", _FIT, only="adam", shown="0.03; in blocks: 0.015", gt=0)
     early_stop: bool = _field(
         True,
-        "Stop when the loss, or the held-out error, no longer improves, and settle the users there, by less noise than sigma "
-        "where that predicts clearly better.",
+        "Stop when the loss or held-out error no longer improves, then re-estimate users given movies, with less noise than "
+        "sigma where that clearly predicts better.",
         _FIT,
         only="map",
     )
     holdout: float = _field(
-        0.1, "Fraction held out: to find the best epoch, and a score; 0 for none.", _FIT, shown="0.1; bayes: 0", ge=0, lt=1
+        0.1,
+        "Fraction held out to find the best epoch and to score the model; 0 for none.",
+        _FIT,
+        shown="0.1; bayes: 0",
+        ge=0,
+        lt=1,
     )
-    refit: bool = _field(True, "Then fit again on all ratings.", _FIT)
+    refit: bool = _field(True, "After --holdout, fit again on all ratings.", _FIT)
     block_ratings: int | None = _field(
         None,
-        "Update by blocks of users with this many ratings.",
+        "Update in blocks of users with this many ratings.",
         _FIT,
         only="adam",
-        shown="a fifth, 250,000 to 4 million",
+        shown="a fifth of them, 250,000 to 4 million",
         ge=1,
     )
     seed: int = _field(0, "Seed of all random numbers.", _FIT, ge=0, lt=2**63)
 
     chains: int = _field(1, "Chains of the sampler, side by side.", _BAYES, only="bayes", ge=1, le=64)
     keep: int = _field(100, "Draws kept in the model file, over all chains.", _BAYES, only="bayes", ge=1, le=10_000)
-    prior_scales: bool = _field(True, "t priors, for users and movies far from the others, not Gaussian.", _BAYES, only="bayes")
+    prior_scales: bool = _field(
+        True, "Heavy-tailed (t) priors instead of Gaussian, for unusual users and movies.", _BAYES, only="bayes"
+    )
 
     device: Literal["auto", "cpu", "cuda", "mps"] = _field("auto", "Where to compute.", _RUN)
-    threads: int | None = _field(None, "Processor threads; all cores if not given.", _RUN, "-j", shown="all", ge=1, le=512)
+    threads: int | None = _field(None, "Processor threads.", _RUN, "-j", shown="all cores", ge=1, le=512)
 
     @property
     def user_means(self) -> bool:

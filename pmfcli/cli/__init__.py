@@ -40,8 +40,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Probabilistic matrix factorization: what would a user give a movie, what should they watch next, what is alike. "
-    "Settings come from flags, PMF_* in the environment, --config FILE or ./pmf.toml, in this order.",
+    help="Probabilistic matrix factorization: how would a user rate a movie, what should they watch next, what is similar. "
+    "A flag overrides PMF_* in the environment, and that overrides --config FILE or ./pmf.toml.",
     epilog="Start with: pmf demo",
 )
 for module in (download, train, predict, recommend, similar, evaluate, compare, blend, update, forget, tune, info, cache, demo):
@@ -59,7 +59,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _common(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Also after the command.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. May also follow the command.")
+    ] = False,
 ) -> None:
     try:
         os.getcwd()  # which torch, among others, cannot do without

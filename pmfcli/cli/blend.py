@@ -29,10 +29,11 @@ def blend(
         typer.Option("--holdout", help="Ratings that none of them was trained on, to learn weights from; '-' for a pipe."),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Instead: a blend of the same kinds of models, whose weights to take.")
+        Path | None,
+        typer.Option("--weights", help="Instead of --holdout: take the weights of this blend of the same kinds of models."),
     ] = None,
     neighbours: Annotated[
-        bool, typer.Option("--neighbours/--no-neighbours", help="Also blend in an item neighbourhood of the ratings.")
+        bool, typer.Option("--neighbours/--no-neighbours", help="Also blend in an item-neighbourhood model of the ratings.")
     ] = True,
     output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write.")] = Path("blend.pt"),
     output_format: OutputFormat = None,
@@ -40,7 +41,7 @@ def blend(
     *,
     columns: dict[str, Any],
 ) -> None:
-    """Blend saved models into one that answers like any other: a pool of what each would say, by weights."""
+    """Blend saved models into one that is used like any other: a weighted average of their predictive distributions."""
     if (holdout is None) == (weights is None):
         raise UsageError("give one of: --holdout FILE, --weights BLEND.pt")
     if [*map(str, models), holdout, str(weights)].count("-") > 1:

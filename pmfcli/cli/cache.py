@@ -13,12 +13,12 @@ EXAMPLE = "pmf cache data --clear"
 
 
 def cache(
-    folder: Annotated[Path, typer.Argument(help="Where to look, and below.")] = Path("."),
-    clear: Annotated[bool, typer.Option("--clear", help="Remove them.")] = False,
+    folder: Annotated[Path, typer.Argument(help="Folder to search, with its subfolders.")] = Path("."),
+    clear: Annotated[bool, typer.Option("--clear", help="Remove the caches.")] = False,
     output: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
-    """List, or remove, the caches that are left beside large files of ratings when they are read."""
+    """List or remove the caches that are left beside large rating files when they are read."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; name one with data")
     chosen = pick_format(output, as_json)

@@ -19,14 +19,15 @@ def compare(
     models: Annotated[list[Path], typer.Argument(metavar="A.pt B.pt …", help="Model files; each is compared to the first.")],
     test: Annotated[str, typer.Option("--test", help="Ratings that none of them was trained on; '-' for a pipe.")],
     by: Annotated[
-        Literal["user", "movie"] | None, typer.Option("--by", help="Also by how many training ratings the user or movie had.")
+        Literal["user", "movie"] | None,
+        typer.Option("--by", help="Also group by how many training ratings the user or movie had."),
     ] = None,
     output: OutputFormat = None,
     as_json: AsJson = False,
     *,
     columns: dict[str, Any],
 ) -> None:
-    """Compare saved models on the same test ratings: the difference of each score to the first's, with a 95 % interval."""
+    """Compare saved models on the same test ratings: how each score differs from the first model's, with a 95 % interval."""
     if len(models) < 2:
         raise UsageError("give two model files or more: each is compared to the first")
     if [*map(str, models), test].count("-") > 1:

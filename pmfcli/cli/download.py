@@ -14,9 +14,11 @@ EXAMPLE = "pmf download ml-1m"
 
 
 def download(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=f"Data sets; {DEFAULT} without.")] = None,
-    show: Annotated[bool, typer.Option("--list", help="List the data sets that can be had.")] = False,
-    source: Annotated[str | None, typer.Option("--from", help="An archive that you have: a file or a URL.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help=f"Data sets; {DEFAULT} if none is named.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="List the available data sets.")] = False,
+    source: Annotated[str | None, typer.Option("--from", help="Take the data set from this archive: a file or a URL.")] = None,
     data_dir: DataDir = Path("data"),
     force: Annotated[bool, typer.Option("--force", help="Replace a data set that is already there.")] = False,
     output: OutputFormat = None,

@@ -37,21 +37,25 @@ def evaluate(
     context: typer.Context,
     model: ModelFile = Path("pmf.pt"),
     test: Annotated[str | None, typer.Option("--test", help="Score the saved model on these ratings; '-' for a pipe.")] = None,
-    folds: Annotated[int | None, typer.Option("--folds", min=2, help="Train and score on so many folds.")] = None,
+    folds: Annotated[
+        int | None, typer.Option("--folds", min=2, help="Cross-validate: train and score on this many folds.")
+    ] = None,
     split: Annotated[
         Literal["random", "last", "time"] | None,
-        typer.Option("--split", help="Train on a part, score on the rest: a random part, each user's last, the latest."),
+        typer.Option("--split", help="Train on a part, score on the rest: at random, each user's last, or the latest."),
     ] = None,
-    test_fraction: Annotated[float, typer.Option("--test-fraction", help="What random and time splits hold out.")] = 0.1,
-    last_n: Annotated[int, typer.Option("--last-n", min=1, help="What a last split holds out of each user.")] = 1,
+    test_fraction: Annotated[
+        float, typer.Option("--test-fraction", help="Fraction that random and time splits hold out.")
+    ] = 0.1,
+    last_n: Annotated[int, typer.Option("--last-n", min=1, help="Ratings of each user that a last split holds out.")] = 1,
     max_rmse: Annotated[float | None, typer.Option("--max-rmse", help="Exit with 7 if the RMSE is above this.")] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw how well its uncertainty holds: a .png, .svg or .html file.")
+        Path | None, typer.Option("--plot", help="Plot how well calibrated it is, to a .png, .svg or .html file.")
     ] = None,
     ranking: Annotated[
         int | None,
         typer.Option(
-            "--ranking", metavar="K", min=1, help="Also rank each user's unseen movies: NDCG and recall of the best K."
+            "--ranking", metavar="K", min=1, help="Also rank each user's unseen movies: NDCG and recall of the top K."
         ),
     ] = None,
     config: Config = None,
@@ -61,7 +65,7 @@ def evaluate(
     source: Source,
     given: dict[str, Any],
 ) -> None:
-    """Score a saved model on a test file, or train and score on splits; the mean and a bias-only predictor stand beside."""
+    """Score a saved model on a test file, or train and score on splits, beside two baselines: the mean, and biases only."""
     chosen = pick_format(output, as_json)
     if test == "-" and str(model) == "-":
         raise UsageError("--test and --model cannot both come from standard input")

@@ -25,7 +25,7 @@ def forget(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take users out of a model: their ids, ratings and rows, and the movies that nobody else rated."""
+    """Remove users from a model: their ids, ratings and rows, and the movies that nobody else rated."""
     if str(model) == "-" and output is None:
         raise UsageError("a model from standard input: give --output")
     check_output(output or model, as_json)

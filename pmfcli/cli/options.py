@@ -15,24 +15,24 @@ from pmfcli.errors import UsageError
 _DATA = "The data"
 
 DataDir = Annotated[Path, typer.Option("--data-dir", envvar="PMF_DATA_DIR", help="Folder of downloaded data sets.")]
-Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings; ./pmf.toml is taken if it is there.")]
+Config = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings. Default: ./pmf.toml, if it exists.")]
 ModelFile = Annotated[
     Path, typer.Option("--model", "-m", envvar="PMF_MODEL", readable=False, help="A model file; '-' for standard input.")
 ]
-OutputFormat = Annotated[Format | None, typer.Option("--format", help="Without it: a table on a terminal, TSV in a pipe.")]
+OutputFormat = Annotated[Format | None, typer.Option("--format", help="Default: a table on a terminal, TSV in a pipe.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 Interval = Annotated[
     float,
     typer.Option(
         "--interval",
-        help="How much of the probability lies between lo and hi. Where ratings are steps of a scale these are the likeliest "
-        "of them, and the prediction may lie outside.",
+        help="Probability that a rating lies between lo and hi. Where ratings are steps of a scale, these enclose the "
+        "likeliest steps, and the prediction may lie outside.",
     ),
 ]
 VisitorRatings = Annotated[
     str | None,
     typer.Option(
-        "--ratings", metavar="FILE|-", help="Ratings of somebody who is not in the data: a movie id and a rating a line."
+        "--ratings", metavar="FILE|-", help="Ratings of someone who is not in the data: a movie id and a rating on each line."
     ),
 ]
 Count = Annotated[int, typer.Option("-n", min=1, help="How many to list.")]
@@ -40,7 +40,7 @@ ByRow = Annotated[bool, typer.Option("--row", help="Read --user and --movie as z
 
 
 def _column(role: str) -> Any:
-    return typer.Option(f"--{role}-col", help=f"Name of the column of {role}s, if not a usual one.", rich_help_panel=_DATA)
+    return typer.Option(f"--{role}-col", help=f"Name of the {role} column, if it is not a usual one.", rich_help_panel=_DATA)
 
 
 UserCol = Annotated[str | None, _column("user")]
@@ -48,7 +48,7 @@ MovieCol = Annotated[str | None, _column("movie")]
 RatingCol = Annotated[str | None, _column("rating")]
 TimeCol = Annotated[str | None, _column("time")]
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Pass over rows that cannot be read, and count them.", rich_help_panel=_DATA)
+    bool, typer.Option("--skip-bad", help="Skip rows that cannot be read, and say how many.", rich_help_panel=_DATA)
 ]
 
 
@@ -61,7 +61,7 @@ class Source(NamedTuple):
             "--data",
             envvar="PMF_DATA",
             help="A data set's name, 'sample', a file, a folder, or '-' for standard input. "
-            "Without it: ml-latest-small if it was downloaded, else the sample.",
+            "Default: ml-latest-small if downloaded, else the sample.",
             rich_help_panel=_DATA,
         ),
     ] = None
@@ -73,26 +73,28 @@ class Source(NamedTuple):
     skip_bad: SkipBad = False
     no_cache: Annotated[
         bool,
-        typer.Option(
-            "--no-cache", help="Neither read nor leave a cache beside a large file of ratings.", rich_help_panel=_DATA
-        ),
+        typer.Option("--no-cache", help="Neither use nor leave a cache beside a large rating file.", rich_help_panel=_DATA),
     ] = False
     side: Annotated[
         str | None,
         typer.Option(
             "--side",
             metavar="NAME,…",
-            help="What else to learn from, of MovieLens: genres, year, tags, user. With --method bayes.",
+            help="What else to learn from, for MovieLens: genres, year, tags, user. With --method bayes.",
             rich_help_panel=_DATA,
         ),
     ] = None
     movie_features: Annotated[
         Path | None,
-        typer.Option("--movie-features", help="A table of movies to learn from: an id, then columns.", rich_help_panel=_DATA),
+        typer.Option(
+            "--movie-features",
+            help="A table of movie features to learn from: a column of ids, and any others.",
+            rich_help_panel=_DATA,
+        ),
     ] = None
-    user_features: Annotated[Path | None, typer.Option("--user-features", help="The same of users.", rich_help_panel=_DATA)] = (
-        None
-    )
+    user_features: Annotated[
+        Path | None, typer.Option("--user-features", help="The same for users.", rich_help_panel=_DATA)
+    ] = None
 
 
 _OF_A_FILE = ("user_col", "movie_col", "rating_col", "time_col", "skip_bad")

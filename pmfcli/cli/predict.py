@@ -22,18 +22,18 @@ _COLUMNS = ("user", "movie", "title", "rating", "prediction", "sd", "lo", "hi", 
 
 
 def predict(
-    pairs: Annotated[str | None, typer.Argument(metavar="[FILE|-]", help="User and movie pairs, one a line.")] = None,
+    pairs: Annotated[str | None, typer.Argument(metavar="[FILE|-]", help="Pairs of user and movie, one per line.")] = None,
     user: Annotated[list[str] | None, typer.Option("--user", "-u", help="A user id; may be repeated.")] = None,
     ratings: VisitorRatings = None,
     movie: Annotated[list[str] | None, typer.Option("--movie", "-i", help="A movie id or title; may be repeated.")] = None,
     interval: Interval = 0.9,
-    stars: Annotated[bool, typer.Option("--stars", help="Also the probability of every rating.")] = False,
+    stars: Annotated[bool, typer.Option("--stars", help="Also show the probability of each rating.")] = False,
     by_row: ByRow = False,
     model: ModelFile = Path("pmf.pt"),
     output: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict ratings: of a user's known movies beside the truth, of given movies, or of pairs from a file or pipe."""
+    """Predict ratings for all movies a user has rated (shown beside), for given movies, or for pairs from a file or pipe."""
     if sum([pairs is not None, bool(user), ratings is not None]) != 1:
         raise UsageError("give one of: --user ID, --ratings FILE, or a file of pairs ('-' for standard input)")
     if pairs is not None and (movie or by_row):

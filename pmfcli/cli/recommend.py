@@ -25,18 +25,18 @@ _COLUMNS = ("rank", "movie", "title", "prediction", "sd", "lo", "hi", "source")
 def recommend(
     user: Annotated[str | None, typer.Option("--user", "-u", help="A user id.")] = None,
     ratings: VisitorRatings = None,
-    all_users: Annotated[bool, typer.Option("--all-users", help="Every user of the model, one after the other.")] = False,
+    all_users: Annotated[bool, typer.Option("--all-users", help="Recommend to every user of the model.")] = False,
     n: Count = 10,
     rank_by: Annotated[
         Literal["mean", "lower", "upper"],
-        typer.Option("--rank-by", help="The predicted rating, or an end of its interval: lower is the safe choice."),
+        typer.Option("--rank-by", help="Rank by predicted rating, or by an end of its interval: lower is the safe choice."),
     ] = "mean",
     interval: Interval = 0.9,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="A movie to leave out; may be repeated.")] = None,
     candidates: Annotated[
-        list[str] | None, typer.Option("--candidates", help="A movie to choose from; may be repeated; all without.")
+        list[str] | None, typer.Option("--candidates", help="A movie to choose from; may be repeated. Default: all.")
     ] = None,
-    include_seen: Annotated[bool, typer.Option("--include-seen", help="Also movies that the user has rated.")] = False,
+    include_seen: Annotated[bool, typer.Option("--include-seen", help="Also list movies that the user has rated.")] = False,
     by_row: ByRow = False,
     model: ModelFile = Path("pmf.pt"),
     output: Annotated[
@@ -45,7 +45,7 @@ def recommend(
     output_format: OutputFormat = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the unseen movies with the highest predicted rating, for a user, for all, or for somebody with a few ratings."""
+    """List the unseen movies with the highest predicted ratings, for one user, all users, or someone new with a few ratings."""
     if [user is not None, ratings is not None, all_users].count(True) != 1:
         raise UsageError("give one of: --user ID, --ratings FILE ('-' for standard input), --all-users")
     if user is None and by_row:

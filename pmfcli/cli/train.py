@@ -37,29 +37,35 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write; '-' for standard output.")] = Path(
         "pmf.pt"
     ),
-    log: Annotated[Path | None, typer.Option("--log", help="Append a JSON line for steps 0, 50, 100, … and the last.")] = None,
+    log: Annotated[
+        Path | None, typer.Option("--log", help="Append a JSON line to this file at steps 0, 50, 100, … and the last.")
+    ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="Keep where it stands in this file, until the model is written.")
+        Path | None, typer.Option("--checkpoint", help="Save progress to this file until the model is written.")
     ] = None,
     checkpoint_every: Annotated[
-        float, typer.Option("--checkpoint-every", metavar="SECONDS", min=0, help="How often to write it.")
+        float, typer.Option("--checkpoint-every", metavar="SECONDS", min=0, help="How often to write the checkpoint.")
     ] = 60.0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from --checkpoint, if it is there: to the model of a run never stopped.")
+        bool, typer.Option("--resume", help="Continue from --checkpoint, if it exists, to the same model as without the stop.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Read, say what training would take on this machine, and do not train.")
+        bool, typer.Option("--dry-run", help="Estimate what training would take on this machine, without training.")
     ] = False,
     max_memory: Annotated[
         str | None,
-        typer.Option("--max-memory", metavar="SIZE", help="Refuse to train with more memory than this, such as 8G."),
+        typer.Option(
+            "--max-memory",
+            metavar="SIZE",
+            help="Refuse to train if that is expected to need more memory than this, such as 8G.",
+        ),
     ] = None,
     as_json: AsJson = False,
     *,
     source: Source,
     given: dict[str, Any],
 ) -> None:
-    """Fit a model and write it to a file that answers alone."""
+    """Fit a model and write it to one file, which is all that the other commands need."""
     team = _team()
     if team is not None:
         _check_all_read({"--data": source.data, "--config": config})

@@ -25,13 +25,15 @@ EXAMPLE = "pmf tune --trials 20 -o tuned.toml"
 
 @with_data_and_settings
 def tune(
-    trials: Annotated[int, typer.Option("--trials", min=1, help="How many settings to try, in all.")] = 20,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="How many combinations of settings to try, in all.")] = 20,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file of settings to write, for --config.")] = Path(
         "tuned.toml"
     ),
     journal: Annotated[
         Path | None,
-        typer.Option("--journal", help="What was tried: a search goes on where it was stopped.", show_default="OUTPUT.journal"),
+        typer.Option(
+            "--journal", help="Record of the trials, from which a stopped search continues.", show_default="OUTPUT.journal"
+        ),
     ] = None,
     config: Config = None,
     output_format: OutputFormat = None,
@@ -40,7 +42,7 @@ def tune(
     source: Source,
     given: dict[str, Any],
 ) -> None:
-    """Search for settings that do better on held-out ratings. Settings that are given stay as they are."""
+    """Search for settings that do better on held-out ratings. Those that you give stay fixed."""
     chosen = pick_format(output_format, as_json)
     fixed = gather(given, config, os.environ)
     start = settle(fixed)

@@ -28,7 +28,7 @@ def update(
     *,
     columns: dict[str, Any],
 ) -> None:
-    """Take new ratings into a model: who and what they are of is computed again, all else stays as it was trained."""
+    """Add new ratings to a model without training it again: only users and movies with new ratings are recomputed."""
     if str(model) == "-" and (ratings == "-" or output is None):
         raise UsageError("a model from standard input: give --output, and the ratings as a file")
     check_is_not_data("--output", output, ratings)
