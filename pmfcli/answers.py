@@ -107,15 +107,15 @@ def find_movie(model: Model, name: str, by_row: bool = False, flag: str = "--mov
         counts = model.movie_counts
         found.sort(key=lambda row: -int(counts[row]))
         more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        raise UnknownIdError(f"{flag}: '{name}' fits {len(found)} movies, give an id: {_named(model, found)}{more}")
+        raise UnknownIdError(f"{flag}: '{name}' matches {len(found)} movies; give an id: {_named(model, found)}{more}")
     if not titles:
         raise UnknownIdError(
-            f"{flag}: the model knows no movie '{name}'; it has no titles, give an id such as {model.movies.ids[0]}"
+            f"{flag}: the model knows no movie '{name}'; it has no titles; give an id such as {model.movies.ids[0]}"
         )
     near = difflib.get_close_matches(wanted, titles.values(), 3, 0.6)
     if near:
         rows = [row for row, title in titles.items() if title in near]
-        raise UnknownIdError(f"{flag}: the model knows no movie '{short(name)}'; near: {_named(model, rows)}")
+        raise UnknownIdError(f"{flag}: the model knows no movie '{short(name)}'; closest: {_named(model, rows)}")
     return _find(model.movies, name, by_row, "movie", flag)
 
 
@@ -302,7 +302,7 @@ def _check_detail(model: Model, detail: Detail) -> None:
     if not 0 < detail.interval < 1:
         raise UsageError(f"--interval {detail.interval:g}: give a probability between 0 and 1, such as 0.9")
     if detail.stars and not model.steps:
-        raise UsageError(f"--stars: the ratings have more than {STEPS} different values; there are no stars to tell apart")
+        raise UsageError(f"--stars: the ratings have more than {STEPS} different values; leave it out")
 
 
 def _numbers(model: Model, found: Predictive, interval: float) -> torch.Tensor:
@@ -351,7 +351,7 @@ def _find(vocabulary: Vocabulary, name: str, by_row: bool, what: str, flag: str)
     if row is None:
         near = _near(name, vocabulary.ids) if len(vocabulary) <= 100_000 else []
         named = ", ".join(map(short, near or vocabulary.ids[:3]))
-        hint = f"near: {named}" if near else f"it knows {len(vocabulary):,}, such as {named}"
+        hint = f"closest: {named}" if near else f"it knows {len(vocabulary):,}, such as {named}"
         raise UnknownIdError(f"{flag}: the model knows no {what} '{short(name)}'; {hint}")
     return row
 

@@ -120,9 +120,9 @@ def loads(content: bytes, name: str) -> Model:
     """
     raw = archive.load(content, name, "model file", "train it again")
     if not isinstance(raw, dict) or raw.get("format") != FORMAT or not isinstance(raw.get("version"), int):
-        raise ModelError(f"{name}: a PyTorch file, but not a model of pmf; train one by: pmf train")
+        raise ModelError(f"{name}: a PyTorch file, but not a pmf model; train one with: pmf train")
     if raw["version"] < VERSION:
-        raise ModelError(f"{name}: model format {raw['version']} is of an earlier pmf; train it again")
+        raise ModelError(f"{name}: model format {raw['version']} is from an earlier pmf; train it again")
     if raw["version"] > VERSION:
         raise ModelError(f"{name}: model format {raw['version']} is newer than this pmf knows ({VERSION}); upgrade pmf")
     try:
@@ -149,9 +149,9 @@ def load(path: Path | str | None) -> Model:
     try:
         content = archive.read(None if path is None else Path(path))
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such model; train one by: pmf train -o {path}") from None
+        raise ModelError(f"{path}: no such model; train one with: pmf train -o {path}") from None
     except OSError as error:
-        raise ModelError(f"{name}: {error.strerror or error}; give a model file by --model") from None
+        raise ModelError(f"{name}: {error.strerror or error}; give a model file with --model") from None
     return loads(content, name)
 
 

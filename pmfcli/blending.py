@@ -60,7 +60,7 @@ def blend(models: Sequence[Model], names: Sequence[str], held_out: Ratings, with
     if fresh.n < LEAST_HELD:
         raise DataError(
             f"{held_out.name}: only {fresh.n:,} of its {held_out.n:,} ratings are new to all the models; weights need at "
-            f"least {LEAST_HELD}, so hold some out, and train on the others"
+            f"least {LEAST_HELD}, so hold some out and train on the others"
         )
     if with_neighbourhood:  # its noise is by how much it is wrong
         last = score_model(found[-1], fresh)
@@ -85,19 +85,21 @@ def blend_like(models: Sequence[Model], names: Sequence[str], like: Model) -> Bl
     """
     old = like.posterior
     if not isinstance(old, Blend):
-        raise UsageError("--weights: the model is no blend; give one by pmf blend")
+        raise UsageError("--weights: the model is not a blend; give one made by pmf blend")
     with_neighbourhood = isinstance(old.parts[-1], Neighbourhood)
     found, names = _aligned(models, names, with_neighbourhood)
     wanted = list(like.settings["parts"].values())
     if len(wanted) != len(found):
-        raise UsageError(f"--weights: that blend is of {len(wanted) - with_neighbourhood} models; give as many, in its order")
+        raise UsageError(
+            f"--weights: that blend has {len(wanted) - with_neighbourhood} models; give as many, in the same order"
+        )
     for name, one, its in zip(names, found, wanted, strict=True):
         other = [key for key, value in one.settings.items() if key not in _MAY_DIFFER and its.get(key) != value]
         if other:
             was, now = its.get(other[0]), one.settings[other[0]]
             raise UsageError(
-                f"--weights: {name} stands where {its.get('name')} is in that blend, but has {other[0]} {now}, not {was}; "
-                "give models of the same settings, in its order"
+                f"--weights: {name} takes the place of {its.get('name')} in that blend, but has {other[0]} {now}, not {was}; "
+                "give models with the same settings, in the same order"
             )
     if isinstance(last := old.parts[-1], Neighbourhood):
         found[-1] = _with_noise(found[-1], last.noise)
@@ -114,7 +116,7 @@ def _aligned(models: Sequence[Model], names: Sequence[str], with_neighbourhood: 
             raise UsageError(f"{name}: it is a blend; blend its parts")
         same = one.users == most.users and one.movies.ids == most.movies.ids[: len(one.movies)] and one.scale == most.scale
         if not same or not all(torch.equal(a, b) for a, b in zip(one.seen, most.seen, strict=True)):
-            raise UsageError(f"{name}: not trained on the ratings of {names[first]}; blend models of the same")
+            raise UsageError(f"{name}: not trained on the ratings of {names[first]}; blend models trained on the same")
     found = list(models)
     if with_neighbourhood:
         alike = neighbourhood.fit(most.seen, (len(most.users), len(most.movies)), *most.scale)

@@ -28,7 +28,7 @@ def save(path: Path, identity: str, snapshot: Tree) -> None:
             torch.save({"format": FORMAT, "version": VERSION, "identity": identity, "snapshot": snapshot}, file)
     except (OSError, RuntimeError) as error:  # torch says RuntimeError where a disk is full
         why = error.strerror if isinstance(error, OSError) and error.strerror else "cannot be written; the disk may be full"
-        raise OutputError(f"--checkpoint {path}: {why}" + ("; the one before it stays" if path.exists() else "")) from None
+        raise OutputError(f"--checkpoint {path}: {why}" + ("; the previous one is kept" if path.exists() else "")) from None
 
 
 def load(path: Path, identity: str) -> Tree:
@@ -43,15 +43,15 @@ def load(path: Path, identity: str) -> Tree:
         return None
     except OSError as error:
         raise ModelError(f"--checkpoint {path}: {error.strerror or error}") from None
-    remedy = "remove it to start anew"
+    remedy = "remove it to start over"
     raw = archive.load(content, f"--checkpoint {path}", "checkpoint", remedy)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise ModelError(f"--checkpoint {path}: no checkpoint of pmf; give another file")
+        raise ModelError(f"--checkpoint {path}: not a pmf checkpoint; give another file")
     if raw.get("version") != VERSION:
-        raise ModelError(f"--checkpoint {path}: of another version of pmf; {remedy}")
+        raise ModelError(f"--checkpoint {path}: from another version of pmf; {remedy}")
     if raw.get("identity") != identity:
         other = "other settings, ratings or number of processes"
-        raise ModelError(f"--checkpoint {path}: of a run with {other}; {remedy}, or give another file")
+        raise ModelError(f"--checkpoint {path}: from a run with {other}; {remedy}, or give another file")
     snapshot = raw.get("snapshot")
     if not isinstance(snapshot, str) and not (isinstance(snapshot, dict) and {"before", "now"} <= snapshot.keys()):
         raise ModelError(f"--checkpoint {path}: damaged checkpoint (no snapshot of a run); {remedy}")
@@ -95,14 +95,14 @@ def load_part(path: Path, identity: str, team: Team) -> Tree:
     """
     mark = load(path, _of(team)) if team.rank == 0 else None
     if mark is not None and not (isinstance(mark, str) and re.fullmatch(_MARK, mark)):
-        raise ModelError(f"--checkpoint {path}: damaged checkpoint (it names no parts); remove it to start anew")
+        raise ModelError(f"--checkpoint {path}: damaged checkpoint (it names no parts); remove it to start over")
     said = torch.tensor([*(mark or "").encode()], dtype=torch.uint8)
     mark = everywhere(team, said).numpy().tobytes().decode()  # folders may not be shared
     if not mark:
         return None
     found = load(_part(path, mark, team), identity)
     if found is None:
-        raise ModelError(f"--checkpoint {path}: its part {_part(path, mark, team).name} is missing; remove it to start anew")
+        raise ModelError(f"--checkpoint {path}: its part {_part(path, mark, team).name} is missing; remove it to start over")
     return found
 
 

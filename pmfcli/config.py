@@ -88,7 +88,7 @@ class Settings(BaseModel):
             raise ValueError("--noise learned is Adam's; with --solver als it is --noise em")
         if self.noise in (("fixed", "em") if self.method == "bayes" else ("user", "movie", "both")):
             ways = "learned, user, movie or both" if self.method == "bayes" else "fixed, learned or em"
-            raise ValueError(f"--noise {self.noise} is not for --method {self.method}, whose noise is {ways}")
+            raise ValueError(f"--noise {self.noise} is not for --method {self.method}, whose noise can be {ways}")
         if self.time != "none" and not self.biases:
             raise ValueError("--time moves the biases; leave --no-biases out")
         return self
@@ -342,7 +342,7 @@ def gather(flags: Mapping[str, Any], file: Path | None, environment: Mapping[str
     if file is not None:
         for key, value in _load(file).items():
             if isinstance(value, dict):
-                raise UsageError(f"{file}: [{key}]: settings stand at the top, in no table; leave the line out")
+                raise UsageError(f"{file}: [{key}]: settings belong at the top level, not in a table; remove that line")
             _known(key, str(file), "")
             found[key] = Given(value, f"{file}: {key}")
     found |= {key: Given(environment[variable], variable) for key, variable in settings_of(environment).items()}
@@ -382,11 +382,11 @@ def settle(given: Mapping[str, Given]) -> Settings:
         try:
             shown = reprlib.repr(first["input"])
         except ValueError:  # more digits than Python writes
-            shown = "so long a number"
-        raise UsageError(f"{given[key].origin}: {shown} does not fit; give a value that is {wanted}") from None
+            shown = "a number this long"
+        raise UsageError(f"{given[key].origin}: {shown} is not valid; give a value that is {wanted}") from None
     for key, one in given.items():
         if way := settings.lacks(key):
-            raise UsageError(f"{one.origin}: it is for {way}; this run is not, leave it out")
+            raise UsageError(f"{one.origin}: only for {way}, which this run is not; leave it out")
     return settings
 
 
@@ -395,14 +395,16 @@ def _load(file: Path) -> dict[str, Any]:
         with contextlib.nullcontext(sys.stdin) if str(file) == "-" else file.open(encoding="utf-8") as stream:
             text = stream.read(_LONGEST)  # what is no file may have no end
         if len(text) == _LONGEST:
-            raise UsageError(f"{file}: too long for a file of settings; give a TOML file of settings by --config")
+            raise UsageError(f"{file}: too long for a file of settings; give a TOML file of settings with --config")
         return tomllib.loads(text.removeprefix("\ufeff"))
     except OSError as error:
-        raise UsageError(f"{file}: {error.strerror or error}; give a TOML file of settings by --config") from None
+        raise UsageError(f"{file}: {error.strerror or error}; give a TOML file of settings with --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: not TOML: {error}") from None
     except (ValueError, RecursionError):
-        raise UsageError(f"{file}: a number in it is too long, or a list too deep; give settings, a value for each") from None
+        raise UsageError(
+            f"{file}: a number in it is too long, or a list too deep; give one plain value for each setting"
+        ) from None
 
 
 def _known(key: str, where: str, prefix: str) -> None:
@@ -413,4 +415,4 @@ def _known(key: str, where: str, prefix: str) -> None:
     near = difflib.get_close_matches(key, names, 1, 0.5)
     hint = f"did you mean {prefix}{near[0].upper() if prefix else near[0]}?" if near else f"known: {', '.join(names)}"
     shown = prefix + key.upper() if prefix else key
-    raise UsageError(f"{where}: '{shown}' is no setting; {hint}")
+    raise UsageError(f"{where}: '{shown}' is not a setting; {hint}")

@@ -124,7 +124,7 @@ def cross_score(ratings: Ratings, settings: Settings, part: Array, k: int | None
     """
     sizes = np.bincount(part[part >= 0], minlength=1)
     if not ((sizes > 0) & (sizes < ratings.n)).all():
-        raise DataError(f"{ratings.name}: {ratings.n} ratings are too few for this split; hold out another part of them")
+        raise DataError(f"{ratings.name}: {ratings.n} ratings are too few for this split; hold out more or fewer of them")
     cores = settings.threads or os.cpu_count() or 1
     workers = min(len(sizes), cores) if choose_device(settings.device).type == "cpu" else 1
     if workers == 1:

@@ -25,7 +25,7 @@ def check(path: Path) -> None:
         UsageError: its suffix is none of those above.
     """
     if path.suffix.lower() not in _KINDS:
-        raise UsageError(f"--output {path}: its ending says what to write; give .parquet, .csv, .tsv or .jsonl")
+        raise UsageError(f"--output {path}: its extension sets the format; give .parquet, .csv, .tsv or .jsonl")
 
 
 def write(path: Path, parts: Iterable["Recommended"], columns: Sequence[str]) -> None:

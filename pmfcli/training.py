@@ -110,7 +110,7 @@ def fitted_to(ratings: Ratings, settings: Settings, team: Team = ALONE) -> tuple
     ratings.check_trainable()
     device = choose_device(settings.device)
     if device.type == "mps" and settings.kinds() & {"bayes", "als"}:
-        raise UsageError("--device mps: it has no double precision, which this kind of fit needs; use --device cpu")
+        raise UsageError("--device mps: it has no double precision, which this fit needs; use --device cpu")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     memory.keep()
@@ -121,7 +121,9 @@ def fitted_to(ratings: Ratings, settings: Settings, team: Team = ALONE) -> tuple
     if settings.method != "bayes" and (ratings.user_features or ratings.movie_features):
         raise UsageError("--side and features are for --method bayes; add it, or leave them out")
     if settings.time != "none" and ratings.time is None:
-        raise UsageError(f"--time {settings.time}: {ratings.name} has no timestamps; name them by --time-col, or leave it out")
+        raise UsageError(
+            f"--time {settings.time}: {ratings.name} has no timestamps; name their column with --time-col, or leave it out"
+        )
     return _with_likelihood(settings, ratings, team), device
 
 
@@ -131,7 +133,7 @@ def _check_kind(ratings: Ratings, settings: Settings) -> None:
     ways += ["--time"] if settings.time != "none" else []
     ways += ["--side and features"] if ratings.user_features or ratings.movie_features else []
     if ways:
-        raise UsageError(f"{ways[0]}: not by several processes; leave it out, or torchrun (-j takes more cores)")
+        raise UsageError(f"{ways[0]}: works in one process only; leave it out, or run without torchrun (-j uses more cores)")
 
 
 def _fitted(task: Task, before: Tree, resume: Tree) -> Generator[Report, None, Found]:
@@ -174,7 +176,7 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and 0 < gpus < processes:
         raise UsageError(f"--device cuda: {processes} processes on {gpus} GPU(s); start one for each, or use --device cpu")
     if not has[name]:
-        raise UsageError(f"--device {name}: there is none for torch {torch.__version__}; use --device cpu")
+        raise UsageError(f"--device {name}: torch {torch.__version__} finds none; use --device cpu")
     return torch.device(name)
 
 
@@ -184,9 +186,9 @@ def _with_likelihood(settings: Settings, ratings: Ratings, team: Team) -> Settin
     different = len(everywhere(team, distinct(torch.from_numpy(ratings.stars))).unique())
     steps = 2 <= different <= STEPS
     if settings.likelihood == "ordinal" and not steps:
-        raise UsageError(f"--likelihood ordinal: {different:,} different ratings are not 2 to {STEPS} steps; leave it out")
+        raise UsageError(f"--likelihood ordinal: needs 2 to {STEPS} different ratings, not {different:,}; leave it out")
     if not steps and settings.habits != Settings(method=settings.method).habits:
-        raise UsageError(f"--habits: they are of 2 to {STEPS} steps, not of {different:,} different ratings; leave it out")
+        raise UsageError(f"--habits: needs 2 to {STEPS} different ratings, not {different:,}; leave it out")
     usual = "ordinal" if steps else "gaussian"
     return settings.model_copy(update={"likelihood": settings.likelihood or usual})
 

@@ -91,7 +91,7 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
     here = with_scales(here, observed(of_trials, here))
     space = {name: bounds for name, bounds in SPACE[start.method].items() if name not in set(fixed) and not here.lacks(name)}
     if not space:
-        raise UsageError("every setting that is searched was given; leave some out")
+        raise UsageError("every setting that could be searched is given; leave some out")
     study = _study(journal, {"ratings": ratings.digest(), "start": start.model_dump(mode="json"), "searched": sorted(space)})
     yield from _trials(study, ratings, here, space, trials)
     first = next(old for old in study.trials if old.state == optuna.trial.TrialState.COMPLETE)
@@ -127,11 +127,11 @@ def _study(journal: Path, mark: dict[str, Any]) -> Any:
             load_if_exists=True,
         )
     except OSError as error:
-        raise UsageError(f"--journal {journal}: {error.strerror or error}; give a file that you may write") from None
+        raise UsageError(f"--journal {journal}: {error.strerror or error}; give a file that you can write to") from None
     except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
         raise UsageError(f"--journal {journal}: not the journal of a search; give another file") from None
     if study.user_attrs.setdefault("mark", mark) != mark:
-        raise UsageError(f"{journal}: a search with other ratings or settings; give another --journal, or remove it")
+        raise UsageError(f"{journal}: from a search with other ratings or settings; give another --journal, or remove it")
     study.set_user_attr("mark", mark)
     return study
 

@@ -52,7 +52,7 @@ def update(model: Model, ratings: Ratings) -> Updated:
 
     Raises:
         UsageError: a kind of model that cannot be updated.
-        DataError: a rating that is none on the model's scale.
+        DataError: a rating that is not on the model's scale.
     """
     _check_kind(model)
     _check_scale(model, ratings)
@@ -161,7 +161,7 @@ def forget(model: Model, users: Sequence[int]) -> Forgotten:
 
 def _check_kind(model: Model) -> None:
     if isinstance(model.posterior, Blend):
-        raise UsageError("the model is a blend: update its parts, and blend them again by pmf blend --weights")
+        raise UsageError("the model is a blend: update its parts, and blend them again with pmf blend --weights")
     if model.settings["time"] != "none":
         raise UsageError(f"the model has effects of time (--time {model.settings['time']}): train it again on all ratings")
     if model.data.get("features"):
@@ -179,8 +179,8 @@ def _check_scale(model: Model, ratings: Ratings) -> None:
     user, movie = ratings.users.ids[ratings.user[first]], ratings.movies.ids[ratings.movie[first]]
     known = f"{lo:g} to {hi:g}" if grid is None else ", ".join(f"{step:g}" for step in model.scale.to_stars(grid).tolist())
     raise DataError(
-        f"{ratings.name}: rating {ratings.stars[first]:g} of movie '{short(movie)}' by user '{short(user)}' is none on the "
-        f"model's scale, {known}; mend it, or train again on all ratings"
+        f"{ratings.name}: rating {ratings.stars[first]:g} of movie '{short(movie)}' by user '{short(user)}' is not on the "
+        f"model's scale, {known}; correct it, or train again on all ratings"
     )
 
 

@@ -138,9 +138,9 @@ def test_what_is_no_model_is_refused(sample_model: Model, tmp_path: Path) -> Non
     for size in (0, 1, 100, len(content) // 2, len(content) - 1):
         with pytest.raises(ModelError, match="cut short"):
             loads(content[:size], "x")
-    with pytest.raises(ModelError, match="not a model of pmf"):
+    with pytest.raises(ModelError, match="not a pmf model"):
         loads(saved({"weight": torch.zeros(3)}), "x")
-    with pytest.raises(ModelError, match="not a model of pmf"):
+    with pytest.raises(ModelError, match="not a pmf model"):
         loads(saved(torch.zeros(3)), "x")
     with pytest.raises(ModelError, match="newer than this pmf"):
         loads(saved({"format": "pmf-model", "version": 99, "meta": "", "tensors": {}}), "x")

@@ -280,12 +280,12 @@ def test_what_cannot_be_blended(parts: list[Model], split: tuple[Ratings, Rating
         blend([parts[0], blended], ["one", "two"], held, True)
     with pytest.raises(DataError, match="weights need at least 50"):
         blend(parts, ["a", "b", "c"], training, True)
-    with pytest.raises(UsageError, match="no blend"):
+    with pytest.raises(UsageError, match="the model is not a blend"):
         blend_like(parts, ["a", "b", "c"], parts[0])
-    with pytest.raises(UsageError, match="that blend is of 3 models"):
+    with pytest.raises(UsageError, match="that blend has 3 models"):
         blend_like(parts[:2], ["a", "b"], blended)
     with pytest.raises(
-        UsageError, match=r"--weights: y stands where a is in that blend, but has .*; give models .* in its order"
+        UsageError, match=r"--weights: y takes the place of a in that blend, but has .*; give models .* in the same order"
     ):
         blend_like([parts[1], parts[0], parts[2]], ["y", "x", "z"], blended)
     found = {"sigma_b": 0.7, "sigma_x": 0.3}  # in other ratings
@@ -317,7 +317,7 @@ def test_blend_on_the_command_line(answer: Run, tmp_path: Path, parts: list[Mode
     assert again.stdout.splitlines()[1].startswith("a.pt,map,")
     for arguments, code, said in (
         (["a.pt", "b.pt"], 2, "give one of: --holdout FILE, --weights BLEND.pt"),
-        (["a.pt", "b.pt", "c.pt", "--weights", "d.pt", "--skip-bad"], 2, "--skip-bad: a blend by --weights reads no ratings"),
+        (["a.pt", "b.pt", "c.pt", "--weights", "d.pt", "--skip-bad"], 2, "--skip-bad: with --weights, no ratings are read"),
         (["a.pt", "no.pt", "--holdout", "held.csv"], 4, "no such model"),
         (["a.pt", "d.pt", "--holdout", "held.csv"], 2, "it is a blend"),
         (
@@ -328,7 +328,7 @@ def test_blend_on_the_command_line(answer: Run, tmp_path: Path, parts: list[Mode
         (
             ["a.pt", "b.pt", "--weights", "d.pt", "--no-neighbours"],
             2,
-            "--no-neighbours: a blend by --weights has what that one has",
+            "--no-neighbours: with --weights, that blend decides this",
         ),
     ):
         done = answer("blend", *arguments)
@@ -345,6 +345,6 @@ def test_blend_on_the_command_line(answer: Run, tmp_path: Path, parts: list[Mode
     )
     strangers = "".join(f"nobody{u},nothing{m},3\n" for u in range(10) for m in range(10))
     (tmp_path / "strangers.csv").write_text("user,movie,rating\n" + strangers)
-    for file, said in (("off.csv", "ratings are none that training had"), ("strangers.csv", "are the ids the same?")):
+    for file, said in (("off.csv", "ratings have a value that is not in training"), ("strangers.csv", "are the ids the same?")):
         done = answer("blend", "a.pt", "b.pt", "--holdout", file)
         assert (done.returncode, said in done.stderr) == (0, True), done.stderr

@@ -208,7 +208,7 @@ def test_cache_on_the_command_line(answer: Run, file: Path) -> None:
     assert answer(*train, "--no-cache").returncode == 0
     done = answer("cache", "--json")
     assert (json.loads(done.stdout)["rows"], done.stderr) == ([], "no caches in .\n")
-    assert "left a cache beside it for the next time" in answer(*train).stderr
+    assert "left a cache beside it for next time" in answer(*train).stderr
     assert "left a cache" not in answer(*train).stderr
     (row,) = json.loads(answer("cache", str(file.parent), "--json").stdout)["rows"]
     assert row["source"] == str(file)

@@ -93,7 +93,7 @@ def test_what_is_no_checkpoint_of_this_run_is_refused(few: Ratings, tmp_path: Pa
     assert identity(few, Settings(epochs=3, threads=1)) == name
     for damaged in (content[:1000], b"", b"x" + content[1:], content[:5000] + b"y" + content[5001:]):
         path.write_bytes(damaged)
-        with pytest.raises(ModelError, match="remove it to start anew"):
+        with pytest.raises(ModelError, match="remove it to start over"):
             checkpoint.load(path, name)
     path.write_bytes(saved({"format": "pmf-checkpoint", "version": 1, "identity": name, "snapshot": Code()}))
     with pytest.raises(ModelError, match="none of it was run"):
@@ -104,11 +104,11 @@ def test_what_is_no_checkpoint_of_this_run_is_refused(few: Ratings, tmp_path: Pa
         with pytest.raises(ModelError, match="no snapshot of a run"):
             checkpoint.load(path, name)
     path.write_bytes(saved({"format": "pmf-model"}))
-    with pytest.raises(ModelError, match="no checkpoint of pmf"):
+    with pytest.raises(ModelError, match="not a pmf checkpoint"):
         checkpoint.load(path, name)
     with pytest.raises(OutputError, match=r"No such file or directory$"):
         checkpoint.save(tmp_path / "no" / "c", name, {})
-    with pytest.raises(OutputError, match="the one before it stays"):
+    with pytest.raises(OutputError, match="the previous one is kept"):
         checkpoint.save(tmp_path, name, {})
 
 
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_this_run_with_other_contents_is_told(answer: Run, sampl
     done = answer("train", "--data", "sample", *flags)
     said = done.stderr.splitlines()[-1]
     assert (done.returncode, said.startswith("pmf: --checkpoint c: damaged checkpoint (")) == (4, True), done.stderr
-    assert said.endswith("; remove it to start anew")
+    assert said.endswith("; remove it to start over")
     checkpoint.save(tmp_path / "c", name, snapshot)
     assert answer("train", "--data", "sample", *flags).returncode == 0
 
@@ -179,8 +179,8 @@ def test_told_to_stop_it_leaves_a_checkpoint(tmp_path: Path, number: int, code: 
         process.send_signal(number)
         _, said = process.communicate()
         assert process.returncode == code
-        assert "stopping after this step; once more stops at once" in said
-        assert "--resume goes on from c" in said
+        assert "stopping after this step; a second signal stops at once" in said
+        assert "--resume continues from c" in said
         assert path.exists()
         assert not (tmp_path / "m.pt").exists()
     assert beginnings(tmp_path / "log") == 1
@@ -192,7 +192,7 @@ def test_checkpoints_on_the_command_line(answer: Run, tmp_path: Path) -> None:
     assert answer(*train, "--checkpoint", "no/c").returncode == 2
     (tmp_path / "c").write_text("x")
     done = answer(*train, "--checkpoint", "c")
-    assert (done.returncode, "--resume goes on from it, or remove it" in done.stderr) == (2, True)
+    assert (done.returncode, "already exists; continue from it with --resume, or remove it" in done.stderr) == (2, True)
     done = answer(*train, "--checkpoint", "c", "--resume")
     assert (done.returncode, "not a checkpoint, or cut short" in done.stderr) == (4, True)
     (tmp_path / "c").unlink()
@@ -224,7 +224,7 @@ def test_where_no_checkpoint_can_be_written_training_goes_on(
     report = next(train(few, Settings(epochs=2, latent=2)))
     keeper = Keeper(tmp_path / "gone" / "c", 0, "x", None)
     keeper.look(report)
-    assert "No such file or directory; training goes on, and tries again" in capsys.readouterr().err
+    assert "No such file or directory; training continues; next try" in capsys.readouterr().err
     (tmp_path / "gone").mkdir()
     keeper.look(report)
     assert checkpoint.load(tmp_path / "gone" / "c", "x") is not None

@@ -95,9 +95,9 @@ def test_bad_data_is_3(answer: Run, tmp_path: Path, name: str, command: str) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--latent", "0"], "--latent: 0 does not fit; give a value that is greater than or equal to 1"),
+        (["train", "--latent", "0"], "--latent: 0 is not valid; give a value that is greater than or equal to 1"),
         (["train", "--latent", "x"], "--latent"),
-        (["train", "--lr", "nan"], "--lr: nan does not fit"),
+        (["train", "--lr", "nan"], "--lr: nan is not valid"),
         (["train", "--latent", "5000"], "--latent 5000: sample has 2,000 users and 230 movies; give at most 2000"),
         (["train", "--no-such-flag"], "--no-such-flag"),
         (["train", "--config", "bad.toml"], "did you mean latent?"),
@@ -112,8 +112,8 @@ def test_bad_data_is_3(answer: Run, tmp_path: Path, name: str, command: str) -> 
         (["recommend", "--all-users", "-o", "/proc/m.csv"], "--output /proc/m.csv"),
         (["evaluate", "--plot", "/proc/m.svg"], "--plot /proc/m.svg"),
         (["tune", "-o", "/proc/t.toml"], "--output /proc/t.toml"),
-        (["train", "-o", "-", "--json"], "the model takes standard output"),
-        (["train", "-o", "-", "--log", "-"], "the model takes standard output"),
+        (["train", "-o", "-", "--json"], "the model goes to standard output"),
+        (["train", "-o", "-", "--log", "-"], "the model goes to standard output"),
         (["predict", "-", "-m", "-"], "cannot both come from standard input"),
         (["train", "--log", "no/such/folder/l.jsonl"], "--log"),
         (["similar"], "give either --movie or --user"),
@@ -168,7 +168,7 @@ def test_model_errors_are_4_and_unknown_ids_5(answer: Run, tmp_path: Path, sampl
         assert one_line(done.stderr.removeprefix(SIMULATED)), done.stderr
         assert message in done.stderr
 
-    check(4, "no such model; train one by", "predict", "--user", "4")
+    check(4, "no such model; train one with", "predict", "--user", "4")
     (tmp_path / "cut.pt").write_bytes(sample_file.read_bytes()[:5000])
     check(4, "cut short", "info", "-m", "cut.pt")
     torch.save({"format": "pmf-model", "version": 99, "meta": "", "tensors": {}}, tmp_path / "new.pt")
@@ -181,7 +181,7 @@ def test_model_errors_are_4_and_unknown_ids_5(answer: Run, tmp_path: Path, sampl
     check(5, "no user '9999'", "predict", "--user", "9999", "-m", sample_file)
     check(5, "no user 'nobody'", "recommend", "--user", "nobody", "-m", sample_file)
     check(5, "no movie 'xyzzy'", "similar", "--movie", "xyzzy", "-m", sample_file)
-    check(5, "fits 4 movies, give an id: ", "similar", "--movie", "star wars", "-m", sample_file)
+    check(5, "matches 4 movies; give an id: ", "similar", "--movie", "star wars", "-m", sample_file)
     check(5, "rows of users are 0 to 1999", "predict", "--row", "--user", "2000", "-m", sample_file)
 
 
@@ -225,7 +225,7 @@ def test_a_gate_is_7(answer: Run, tmp_path: Path, sample_file: Path, sample) -> 
     found = json.loads(done.stdout)["ranking"]
     assert found["k"] == 5
     assert 1000 < found["users"] <= len(sample.users)
-    assert f"ranking, {found['users']:,} users, all movies they had not rated in training: the best 5 hold" in done.stderr
+    assert f"ranking, {found['users']:,} users, all movies they had not rated in training: the top 5 include" in done.stderr
     for name, start in (("x.png", b"\x89PNG"), ("x.svg", b"<?xml"), ("x.html", b"<!DOCTYPE html>")):
         assert answer("evaluate", "-m", sample_file, "--test", "test.csv", "--plot", name).returncode == 0
         assert (tmp_path / name).read_bytes().startswith(start)
@@ -237,8 +237,8 @@ def test_a_test_from_before_the_end_of_training_is_told(answer: Run, tmp_path: P
     (tmp_path / "all.csv").write_text("user,movie,rating,time\n" + rows)
     common = ["--data", "all.csv", "--epochs", "2"]
     last = answer("evaluate", *common, "--split", "last")
-    assert "warning: training holds ratings later than 6 of the 7 test ratings" in last.stderr
-    assert "training holds ratings later" not in answer("evaluate", *common, "--split", "time").stderr
+    assert "warning: training includes ratings later than 6 of the 7 test ratings" in last.stderr
+    assert "training includes ratings later" not in answer("evaluate", *common, "--split", "time").stderr
     strangers = answer("evaluate", *common, "--split", "time", "--test-fraction", str(55 / 77)).stderr
     assert strangers.endswith("no test rating has both its user and its movie in training\n")  # and the file is the same
     assert answer("train", *common).returncode == 0
@@ -259,8 +259,8 @@ def test_compare_says_which_is_better_and_by_how_much(answer: Run, tmp_path: Pat
     assert worse["value"] - worse["first"] == worse["difference"] > 0
     assert 0 < worse["lo"] < worse["difference"] < worse["hi"]
     assert "2,000 of 2,000 test pairs were in its training data" in done.stderr
-    assert f"poor.pt beside {sample_file}: {sample_file} has the better RMSE, by 0." in done.stderr
-    assert "the RMSE does not tell them apart (+0.0000 to +0.0000)" in done.stderr
+    assert f"poor.pt compared to {sample_file}: {sample_file} has the better RMSE, by 0." in done.stderr
+    assert "no clear difference in RMSE (+0.0000 to +0.0000)" in done.stderr
     (tmp_path / "strange.csv").write_text("user,movie,rating\nann,dune,3\nbob,heat,4\n")
     strange = answer("compare", sample_file, sample_file, "--test", "strange.csv")
     warned = f"warning: {sample_file}: no test rating has both its user and its movie in training; is it the right file?"
@@ -402,7 +402,7 @@ def test_a_model_takes_the_place_of_nothing_but_a_model(answer: Run, tmp_path: P
         done = answer("train", "--data", "good.csv", "--epochs", "2", "-o", name)
         assert (done.returncode, done.stderr) == (
             2,
-            f"pmf: --output {name}: is there and is no model; give another file, or remove it\n",
+            f"pmf: --output {name}: exists and is not a model; give another file, or remove it\n",
         )
     assert tree(tmp_path) == before
     for name, content in (("old.pt", OLD), ("whole.pt", sample_file.read_bytes()), ("empty.pt", b"")):
@@ -416,10 +416,10 @@ def test_no_file_is_written_over_another_of_the_same_run(answer: Run, tmp_path: 
         (tmp_path / name).write_text(text)
     before = tree(tmp_path)
     for arguments, said in (
-        (["-o", "m.pt", "--checkpoint", "./m.pt"], "--checkpoint m.pt: is the file of --output, too"),
-        (["-o", "m.pt", "--log", "m.pt"], "--log m.pt: is the file of --output, too"),
-        (["--config", "c.toml", "-o", "c.toml"], "--output c.toml: is the file of --config, too"),
-        (["--method", "bayes", "--movie-features", "films.csv", "-o", "films.csv"], "is the file of --movie-features, too"),
+        (["-o", "m.pt", "--checkpoint", "./m.pt"], "--checkpoint m.pt: is also the file of --output"),
+        (["-o", "m.pt", "--log", "m.pt"], "--log m.pt: is also the file of --output"),
+        (["--config", "c.toml", "-o", "c.toml"], "--output c.toml: is also the file of --config"),
+        (["--method", "bayes", "--movie-features", "films.csv", "-o", "films.csv"], "is also the file of --movie-features"),
         (["--resume", "--checkpoint", "good.csv"], "--checkpoint good.csv: these are the ratings"),
     ):
         done = answer("train", "--data", "good.csv", "--epochs", "2", *arguments)
@@ -451,8 +451,8 @@ def test_a_folder_that_may_not_be_looked_into(answer: Run, tmp_path: Path, monke
 
     monkeypatch.setattr(Path, "stat", closed)
     for arguments, code, said in (
-        (["train", "--data", "closed/r.csv"], 3, "closed/r.csv: Permission denied; give a ratings file that you may read"),
-        (["train", "--data", "good.csv", "-o", "closed/m.pt"], 2, "closed/m.pt: Permission denied; give one that you may"),
+        (["train", "--data", "closed/r.csv"], 3, "closed/r.csv: Permission denied; give a ratings file that you can read"),
+        (["train", "--data", "good.csv", "-o", "closed/m.pt"], 2, "closed/m.pt: Permission denied; give one that you can"),
         (["info", "-m", "closed/m.pt"], 4, "closed/m.pt: Permission denied; give a model file"),
     ):
         done = answer(*arguments)
@@ -462,11 +462,11 @@ def test_a_folder_that_may_not_be_looked_into(answer: Run, tmp_path: Path, monke
 def test_no_file_is_called_by_a_hyphen(answer: Run, tmp_path: Path, sample_file: Path) -> None:
     for arguments in (["tune", "-o", "-"], ["blend", "a.pt", "b.pt", "--holdout", "x.csv", "-o", "-"]):
         done = answer(*arguments)
-        assert (done.returncode, "take standard output; give a file" in done.stderr) == (2, True)
+        assert (done.returncode, "go to standard output; give a file" in done.stderr) == (2, True)
     done = answer("blend", sample_file, "--holdout", "x.csv", "-o", sample_file)
-    assert (done.returncode, f"is the file of the model {sample_file}, too" in done.stderr) == (2, True)
+    assert (done.returncode, f"is also the file of the model {sample_file}" in done.stderr) == (2, True)
     done = answer("train", "--data", "sample", "--checkpoint", "-")
-    assert (done.returncode, "--checkpoint -: a run goes on from a file" in done.stderr) == (2, True)
+    assert (done.returncode, "--checkpoint -: a run can only continue from a file" in done.stderr) == (2, True)
     done = answer("train", "--data", "sample", "--method", "bayes", "--movie-features", "-")
     assert (done.returncode, "--movie-features -: standard input is for ratings" in done.stderr) == (2, True)
     done = answer("train", "--data", "-", "--config", "-", stdin="latent = 3\n")
@@ -496,7 +496,7 @@ def test_a_full_log_is_said_and_the_model_kept(answer: Run, tmp_path: Path) -> N
     (tmp_path / "good.csv").write_text(GOOD)
     done = answer("train", "--data", "good.csv", "--epochs", "3", "--log", "/dev/full")
     assert done.returncode == 0
-    assert "--log: No space left on device; no more is logged" in done.stderr
+    assert "--log: No space left on device; logging stops" in done.stderr
     assert (tmp_path / "pmf.pt").exists()
 
 
@@ -504,7 +504,7 @@ def test_titles_that_are_nearly_right(answer: Run, sample_file: Path) -> None:
     common = ("predict", "--user", "4", "-m", sample_file, "--movie")
     for title in ("usual suspects, the (1995)", "The Usual Suspects", "USUAL SUSPECTS"):
         assert "\t50\t" in answer(*common, title).stdout
-    assert "near: 1 Toy Story (1995)" in answer(*common, "toy stroy").stderr
+    assert "closest: 1 Toy Story (1995)" in answer(*common, "toy stroy").stderr
     assert (
         "--exclude: the model knows no movie" in answer("recommend", "--user", "4", "--exclude", "zz", "-m", sample_file).stderr
     )
@@ -515,7 +515,7 @@ def test_ids_that_are_nearly_right(answer: Run, tmp_path: Path) -> None:
     assert answer("train", "--data", "names.csv", "--epochs", "2", "-k", "2").returncode == 0
     for written, near in (("ANN", "ann"), ("zoe", "Zoë"), ("bop", "bob")):
         done = answer("predict", "--user", written)
-        assert (done.returncode, f"no user '{written}'; near: {near}" in done.stderr) == (5, True)
+        assert (done.returncode, f"no user '{written}'; closest: {near}" in done.stderr) == (5, True)
 
 
 def test_one_pair_has_one_prediction(answer: Run, sample_file: Path) -> None:
@@ -540,7 +540,7 @@ def test_a_model_that_memorises_is_called_so(answer: Run, tmp_path: Path) -> Non
     (tmp_path / "noise.csv").write_text("user,movie,rating\n" + "".join(lines))
     wide = ("--sigma", "0.01", "--sigma-u", "3", "--sigma-v", "3", "--no-refit", "--hierarchical", "none", "--no-early-stop")
     done = answer("evaluate", "--data", "noise.csv", *wide, "--holdout", "0", "--epochs", "200")
-    assert "worse than always answering the mean; try the default settings" in done.stderr  # the scale is that of training
+    assert "worse than always predicting the mean; try the default settings" in done.stderr  # the scale is that of training
 
 
 def test_a_model_that_biases_alone_outdo_is_called_so(answer: Run) -> None:
@@ -574,7 +574,7 @@ def test_every_format_says_the_same(answer: Run, sample_file: Path) -> None:
 def test_pairs_from_a_pipe_and_where_their_answers_come_from(answer: Run, sample_file: Path, tmp_path: Path) -> None:
     pairs = "4\t1\n4\t50\n\n4\t99999999\nnobody\t1\nnobody\tnothing\n"
     done = answer("predict", "-", "-m", sample_file, "--format", "jsonl", stdin="user\tmovie\n" + pairs)
-    unknown = "3 of 5 pairs have a user or movie that the model does not know; 'source' says which\n"
+    unknown = "3 of 5 pairs have a user or movie that the model does not know; 'source' shows which\n"
     assert (done.returncode, done.stderr) == (0, SIMULATED + unknown)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["source"] for row in rows] == ["model", "model", "user-only", "movie-only", "prior"]
@@ -600,7 +600,7 @@ def test_pairs_from_a_pipe_and_where_their_answers_come_from(answer: Run, sample
         assert said.startswith(brackets.splitlines()[-1])
     for bad, message in (
         ("4\t1\n4\n", "standard input:2: '4' is not a user and a movie; give TSV or CSV"),
-        ("rank\tmovie\ttitle\n1\t4\tx\n", "standard input:1: a header without user; needed are a user and a movie"),
+        ("rank\tmovie\ttitle\n1\t4\tx\n", "standard input:1: a header without user; a user and a movie are needed"),
         ("[-1, 2]\n", "standard input:1: '[-1, 2]' is not a user and a movie"),
         ("{'user': 4, 'movie': 1}\n", "standard input:1: '{'user': 4, 'movie': 1}' is not a user and a movie"),
         ("{user: 4, movie: 1}\n", "standard input:1: '{user: 4, movie: 1}' is not a user and a movie"),
@@ -841,7 +841,7 @@ def test_a_folder_that_is_gone_is_said(sample_file: Path, tmp_path: Path) -> Non
         done = subprocess.run(["sh", "-c", f"{here} {command}"], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (
             2,
-            "pmf: the folder that this was started in is gone; change to one that is there\n",
+            "pmf: the current folder no longer exists; change to one that does\n",
         )
 
 
@@ -888,13 +888,13 @@ def test_bytes_that_are_no_text_are_named_by_their_line(answer: Run, sample_file
         (tmp_path / "pairs.csv").write_bytes(content)
         said = answer(*command.format("pairs.csv").split(), "-m", sample_file)
         assert said.returncode == 3
-        assert f"pairs.csv:{line}: not UTF-8 text; convert it, for instance by iconv -f {coded} -t utf8" in said.stderr
+        assert f"pairs.csv:{line}: not UTF-8 text; convert it, for instance with iconv -f {coded} -t utf8" in said.stderr
 
 
 def test_a_line_of_a_pipe_that_is_no_text_is_named(sample_file: Path) -> None:
     command = [sys.executable, "-m", "pmfcli", "predict", "-", "-m", sample_file]
     done = subprocess.run(command, input=b"4\t1\n4\t\xe9\n", capture_output=True)
-    said = b"pmf: standard input:2: not UTF-8 text; convert it, for instance by iconv -f latin1 -t utf8"
+    said = b"pmf: standard input:2: not UTF-8 text; convert it, for instance with iconv -f latin1 -t utf8"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (3, said)
 
 
@@ -1003,10 +1003,16 @@ def test_no_number_is_cut_off_by_a_narrow_terminal(answer: Run, sample_file: Pat
 
 def test_runs_that_are_too_short_say_so(answer: Run) -> None:
     few = "user,movie,rating\nann,dune,9\nann,heat,3\nbob,dune,8\nbob,heat,4\nbob,up,6\n"
-    assert "do not show whether" in answer("train", "--data", "-", "--method", "bayes", "--epochs", "1", stdin=few).stderr
+    assert (
+        "too few sweeps to tell whether"
+        in answer("train", "--data", "-", "--method", "bayes", "--epochs", "1", stdin=few).stderr
+    )
     assert json.loads(answer("similar", "--movie", "up", "--min-ratings", "0", "--json").stdout)["rows"][0]["sd"] is None
-    assert "still moving after 3 epochs" in answer("train", "--data", "-", "--priors", "em", "--epochs", "3", stdin=few).stderr
-    assert "moving" not in answer("train", "--data", "-", "--epochs", "3", stdin=few).stderr
+    assert (
+        "EM had not converged after 3 epochs"
+        in answer("train", "--data", "-", "--priors", "em", "--epochs", "3", stdin=few).stderr
+    )
+    assert "converged" not in answer("train", "--data", "-", "--epochs", "3", stdin=few).stderr
 
 
 def test_what_strangers_write_does_not_turn_a_line_round() -> None:

@@ -247,15 +247,15 @@ def test_time_on_the_command_line(answer: Run, tmp_path: Path) -> None:
     fit = ["train", "--method", "bayes", "-k", "2", "--epochs", "60", "--time", "user", "-o", str(model)]
     done = answer(*fit, "--data", bare)
     assert (done.returncode, model.exists()) == (2, False)
-    assert "no timestamps; name them by --time-col" in done.stderr
+    assert "no timestamps; name their column with --time-col" in done.stderr
     done = answer("train", "--time", "user", "--data", files["train"], "-o", model)
     assert done.returncode == 2
-    assert "it is for --method bayes" in done.stderr
+    assert "only for --method bayes" in done.stderr
     assert "leave --no-biases out" in answer(*fit, "--no-biases", "--data", files["train"]).stderr
     assert answer(*fit, "--data", files["train"]).returncode == 0
     told, untold = (answer("evaluate", "-m", model, "--test", file, "--json") for file in (files["test"], bare))
-    assert "the test's own dates are told to the model (--time user)" in told.stderr
-    assert "has no dates: a model by --time user takes them for unknown" in untold.stderr
+    assert "the model is given the dates of the test ratings (--time user)" in told.stderr
+    assert "has no dates: the model (--time user) treats them as unknown" in untold.stderr
     assert json.loads(told.stdout)["rmse"] < 0.8 * json.loads(untold.stdout)["rmse"]
     day = int(training.time[training.user == 1].max())
     pairs = f"user,movie,time\n1,3,{day}\n1,4,1970-01-01\n"

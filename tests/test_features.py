@@ -182,7 +182,7 @@ def test_users_have_features_too_and_a_visitor_has_the_usual_ones() -> None:
 def test_what_is_odd_in_a_table() -> None:
     ratings, table, _ = planted()
     twice = pd.DataFrame({"x": ["p", "q"]}, index=["0", " 0"])
-    with pytest.raises(DataError, match="movie '0' stands twice"):
+    with pytest.raises(DataError, match="movie '0' occurs twice"):
         attach(ratings, {"movie": [twice]})
     blank = pd.DataFrame({"x": ["p", "p", "p"]}, index=["0", "", ""])
     assert attach(ratings, {"movie": [blank]}).movies == ratings.movies
@@ -196,10 +196,10 @@ def test_what_is_odd_in_a_table() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('movie,x\n1,"a\nb"\n2,b\n\n"4,c\n', ":6: a quote is not closed; mend the row"),
+        ('movie,x\n1,"a\nb"\n2,b\n\n"4,c\n', ":6: a quote is not closed; correct the row"),
         ("movie,x\n\n1,a,3\n", ":3: 3 fields under a header of 2 names"),
         ("movie::x\n1::a\n2::a::b\n", ":3: 3 fields under a header of 2 names"),
-        ('movie,x\n1,"a\nb"\n2,b\n1,c\n', ":5: movie '1' stands twice"),
+        ('movie,x\n1,"a\nb"\n2,b\n1,c\n', ":5: movie '1' occurs twice"),
         ("movie,x,x\n1,a,b\n", ":1: two columns are called 'x'"),
     ],
 )

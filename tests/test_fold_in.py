@@ -176,7 +176,7 @@ def test_in_a_pipe(answer: Run, draws: Model, tmp_path) -> None:
         assert said in done.stderr
     again = answer("predict", "--ratings", "-", "--format", "csv", stdin="1,5\n1,2\n")
     assert again.stdout.splitlines()[1].split(",")[3] == "2.0"
-    assert "1 rating(s) of a movie that was rated again; the last counts" in again.stderr
+    assert "1 rating(s) dropped: the same movie has a later one" in again.stderr
     assert answer("recommend", "--user", "4", "--ratings", "-").returncode == 2
     assert answer("predict", "--user", "4", "--interval", "1.5").returncode == 2
 

@@ -261,10 +261,10 @@ def test_nothing_left_is_said(answer: Run, sample_file: Path) -> None:
         (["--user", "4"], "give one of: --user ID, --ratings FILE"),
         (["--ratings", "-"], "give one of: --user ID, --ratings FILE"),
         (["--row"], "--row goes with --user"),
-        (["--json"], "give --format tsv, csv or jsonl, or a file by --output"),
-        (["--format", "table"], "give --format tsv, csv or jsonl, or a file by --output"),
+        (["--json"], "give --format tsv, csv or jsonl, or a file with --output"),
+        (["--format", "table"], "give --format tsv, csv or jsonl, or a file with --output"),
         (["-o", "best.xlsx"], "give .parquet, .csv, .tsv or .jsonl"),
-        (["-o", "no/best.csv"], "No such file or directory; give a file in a folder that you may write"),
+        (["-o", "no/best.csv"], "No such file or directory; give a file in a folder that you can write to"),
         (["-o", "best.csv", "--format", "csv"], "leave --format and --json out"),
     ],
 )

@@ -230,7 +230,7 @@ def test_what_is_held_out_does_not_depend_on_the_parts() -> None:
 
 def test_what_several_cannot_do_is_refused(sample: Ratings) -> None:
     for settings in (Settings(method="bayes", time="both"), Settings(priors="em", noise="em")):
-        with pytest.raises(UsageError, match="not by several processes"):
+        with pytest.raises(UsageError, match="works in one process only"):
             trained(sample, settings, 2)
 
 
@@ -241,7 +241,7 @@ def test_a_pipe_is_not_for_several(answer: Run, tmp_path: Path, monkeypatch: pyt
     os.mkfifo(tmp_path / "pipe")
     for path in ("-", "pipe"):
         done = answer("train", flag, path, stdin="latnet = 3\n")
-        said = f"pmf: {flag} {path}: several processes cannot read one pipe; write it to a file, give that\n"
+        said = f"pmf: {flag} {path}: several processes cannot read one pipe; write it to a file and give that\n"
         assert (done.returncode, done.stderr) == (2, said)
 
 

@@ -147,11 +147,11 @@ def test_seconds_are_those_of_a_part_times_what_the_whole_has_more(sample: Ratin
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max-memory", "1M"], "pmf: --max-memory 1M: this is expected to need "),
+        (["--max-memory", "1M"], "pmf: --max-memory 1M: training is expected to need "),
         (["--max-memory", "1M", "--method", "bayes"], "--keep, or --method map"),
         (["--max-memory", "1048576"], "--block-ratings"),
-        (["--max-memory", "8X"], "'8X' is no size; give bytes, or a number with K, M, G or T, such as 8G"),
-        (["--max-memory", "-1"], "is no size"),
+        (["--max-memory", "8X"], "'8X' is not a size; give bytes, or a number with K, M, G or T, such as 8G"),
+        (["--max-memory", "-1"], "is not a size"),
     ],
 )
 def test_too_little_memory_is_refused(answer: Run, tmp_path: Path, arguments: list[str], message: str) -> None:

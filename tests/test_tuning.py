@@ -99,7 +99,7 @@ def test_what_cannot_be_searched_is_refused(answer: Run, small: Path) -> None:
     for arguments, said in (
         (("--data", "small.csv", "-o", "nowhere/tuned.toml"), "--output"),
         (("--data", "small.csv", "--trials", "0"), "--trials"),
-        (("--data", "small.csv", "--trials", "1", "--epochs", "1", "-o", "few.csv"), "is there and holds no settings"),
+        (("--data", "small.csv", "--trials", "1", "--epochs", "1", "-o", "few.csv"), "exists and is not a settings file"),
         (("--data", "small.csv", "--journal", "few.csv"), "not the journal of a search"),
         (("--data", "small.csv", "--journal", "."), "--journal"),
         (("--data", "small.csv", "--trials", "1", "--journal", "/dev/null"), "not the journal of a search"),
@@ -114,7 +114,7 @@ def test_what_cannot_be_searched_is_refused(answer: Run, small: Path) -> None:
         assert (done.returncode, "not the journal of a search" in done.stderr) == (2, True), done.stderr
         assert notes.read_text() == content
     done = answer("tune", "--data", "small.csv", "--trials", "1", "--journal", "x.toml", "-o", "x.toml")
-    assert (done.returncode, "is the file of --output" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, "is also the file of --output" in done.stderr) == (2, True), done.stderr
 
 
 @pytest.mark.parametrize("holdout", [0.2, 0.0])

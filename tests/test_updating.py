@@ -435,7 +435,7 @@ def test_what_cannot_be_done(modes: dict[str, Model], draws: Model, parts: tuple
     for model, value in ((modes["adam"], 5.5), (modes["adam"], 0.25), (draws, 3.25), (draws, 6.0)):
         stars = few.stars.copy()
         stars[7] = value
-        with pytest.raises(DataError, match=rf"rating {value:g} of movie '\d+' by user 'id-003' is none on the model's scale"):
+        with pytest.raises(DataError, match=rf"rating {value:g} of movie '\d+' by user 'id-003' is not on the model's scale"):
             update(model, replace(few, stars=stars, name="new.csv"))
     rows = np.arange(len(small.movies), dtype=np.int32)
     featured = replace(small, movie_features=(Block("kind", ("a", "b"), rows, rows % 2, np.ones(len(rows), np.float32)),))
@@ -476,8 +476,8 @@ def test_on_the_command_line(answer: Run, tmp_path: Path) -> None:
         "users": 8,
         "movies": 8,
     }
-    assert "standard input: 3 new rating(s), 1 in the place of another, 1 that the model has; 1 new user(s)" in done.stderr
-    assert "computed: 2 user(s), 3 movie(s)\nleft as trained: 6 user(s), 5 movie(s), and what all share\n" in done.stderr
+    assert "standard input: 3 new rating(s), 1 replacing another, 1 that the model already has; 1 new user(s)" in done.stderr
+    assert "computed: 2 user(s), 3 movie(s)\nleft as trained: 6 user(s), 5 movie(s), and all shared parameters\n" in done.stderr
     assert (tmp_path / "pmf.pt").read_bytes() == before
     data = json.loads(answer("info", "-m", "new.pt", "--json").stdout)["data"]
     assert data["sha256"] == read_ratings(tmp_path / "all.csv").ratings.digest()  # ids that come first, and are behind
@@ -490,16 +490,14 @@ def test_on_the_command_line(answer: Run, tmp_path: Path) -> None:
     written = (tmp_path / "pmf.pt").stat().st_ino
     done = answer("update", "pmf.pt", "new.csv", "--json")
     assert (json.loads(done.stdout)["repeated"], "wrote" in done.stderr) == (5, False)
-    assert done.stderr.endswith("nothing is new: the model stays as it was\n")
+    assert done.stderr.endswith("nothing is new: the model is unchanged\n")
     assert (tmp_path / "pmf.pt").stat().st_ino == written
     done = answer("forget", "-m", "new.pt", "--user", "1", "--user", "3", "--json")
     found = json.loads(done.stdout)
     assert (found["forgotten_users"], found["forgotten_ratings"], found["forgotten_movies"]) == (2, 10, 1)
     assert "forgot 2 user(s) with 10 rating(s), and 1 movie(s) that nobody else rated" in done.stderr
-    assert (
-        "left as learned with them, until the model is trained again: the rows of other people and movies, and what all share"
-        in done.stderr
-    )
+    left = "the rows of other people and movies, and all shared parameters"
+    assert f"still as learned with them, until the model is trained again: {left}" in done.stderr
     assert answer("predict", "-m", "new.pt", "--user", "3").returncode == 5
     (tmp_path / "bad.csv").write_text("user,movie,rating\n1,1,9\n")
     (tmp_path / "odd.csv").write_text("who,what,stars\n1,1,3\n")
@@ -508,9 +506,9 @@ def test_on_the_command_line(answer: Run, tmp_path: Path) -> None:
         (
             ["update", "new.pt", "bad.csv"],
             3,
-            "bad.csv: rating 9 of movie '1' by user '1' is none on the model's scale, 1 to 5",
+            "bad.csv: rating 9 of movie '1' by user '1' is not on the model's scale, 1 to 5",
         ),
-        (["update", "new.pt", "odd.csv"], 3, "name them by --user-col"),
+        (["update", "new.pt", "odd.csv"], 3, "name them with --user-col"),
         (["update", "new.pt", "none.csv"], 3, "no such file"),
         (["update", "none.pt", "new.csv"], 4, "no such model"),
         (["update", "new.csv", "new.pt"], 4, "not a model file"),
@@ -554,7 +552,7 @@ def test_what_another_command_wrote_meanwhile_is_not_lost(
     done = answer("update", "pmf.pt", "new.csv", *(["-o", named] if output else []))
     assert done.returncode == OutputError.exit_code
     assert done.stderr.endswith(
-        f"pmf: {named}: another command has written it meanwhile; nothing was written; give this one again\n"
+        f"pmf: {named}: another command has changed it in the meantime; nothing was written, run this one again\n"
     )
     assert answer("update", "pmf.pt", "new.csv", "-o", "other.pt").returncode == 0
 

@@ -140,7 +140,7 @@ def test_ratings_that_are_all_alike_once_some_are_held_out_are_numbers() -> None
 def test_ratings_that_are_too_different_have_no_habits() -> None:
     user, movie = torch.nonzero(torch.ones(6, 6)).T.tolist()
     many = ratings_of(user, movie, [float(value) for value in range(36)])
-    with pytest.raises(UsageError, match="--habits: they are of 2 to 25 steps, not of 36 different ratings; leave it out"):
+    with pytest.raises(UsageError, match="--habits: needs 2 to 25 different ratings, not 36; leave it out"):
         run(train(many, Settings(habits=3, epochs=2, latent=2)))
 
 

@@ -66,7 +66,7 @@ def _common(
     try:
         os.getcwd()  # which torch, among others, cannot do without
     except FileNotFoundError:
-        raise UsageError("the folder that this was started in is gone; change to one that is there") from None
+        raise UsageError("the current folder no longer exists; change to one that does") from None
     settings_of(os.environ)
 
 
@@ -139,7 +139,7 @@ def run(arguments: list[str], debug: bool = False) -> int:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             return _fail(f"{short(str(error.filename))}: {error.strerror}; give a shorter one", 2, debug)
         if isinstance(error, PermissionError):  # such as of a folder that is on the way to a file
-            return _fail(f"{short(str(error.filename))}: {error.strerror}; give one that you may read and write", 2, debug)
+            return _fail(f"{short(str(error.filename))}: {error.strerror}; give one that you can read and write", 2, debug)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT, errno.EBADF):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _fail(f"{error.filename or 'standard output'}: {error.strerror}", 1, debug)

@@ -47,13 +47,13 @@ def blend(
     if [*map(str, models), holdout, str(weights)].count("-") > 1:
         raise UsageError("only one of the models and --holdout can come from standard input")
     if weights is not None and by_hand(context, "neighbours"):
-        raise UsageError(f"--{'' if neighbours else 'no-'}neighbours: a blend by --weights has what that one has; leave it out")
+        raise UsageError(f"--{'' if neighbours else 'no-'}neighbours: with --weights, that blend decides this; leave it out")
     unread = [name for name in columns if weights is not None and by_hand(context, name)]
     if unread:
-        raise UsageError(f"--{unread[0].replace('_', '-')}: a blend by --weights reads no ratings; leave it out")
+        raise UsageError(f"--{unread[0].replace('_', '-')}: with --weights, no ratings are read; leave it out")
     chosen = pick_format(output_format, as_json)
     if str(output) == "-":
-        raise UsageError("--output -: the weights take standard output; give a file")
+        raise UsageError("--output -: the weights go to standard output; give a file")
     check_is_not_data("--output", output, holdout or "-")
     check_apart("--output", output, {"--weights": weights, **{f"the model {model}": model for model in models}})
     check_folder("--output", output)
@@ -75,13 +75,13 @@ def blend(
     write_atomically(output, content)
     emit(_rows(blended), Shape("blend", _COLUMNS, decimals=4, ids=2), chosen)
     if blended.unknown:
-        note(f"{blended.unknown:,} of {blended.held_out:,} held-out ratings are of users or movies that training did not have")
+        note(f"{blended.unknown:,} of {blended.held_out:,} held-out ratings have a user or movie that is not in training")
     if blended.unknown == blended.held_out > 0:
         note("warning: no held-out rating has both its user and its movie in training; are the ids the same?")
     if blended.off_grid:
-        note(f"warning: {blended.off_grid:,} of {blended.held_out:,} held-out ratings are none that training had")
+        note(f"warning: {blended.off_grid:,} of {blended.held_out:,} held-out ratings have a value that is not in training")
     if blended.passed_over:
-        note(f"{blended.passed_over:,} held-out ratings that a model was trained on were passed over")
+        note(f"skipped {blended.passed_over:,} held-out ratings that a model was trained on")
     if blended.scores:
         best = min(blended.parts, key=lambda part: float(part.scores["crps"]))
         if best.scores["crps"] < blended.scores["crps"]:

@@ -48,10 +48,10 @@ def compare(
         if not bool(((one.user_count > 0) & (one.movie_count > 0)).any()):
             note(f"warning: {path}: no test rating has both its user and its movie in training; is it the right file?")
     if bool(scored[0].off_grid.any()):
-        note(f"warning: {int(scored[0].off_grid.sum()):,} of {ratings.n:,} test ratings are none that training had")
+        note(f"warning: {int(scored[0].off_grid.sum()):,} of {ratings.n:,} test ratings have a value that is not in training")
     same_steps = len({model.steps for model in found}) == 1
     if not same_steps:
-        note("warning: the models were trained on different ratings of the scale: their NLL and CRPS are left out")
+        note("warning: the rating scales of the models have different steps: NLL and CRPS cannot be compared and are left out")
     parts = [("all", scored[0].user_count >= 0)]
     if by is not None:
         parts += [(f"{by}s with {name} ratings", one) for name, one in groups(getattr(scored[0], f"{by}_count"))]
@@ -73,10 +73,10 @@ def _sentence(first: str, other: str, by_score: dict[str, dict[str, Any]]) -> st
             continue
         lo, hi = by_score[score]["lo"], by_score[score]["hi"]
         if lo is None or hi is None:
-            return f"{other} beside {first}: too few users to tell them apart"
+            return f"{other} compared to {first}: too few users to tell them apart"
         if lo <= 0 <= hi:
-            said.append(f"the {name} does not tell them apart ({lo:+.4f} to {hi:+.4f})")
+            said.append(f"no clear difference in {name} ({lo:+.4f} to {hi:+.4f})")
         else:
             low, high = sorted((abs(lo), abs(hi)))
             said.append(f"{other if hi < 0 else first} has the better {name}, by {low:.4f} to {high:.4f}")
-    return f"{other} beside {first}: {'; '.join(said)}"
+    return f"{other} compared to {first}: {'; '.join(said)}"

@@ -13,8 +13,8 @@ _TOUR = (
     ("Train on the embedded sample", "train --data sample", "-o"),
     ("What would viewer 4 give Toy Story, Alien and Casablanca?", "predict --user 4 --movie 1 --movie Alien --movie 912", "-m"),
     ("What should viewer 4 watch next?", "recommend --user 4 -n 5", "-m"),
-    ("What is like Star Wars?", "similar --movie 260 -n 5", "-m"),
-    ("Who has the taste of viewer 4?", "similar --user 4 -n 3", "-m"),
+    ("Which movies are like Star Wars?", "similar --movie 260 -n 5", "-m"),
+    ("Who shares the taste of viewer 4?", "similar --user 4 -n 3", "-m"),
     ("How good is it on ratings that it has not seen?", "evaluate --data sample --split random", None),
 )
 
@@ -32,4 +32,4 @@ def demo() -> None:
             code = app([*command.split(), *where, *form], prog_name="pmf", standalone_mode=False)
             if code:
                 raise typer.Exit(code)
-    note("\nThe same on your ratings: pmf train --data ratings.csv, or on MovieLens: pmf download")
+    note("\nThe same with your own ratings: pmf train --data ratings.csv, or with MovieLens: pmf download")

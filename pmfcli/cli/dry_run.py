@@ -21,7 +21,7 @@ def size_of(text: str) -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", text.strip().upper(), re.ASCII)
     if found is None:
-        raise UsageError(f"--max-memory: {text!r} is no size; give bytes, or a number with K, M, G or T, such as 8G")
+        raise UsageError(f"--max-memory: {text!r} is not a size; give bytes, or a number with K, M, G or T, such as 8G")
     return int(float(found[1]) * _UNITS[found[2]])
 
 
@@ -44,8 +44,8 @@ def look_ahead(ratings: "Ratings", settings: "Settings", dry_run: bool, max_memo
         ways = "--keep, or --method map" if settings.method == "bayes" else "--block-ratings, or --holdout 0"
         ways = "--holdout 0" if settings.method == "map" and settings.solver == "als" else ways
         raise UsageError(
-            f"--max-memory {max_memory}: this is expected to need {_megabytes(expected.peak_bytes)}; "
-            f"less by a smaller --latent or {ways}"
+            f"--max-memory {max_memory}: training is expected to need {_megabytes(expected.peak_bytes)}; "
+            f"try a smaller --latent or {ways}"
         )
 
 

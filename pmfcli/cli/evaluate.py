@@ -70,7 +70,7 @@ def evaluate(
     if test == "-" and str(model) == "-":
         raise UsageError("--test and --model cannot both come from standard input")
     if max_rmse is not None and not max_rmse >= 0:
-        raise UsageError(f"--max-rmse: {max_rmse} is no bound; give a number from 0 on")
+        raise UsageError(f"--max-rmse: {max_rmse} is not a bound; give a number that is not negative")
     if plot is not None:
         from pmfcli.plots import check_plot
 
@@ -83,7 +83,7 @@ def evaluate(
         tests = _of_a_model(model, source._replace(data=test), ranking)
     else:
         if not 0 < test_fraction < 1:
-            raise UsageError(f"--test-fraction: {test_fraction} does not fit; give a number between 0 and 1, such as 0.1")
+            raise UsageError(f"--test-fraction: {test_fraction} is not valid; give a number between 0 and 1, such as 0.1")
         settings = resolve(given, config, os.environ)
         tests = _of_splits(source, settings, _Split(folds, split or "random", test_fraction, last_n), ranking)
     from pmfcli.reports import report, report_ranking
@@ -175,6 +175,6 @@ def _say_if_the_future_is_known(test: "Ratings", latest: int | None, advice: str
     early = int((test.time < latest).sum())
     if early:
         note(
-            f"warning: training holds ratings later than {early:,} of the {test.n:,} test ratings, "
-            f"which nobody has who predicts{advice}"
+            f"warning: training includes ratings later than {early:,} of the {test.n:,} test ratings, "
+            f"which a real forecast would not have{advice}"
         )

@@ -46,8 +46,8 @@ def _say(found: "Forgotten") -> None:
     movies = f"{f.forgotten_movies:,} movie(s) that nobody else rated"
     note(f"forgot {f.forgotten_users:,} user(s) with {f.forgotten_ratings:,} rating(s), and {movies}")
     if f.recomputed_movies:
-        note(f"computed again without them: {f.recomputed_movies:,} movie(s) that they rated")
-    kept = "the rows of other people and movies, and what all share"
+        note(f"recomputed without them: {f.recomputed_movies:,} movie(s) that they rated")
+    kept = "the rows of other people and movies, and all shared parameters"
     if f.rated_movies_left:  # by draws or a neighbourhood
         kept = f"what is known of {f.rated_movies_left:,} movie(s) that they rated, and {kept}"
-    note(f"left as learned with them, until the model is trained again: {kept}")
+    note(f"still as learned with them, until the model is trained again: {kept}")

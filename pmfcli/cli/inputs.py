@@ -41,9 +41,9 @@ def read_data(source: Source, part: tuple[int, int] = (0, 1), leave_cache: bool 
     by_default = data is None and not (data_dir / DEFAULT).is_dir()
     if data == NAME or by_default:
         if any(columns):
-            raise UsageError("--user-col and its kin name columns of a file; name the file by --data")
+            raise UsageError("--user-col and the like name columns of a file; give the file with --data")
         if side is not None:
-            raise UsageError("--side: it is of MovieLens; of other data give tables by --movie-features and --user-features")
+            raise UsageError("--side: only for MovieLens; for other data give tables with --movie-features and --user-features")
         note(f"Using {NOTICE}." + (f" For MovieLens: pmf download {DEFAULT}" if by_default else ""))
         return _with_features(read_sample(), None, source)
     path: Path | None
@@ -52,7 +52,7 @@ def read_data(source: Source, part: tuple[int, int] = (0, 1), leave_cache: bool 
     elif data is None or data in CATALOG:
         path = data_dir / (data or DEFAULT)
         if not path.is_dir():
-            raise DataError(f"{path}: not downloaded yet; get it by: pmf download {data} --data-dir {data_dir}")
+            raise DataError(f"{path}: not downloaded yet; get it with: pmf download {data} --data-dir {data_dir}")
     else:
         path = Path(data)
     left: Path | None = None
@@ -64,14 +64,12 @@ def read_data(source: Source, part: tuple[int, int] = (0, 1), leave_cache: bool 
         reading, left = read(path, Columns(*columns), skip_bad, leave_cache)
     ratings, duplicates, skipped = reading
     if left is not None:
-        note(
-            f"{ratings.name}: left a cache beside it for the next time, {left.stat().st_size / 1e6:.0f} MB; pmf cache lists it"
-        )
+        note(f"{ratings.name}: left a cache beside it for next time, {left.stat().st_size / 1e6:.0f} MB; pmf cache lists it")
     if duplicates:
         by = "by time" if ratings.time is not None else "in the file"
-        note(f"{ratings.name}: {duplicates:,} rating(s) of a pair that was rated again; the latest {by} counts")
+        note(f"{ratings.name}: {duplicates:,} rating(s) dropped: the same user and movie have a later one {by}")
     if skipped:
-        note(f"{ratings.name}: {skipped:,} row(s) that are no ratings passed over")
+        note(f"{ratings.name}: {skipped:,} row(s) skipped that are not ratings")
     return _with_features(ratings, path, source)
 
 
@@ -84,7 +82,7 @@ def _with_features(ratings: "Ratings", path: Path | None, source: Source) -> "Ra
     tables: Any = {"movie": [], "user": []}
     if source.side is not None:
         if path is None:
-            raise UsageError("--side: the ratings come from a pipe; give tables by --movie-features and --user-features")
+            raise UsageError("--side: the ratings come from a pipe; give tables with --movie-features and --user-features")
         names = [name.strip() for name in source.side.split(",") if name.strip()]
         for kind, table in read_side(ratings_file(path), names).items():
             tables[kind].append(table)
@@ -98,7 +96,7 @@ def _with_features(ratings: "Ratings", path: Path | None, source: Source) -> "Ra
         ("user", found.user_features, len(found.users)),
     ):
         if tables[kind]:
-            said = ", ".join(f"{block.name} ({len(block.columns)})" for block in blocks) or "nothing that two of them share"
+            said = ", ".join(f"{block.name} ({len(block.columns)})" for block in blocks) or "none that two of them share"
             note(f"features of {count:,} {kind}s: {said}")
     return found
 
@@ -152,9 +150,9 @@ def read_visitor(source: str, model: "Model") -> "Visitor":
         some = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
         if not found:
             raise UnknownIdError(f"--ratings {source}: the model knows none of these movies: {some}")
-        note(f"{len(unknown)} rating(s) of movies that the model does not know passed over: {some}")
+        note(f"skipped {len(unknown)} rating(s) of movies that the model does not know: {some}")
     if again:
-        note(f"{again} rating(s) of a movie that was rated again; the last counts")
+        note(f"{again} rating(s) dropped: the same movie has a later one")
     if not found:
         raise DataError(f"--ratings {source}: no ratings; give a movie id and a rating on each line")
     return Visitor(tuple(sorted(found)), tuple(found[row] for row in sorted(found)))
@@ -167,10 +165,10 @@ def say_if_dates_are_told(times: Iterable[str], test: "Ratings", from_a_file: bo
         return
     flags = " and ".join(f"--time {time}" for time in told)
     if test.time is None:
-        note(f"{test.name} has no dates: a model by {flags} takes them for unknown")
+        note(f"{test.name} has no dates: the model ({flags}) treats them as unknown")
         return
-    without = "; to score it without, give a file of user, movie and rating alone" if from_a_file else ""
-    note(f"the test's own dates are told to the model ({flags}), and so which ratings were given together{without}")
+    without = "; to score it without them, give a file of user, movie and rating only" if from_a_file else ""
+    note(f"the model is given the dates of the test ratings ({flags}), and so knows which were made together{without}")
 
 
 def say_if_off_the_scale(models: "Iterable[Model]", ratings: "Ratings") -> None:

@@ -43,7 +43,7 @@ class Keeper:
     def _tell(self, number: int, _: object) -> None:
         self.__exit__()
         self._told = number
-        note("stopping after this step; once more stops at once")
+        note("stopping after this step; a second signal stops at once")
 
     def before(self) -> "Tree":
         """Where an earlier run was; None if there is none."""
@@ -69,11 +69,11 @@ class Keeper:
             except OutputError as error:
                 if self._told or self._team is not None:
                     raise
-                note(f"{error}; training goes on, and tries again in {self._every:g} s")
+                note(f"{error}; training continues; next try in {self._every:g} s")
             finally:
                 self._written = time.perf_counter()
         if self._told:
-            note(f"stopped after step {report.step}; --resume goes on from {self._path}")
+            note(f"stopped after step {report.step}; --resume continues from {self._path}")
             raise typer.Exit(128 + self._told)
 
     def forget(self) -> None:

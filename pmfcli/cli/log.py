@@ -53,7 +53,7 @@ class Log:
             self._lines.write(json.dumps(entry, allow_nan=False) + "\n")
             self._lines.flush()
         except OSError as error:
-            note(f"warning: --log: {error.strerror or error}; no more is logged")
+            note(f"warning: --log: {error.strerror or error}; logging stops")
             with contextlib.suppress(OSError):
                 self._lines.close()
 
@@ -64,4 +64,4 @@ def _opened(path: Path | None) -> TextIO:
             return open(os.devnull, "w")
         return os.fdopen(os.dup(sys.stdout.fileno()), "w") if str(path) == "-" else path.open("a", buffering=1)
     except OSError as error:
-        raise UsageError(f"--log {path}: {error.strerror or error}; give a file that you may write") from None
+        raise UsageError(f"--log {path}: {error.strerror or error}; give a file that you can write to") from None

@@ -40,7 +40,7 @@ def check_is_not_data(flag: str, path: Path | None, data: str | None, data_dir: 
     if path.samefile(file) or (file.is_dir() and path.suffix == ".parquet" and path.resolve().parent.samefile(file)):
         raise UsageError(f"{flag} {path}: these are the ratings; give another file")
     if path.resolve().name in BESIDE and path.resolve().parent.samefile(folder):
-        raise UsageError(f"{flag} {path}: it goes with the ratings; give another file")
+        raise UsageError(f"{flag} {path}: it belongs to the ratings; give another file")
 
 
 def read_beside(source: Source, config: Path | None) -> dict[str, Path | None]:
@@ -62,7 +62,7 @@ def check_apart(flag: str, path: Path, read: Mapping[str, Path | None]) -> None:
     """
     for name, other in read.items():
         if other is not None and path.exists() and other.exists() and path.samefile(other):
-            raise UsageError(f"{flag} {path}: is the file of {name}, too; give another file")
+            raise UsageError(f"{flag} {path}: is also the file of {name}; give another file")
 
 
 def check_folder(flag: str, path: Path) -> None:
@@ -76,7 +76,7 @@ def check_folder(flag: str, path: Path) -> None:
             raise UsageError(f"{flag} {path}: is a folder; give a file")
         check_replaceable(path)
     except OSError as error:
-        raise UsageError(f"{flag} {path}: {error.strerror or error}; give a file in a folder that you may write") from None
+        raise UsageError(f"{flag} {path}: {error.strerror or error}; give a file in a folder that you can write to") from None
 
 
 def check_output(output: Path, as_json: bool) -> None:
@@ -87,7 +87,7 @@ def check_output(output: Path, as_json: bool) -> None:
     """
     if str(output) == "-":
         if as_json:
-            raise UsageError("--output -: the model takes standard output; leave --json out")
+            raise UsageError("--output -: the model goes to standard output; leave --json out")
         if sys.stdout.isatty():
             raise UsageError("--output -: a model is not text; send it to a file or a pipe")
         return
@@ -108,7 +108,7 @@ def check_is_model(output: Path) -> None:
     with contextlib.suppress(OSError), output.open("rb") as file:
         begins = file.read(_HEAD)
     if not begins_a_model(begins):
-        raise UsageError(f"--output {output}: is there and is no model; give another file, or remove it")
+        raise UsageError(f"--output {output}: exists and is not a model; give another file, or remove it")
 
 
 def check_is_settings(output: Path) -> None:
@@ -123,7 +123,7 @@ def check_is_settings(output: Path) -> None:
         if output.is_file():
             gather({}, output, {})
     except UsageError:
-        raise UsageError(f"--output {output}: is there and holds no settings; give another file, or remove it") from None
+        raise UsageError(f"--output {output}: exists and is not a settings file; give another file, or remove it") from None
 
 
 def write_model(output: Path, content: bytes) -> None:
@@ -175,7 +175,9 @@ def write_changed(
         to_stdout = str(path) == "-"
         in_place = not to_stdout and (path == model or (path.exists() and model.exists() and path.samefile(model)))
         if in_place and state_of(path) != was:
-            raise OutputError(f"{path}: another command has written it meanwhile; nothing was written; give this one again")
+            raise OutputError(
+                f"{path}: another command has changed it in the meantime; nothing was written, run this one again"
+            )
         write_model(path, content)
         note(
             f"wrote {'to standard output' if to_stdout else path} ({file_size(len(content))})"

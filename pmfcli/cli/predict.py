@@ -84,4 +84,4 @@ def _counted(rows: Iterator[Row]) -> Iterator[Row]:
         unknown += row["source"] not in ("model", "features")
         yield row
     if unknown:
-        note(f"{unknown:,} of {total:,} pairs have a user or movie that the model does not know; 'source' says which")
+        note(f"{unknown:,} of {total:,} pairs have a user or movie that the model does not know; 'source' shows which")

@@ -86,11 +86,11 @@ def _format_of_all(output: Path | None, asked: Format | None, as_json: bool) -> 
         tables.check(output)
         check_folder("--output", output)
         if asked or as_json:
-            raise UsageError(f"--output {output}: its ending says what to write; leave --format and --json out")
+            raise UsageError(f"--output {output}: its extension sets the format; leave --format and --json out")
     elif as_json or asked in ("json", "table"):
         said = "--json" if as_json else f"--format {asked}"
         raise UsageError(
-            f"{said}: --all-users writes rows as they come; give --format tsv, csv or jsonl, or a file by --output"
+            f"{said}: --all-users writes rows as they come; give --format tsv, csv or jsonl, or a file with --output"
         )
     return asked or "tsv"
 

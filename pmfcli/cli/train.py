@@ -76,7 +76,7 @@ def train(
     if max_memory is not None:
         size_of(max_memory)
     if team is not None and (dry_run or max_memory is not None):
-        raise UsageError("--dry-run and --max-memory are of one process; leave them, or torchrun, out")
+        raise UsageError("--dry-run and --max-memory work in one process only; leave them out, or run without torchrun")
     _check_checkpoint(checkpoint, resume)
     if settings.device not in ("auto", "cpu"):
         from pmfcli.training import choose_device
@@ -130,7 +130,7 @@ def _check_all_read(files: "dict[str, str | Path | None]") -> None:
     """Refuse, of several processes, what each of them would get a part of."""
     for flag, path in files.items():
         if path is not None and (str(path) == "-" or Path(path).is_fifo()):
-            raise UsageError(f"{flag} {path}: several processes cannot read one pipe; write it to a file, give that")
+            raise UsageError(f"{flag} {path}: several processes cannot read one pipe; write it to a file and give that")
 
 
 def _read(source: Source, team: "Team | None", leave_cache: bool) -> "tuple[Ratings, Part | None]":
@@ -157,8 +157,8 @@ def _gone_on(training: "Generator[Report, None, Model]", checkpoint: Path | None
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if ran_out(error):
             raise
-        why = f"damaged checkpoint ({type(error).__name__} on going on from it)"
-        raise ModelError(f"--checkpoint {checkpoint}: {why}; remove it to start anew") from error
+        why = f"damaged checkpoint ({type(error).__name__} on resuming)"
+        raise ModelError(f"--checkpoint {checkpoint}: {why}; remove it to start over") from error
     yield first
     return (yield from training)
 
@@ -179,13 +179,13 @@ def _check_outputs(outputs: dict[str, Path | None], config: Path | None, source:
     named: dict[str, str] = {}
     for flag, path in (read | outputs).items():
         if path is not None and str(path) != "-" and (other := named.setdefault(os.path.realpath(path), flag)) != flag:
-            raise UsageError(f"{flag} {path}: is the file of {other}, too; give another")
+            raise UsageError(f"{flag} {path}: is also the file of {other}; give another")
     for flag, path in outputs.items():
         check_is_not_data(flag, path, source.data, source.data_dir)
     output, log = outputs["--output"], outputs["--log"]
     assert output is not None
     if str(output) == "-" and str(log) == "-":
-        raise UsageError("--output -: the model takes standard output; give --log a file")
+        raise UsageError("--output -: the model goes to standard output; give --log a file")
     check_output(output, as_json)
     check_is_model(output)
 
@@ -193,10 +193,10 @@ def _check_outputs(outputs: dict[str, Path | None], config: Path | None, source:
 def _check_checkpoint(checkpoint: Path | None, resume: bool) -> None:
     if checkpoint is None:
         if resume:
-            raise UsageError("--resume: from where? Give the file by --checkpoint")
+            raise UsageError("--resume needs a file to continue from; give it with --checkpoint")
         return
     if str(checkpoint) == "-":
-        raise UsageError("--checkpoint -: a run goes on from a file; give one")
+        raise UsageError("--checkpoint -: a run can only continue from a file; give one")
     check_folder("--checkpoint", checkpoint)
     if checkpoint.exists() and not resume:
-        raise UsageError(f"--checkpoint {checkpoint}: it is there; --resume goes on from it, or remove it")
+        raise UsageError(f"--checkpoint {checkpoint}: already exists; continue from it with --resume, or remove it")

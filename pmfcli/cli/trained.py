@@ -34,15 +34,15 @@ def describe(model: "Model", output: Path, size: int, seconds: float) -> None:
     spread = float(model.seen.stars.double().std(correction=0))
     if "r_hat" in m:
         mixed = "n/a" if m["r_hat"] is None else f"{m['r_hat']:.2f}, effective sample size {m['ess']:.0f}"
-        note(f"{m['draws']} draws kept after {m['burn_in']} sweeps of burn-in; of the predictions: R-hat {mixed}")
+        note(f"{m['draws']} draws kept after {m['burn_in']} sweeps of burn-in; predictions: R-hat {mixed}")
         from pmfcli.core.chains import AGREE
 
         if m["r_hat"] is None:
-            note("warning: so few sweeps do not show whether its predictions agree; give more --epochs, or leave it out")
+            note("warning: too few sweeps to tell whether the predictions have converged; give more --epochs, or leave it out")
         elif m["r_hat"] > AGREE:
-            note("warning: after so many sweeps its predictions still change; give more --epochs, or leave it out")
+            note("warning: after this many sweeps the predictions have not converged; give more --epochs, or leave it out")
     if "holdout_rmse" in m:
-        told = f", their dates told (--time {model.settings['time']})" if model.settings["time"] != "none" else ""
+        told = f", given their dates (--time {model.settings['time']})" if model.settings["time"] != "none" else ""
         beside = {name: found["rmse"] for name, found in m["holdout_baselines"].items()}
         note(
             f"held-out RMSE {m['holdout_rmse']:.3f} (always the mean {beside['mean']:.3f}, biases only {beside['bias']:.3f})"
@@ -50,7 +50,7 @@ def describe(model: "Model", output: Path, size: int, seconds: float) -> None:
         )
         if m["holdout_rmse"] > beside["mean"] and m["train_rmse"] < 0.8 * spread:
             note(
-                "warning: on held-out ratings this model is worse than always answering the mean; it memorises. "
+                "warning: on held-out ratings this model is worse than always predicting the mean; it overfits. "
                 + _against_memorising(model)
             )
         elif m["holdout_rmse"] > beside["bias"]:
@@ -60,15 +60,15 @@ def describe(model: "Model", output: Path, size: int, seconds: float) -> None:
     s = model.settings
     by_em = model.method == "map" and "em" in (s["priors"], s["noise"])
     if by_em and s["early_stop"] and m["epochs"] == s["epochs"]:
-        note(f"warning: it was still moving after {m['epochs']} epochs; give more --epochs, or a smaller --latent")
+        note(f"warning: EM had not converged after {m['epochs']} epochs; give more --epochs, or a smaller --latent")
     if m["train_rmse"] > 0.97 * spread:
         note(
-            f"warning: it learned little: always answering the mean has a training RMSE of {spread:.3f}. "
+            f"warning: it learned little: always predicting the mean has a training RMSE of {spread:.3f}. "
             + _against_learning_little(model, by_em)
         )
     note(f"wrote {'to standard output' if str(output) == '-' else output} ({file_size(size)})")
     if model.method == "map" and model.settings["solver"] == "adam":
-        note("for the best predictions: --method bayes draws from all models that fit; several times as long, a larger file")
+        note("for better predictions: --method bayes averages over posterior draws (takes several times as long, larger file)")
 
 
 def _against_memorising(model: "Model") -> str:
@@ -83,7 +83,7 @@ def _against_falling_short(model: "Model") -> str:
         return "Try more --epochs"
     if "em" in (s["priors"], s["noise"]):
         return "Try --method bayes"
-    return "Try --priors em --noise em, which finds scales for them, or --method bayes"
+    return "Try --priors em --noise em, which learns the scales, or --method bayes"
 
 
 def _against_learning_little(model: "Model", by_em: bool) -> str:

@@ -47,14 +47,14 @@ def tune(
     fixed = gather(given, config, os.environ)
     start = settle(fixed)
     if str(output) == "-":
-        raise UsageError("--output -: the trials take standard output; give a file")
+        raise UsageError("--output -: the trials go to standard output; give a file")
     check_is_not_data("--output", output, source.data, source.data_dir)
     check_apart("--output", output, read_beside(source, config))
     check_folder("--output", output)
     check_is_settings(output)
     journal = journal or output.with_name(f"{output.name}.journal")
     if os.path.realpath(journal) == os.path.realpath(output):
-        raise UsageError(f"--journal {journal}: is the file of --output, too; give another")
+        raise UsageError(f"--journal {journal}: is also the file of --output; give another")
     check_is_not_data("--journal", journal, source.data, source.data_dir)
     check_apart("--journal", journal, read_beside(source, config))
     ratings = read_data(source)
@@ -95,7 +95,7 @@ def _literal(value: Any) -> str:
 
 def _say(found: "Found", output: Path) -> None:
     if not found.check:
-        note(f"nothing did better than the start (held-out RMSE {found.start:.4f}), whose settings these are")
+        note(f"nothing did better than the starting settings (held-out RMSE {found.start:.4f}), which are kept")
     else:
         row = next(row for row in found.check if row["score"] == "rmse")
         low, high = row["lo"], row["hi"]
@@ -108,4 +108,4 @@ def _say(found: "Found", output: Path) -> None:
             f"held-out RMSE {found.rmse:.4f}, before {found.start:.4f}; on other held-out ratings {row['value']:.4f}, "
             f"before {row['first']:.4f}: {verdict}"
         )
-    note(f"wrote {output}; use it by: pmf train --config {output}")
+    note(f"wrote {output}; use it with: pmf train --config {output}")

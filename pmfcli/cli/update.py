@@ -48,10 +48,10 @@ def update(
 
 def _say(found: "Updated", name: str) -> None:
     f, data = found, found.model.data
-    again = f"{f.changed:,} in the place of another, {f.repeated:,} that the model has"
+    again = f"{f.changed:,} replacing another, {f.repeated:,} that the model already has"
     note(f"{name}: {f.new:,} new rating(s), {again}; {f.new_users:,} new user(s), {f.new_movies:,} new movie(s)")
     if not f.recomputed_users:
-        note("nothing is new: the model stays as it was")
+        note("nothing is new: the model is unchanged")
         return
     drawn = found.model.method == "bayes"
     movies = f"{f.recomputed_movies:,} {'new movie(s)' if drawn else 'movie(s)'}"
@@ -59,5 +59,5 @@ def _say(found: "Updated", name: str) -> None:
     note(
         f"left as trained: {data['users'] - f.recomputed_users:,} user(s), {data['movies'] - f.recomputed_movies:,} movie(s)"
         + (f", {f.rated_movies_left:,} of them with new ratings" if drawn else "")
-        + ", and what all share"
+        + ", and all shared parameters"
     )

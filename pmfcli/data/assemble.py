@@ -41,9 +41,9 @@ def assemble(
     skipped = broken + int((~good).sum())
     if skipped and not skip_bad:
         where = first_bad() if first_bad else f"{name}: row {int(np.argmin(good)) + 1} is not a rating"
-        raise DataError(f"{where}; mend it, or pass over such rows by --skip-bad")
+        raise DataError(f"{where}; correct it, or skip such rows with --skip-bad")
     if not good.any():
-        raise DataError(f"{name}: a header and no ratings" if not skipped else f"{name}: none of its rows is a rating")
+        raise DataError(f"{name}: a header but no ratings" if not skipped else f"{name}: none of its rows is a rating")
     if not good.all():
         user, movie, stars = user[good], movie[good], stars[good]
         time, title = (None if part is None else part[good] for part in (time, title))

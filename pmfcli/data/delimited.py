@@ -78,7 +78,7 @@ def _in_memory(file: Path | None) -> bytes:
             if begins and not piece.startswith(_GZIP) and _no_text(piece[:_HEAD]):
                 break
             if kept.tell() > most:
-                todo = "unpack it" if file is not None and file.suffix == ".gz" else "write it to a file, give that"
+                todo = "unpack it" if file is not None and file.suffix == ".gz" else "write it to a file and give that"
                 raise DataError(f"{name}: more than {most / 1e9:.1f} GB, too much to keep in memory; {todo}")
     packed = kept.getvalue()
     if not packed.startswith(_GZIP):
@@ -99,7 +99,7 @@ def _in_memory(file: Path | None) -> bytes:
 def _no_text(head: bytes) -> str | None:
     """What is wrong with what begins so, if it is no text, or has no lines."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return ": UTF-16 text, not UTF-8; convert it, for instance by iconv -f utf-16 -t utf8"
+        return ": UTF-16 text, not UTF-8; convert it, for instance with iconv -f utf-16 -t utf8"
     if b"\0" in head or head.startswith(b"PK\x03\x04"):
         return ": a binary file, not text; expected CSV, TSV, either as .gz, or .parquet"
     if len(head) == _HEAD and b"\n" not in head:
@@ -124,7 +124,7 @@ def recognise(text: Text, columns: Columns) -> Layout:
     if not line.strip():
         raise DataError(f"{text.name}:1: the first line is blank; remove it")
     if "\r" in line:
-        raise DataError(f"{text.name}: lines end in a carriage return alone; convert them, for instance by tr '\\r' '\\n'")
+        raise DataError(f"{text.name}: lines end in a carriage return alone; convert them, for instance with tr '\\r' '\\n'")
     for separator in SEPARATORS:
         parts = split(line, separator)
         if len(parts) < 2:
@@ -188,15 +188,15 @@ def read_text(text: Text, layout: Layout) -> tuple[Table, int]:
     except pa.ArrowInvalid as error:
         message = str(error)
         if "Empty CSV" in message or "too short" in message:  # the last, of a header without a line break
-            raise DataError(f"{text.name}: a header and no ratings") from None
+            raise DataError(f"{text.name}: a header but no ratings") from None
         if "straddling" in message:
             refuse_open_quotes(text, layout, 0)
             line = _first_line(text, lambda raw: len(raw) > LONGEST_LINE)
-            raise DataError(f"{text.name}:{line}: a row is longer than {LONGEST_LINE:,} bytes; mend it") from None
+            raise DataError(f"{text.name}:{line}: a row is longer than {LONGEST_LINE:,} bytes; correct it") from None
         if "UTF8" in message:
             line = _first_line(text, lambda raw: "\ufffd" in raw.decode("utf-8", errors="replace"))
             raise DataError(
-                f"{text.name}:{line}: not UTF-8 text; convert it, for instance by iconv -f latin1 -t utf8"
+                f"{text.name}:{line}: not UTF-8 text; convert it, for instance with iconv -f latin1 -t utf8"
             ) from None
         raise DataError(f"{text.name}: {short(message)}") from None
     return {roles[name]: table.column(name) for name in table.column_names}, broken
@@ -254,7 +254,7 @@ def refuse_open_quotes(text: Text, layout: Layout, rows: int) -> None:
     lines += last != b"\n"
     first = next(_open_quotes(text, layout), None) if quotes and lines - layout.header > rows else None
     if first is not None:
-        raise DataError(f"{text.name}:{first + 1}: a quote is not closed; mend it, or pass over such rows by --skip-bad")
+        raise DataError(f"{text.name}:{first + 1}: a quote is not closed; correct it, or skip such rows with --skip-bad")
 
 
 def _open_quotes(text: Text, layout: Layout) -> Iterator[int]:
@@ -345,7 +345,7 @@ def _complaint(parts: list[str], layout: Layout) -> str | None:
     if not value["user"] or not value["movie"]:
         return f"no {'user' if not value['user'] else 'movie'} id"
     if rating(value["rating"]) is None:
-        return f"rating '{short(value['rating'])}' is not a number, or too large a one"
+        return f"rating '{short(value['rating'])}' is not a number, or is too large"
     if "time" in value and seconds(value["time"]) is None:
         return f"time '{short(value['time'])}' is neither seconds since 1970 nor a date"
     return None

@@ -25,7 +25,7 @@ from pmfcli.text import file_size
 _MAX_MEMBERS = 1000
 _MAX_RATIO = 50  # unpacked size over archive size; MovieLens archives have about 5
 _SMALL = 1 << 20  # an archive this small may unpack to _MAX_RATIO times this
-_INSTEAD = "give an archive by --from, or use the sample: pmf train --data sample"
+_INSTEAD = "give an archive with --from, or use the sample: pmf train --data sample"
 _OF_ARCHIVES = (  # errors from the decompressor, which have no number, or due to the names inside, not to the disk
     None,
     errno.EINVAL,
@@ -80,11 +80,11 @@ def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progre
             except DataError as error:
                 if remote:
                     what = str(error).replace(str(archive), source or data.url)
-                    raise NetworkError(f"{what}; download it again, or give an archive by --from") from None
+                    raise NetworkError(f"{what}; download it again, or give an archive with --from") from None
                 raise
             _move(unpacked, folder, work)
     except OSError as error:
-        raise OutputError(f"{folder}: {error.strerror or error}; choose another folder by --data-dir") from None
+        raise OutputError(f"{folder}: {error.strerror or error}; choose another folder with --data-dir") from None
     return Fetched(folder, False, checked)
 
 
@@ -143,7 +143,7 @@ def _published_md5(url: str) -> str:
         head = b"".join(itertools.islice(answer.iter_content(1), 1000))
     found = re.search(r"\b[0-9a-f]{32}\b", head.decode("latin-1").lower())
     if found is None:
-        raise NetworkError(f"{url}.md5 holds no MD5 sum; give an archive by --from")
+        raise NetworkError(f"{url}.md5 holds no MD5 sum; give an archive with --from")
     return found.group()
 
 
@@ -157,7 +157,7 @@ def _network_errors(url: str) -> Iterator[None]:
         code = error.response.status_code if error.response is not None else "an error"
         raise NetworkError(f"{url}: the server answered {code}; {_INSTEAD}") from None
     except (requests.exceptions.RequestException, ConnectionError, TimeoutError) as error:
-        reason = "no connection" if isinstance(error, requests.exceptions.ConnectionError) else "the download broke off"
+        reason = "no connection" if isinstance(error, requests.exceptions.ConnectionError) else "the download was interrupted"
         raise NetworkError(f"{url}: {reason}; {_INSTEAD}") from None
 
 
@@ -166,7 +166,7 @@ def _md5(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "md5").hexdigest()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}; give a zip archive by --from") from None
+        raise DataError(f"{path}: {error.strerror or error}; give a zip archive with --from") from None
 
 
 def _unpack(archive: Path, target: Path) -> Path:

@@ -68,7 +68,7 @@ def read_side(ratings_file: Path, names: Sequence[str]) -> dict[Side, pd.DataFra
             found["user"] = _users(ratings_file)
     except FileNotFoundError as error:
         raise DataError(
-            f"--side: {error.filename}: no such file beside the ratings; give a table by --movie-features or --user-features"
+            f"--side: {error.filename}: no such file beside the ratings; give a table with --movie-features or --user-features"
         ) from None
     except (ValueError, KeyError, OSError) as error:
         raise DataError(f"--side: {folder}: not MovieLens' own files ({clean(str(error))[:100]})") from None
@@ -138,10 +138,10 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; give a table of features") from None
     except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text; convert it, for instance by iconv -f latin1 -t utf8") from None
+        raise DataError(f"{path}: not UTF-8 text; convert it, for instance with iconv -f latin1 -t utf8") from None
     for line, row in zip(lines[1:], rows, strict=True):
         if any(row[len(header) :]):
-            raise DataError(f"{path}:{line}: {len(row)} fields under a header of {len(header)} names; mend one")
+            raise DataError(f"{path}:{line}: {len(row)} fields under a header of {len(header)} names; correct one")
     rows = [(row + [""] * len(header))[: len(header)] for row in rows]
     raw = pd.DataFrame(rows, columns=header, dtype=str)
     names = [clean(str(name)) for name in raw.columns]
@@ -166,7 +166,7 @@ def read_table(path: Path, side: Side) -> pd.DataFrame:
     again = np.flatnonzero(table.index.duplicated() & (table.index != ""))
     if len(again):
         name = short(str(table.index[again[0]]))
-        raise DataError(f"{path}:{lines[1:][again[0]]}: {side} '{name}' stands twice; leave one row of each")
+        raise DataError(f"{path}:{lines[1:][again[0]]}: {side} '{name}' occurs twice; keep one row for each")
     return table
 
 
@@ -189,7 +189,7 @@ def _rows(table: Iterable[str], path: Path, separator: str) -> Iterator[tuple[in
             begins = reader.line_num + 1
     except csv.Error as error:
         what = "a quote is not closed" if "unexpected end" in str(error) else str(error)
-        raise DataError(f"{path}:{begins}: {what}; mend the row") from None
+        raise DataError(f"{path}:{begins}: {what}; correct the row") from None
 
 
 def attach(ratings: Ratings, tables: dict[Side, list[pd.DataFrame]]) -> Ratings:
@@ -225,7 +225,7 @@ def _joined(side: Side, given: list[pd.DataFrame]) -> pd.DataFrame:
         table = table.set_axis(pd.Index([clean(str(name)) for name in table.index]))
         table = table[table.index != ""]
         if table.index.has_duplicates:
-            raise DataError(f"{side} '{short(table.index[table.index.duplicated()][0])}' stands twice in a table of features")
+            raise DataError(f"{side} '{short(table.index[table.index.duplicated()][0])}' occurs twice in a table of features")
         cleaned.append(table)
     joined = pd.concat(cleaned, axis=1).fillna("")
     last: pd.DataFrame = joined.loc[:, ~joined.columns.duplicated(keep="last")]

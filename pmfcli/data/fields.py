@@ -92,4 +92,4 @@ def missing(parts: list[str], fields: dict[str, int], columns: Columns) -> str |
     for role, given in columns._asdict().items():
         if given is not None and role not in fields:
             return f"--{role}-col: no column '{short(given)}' among {found}; give one of these"
-    return f"no column for {', '.join(without)} among {found}; name them by {', '.join(f'--{role}-col' for role in without)}"
+    return f"no column for {', '.join(without)} among {found}; name them with {', '.join(f'--{role}-col' for role in without)}"

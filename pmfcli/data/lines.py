@@ -45,7 +45,7 @@ def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...]) -> 
                 continue
             if _NO_TEXT.search(line):
                 coded = "utf-16" if line.startswith(_UTF_16) else "latin1"
-                raise DataError(f"{name}:{number}: not UTF-8 text; convert it, for instance by iconv -f {coded} -t utf8")
+                raise DataError(f"{name}:{number}: not UTF-8 text; convert it, for instance with iconv -f {coded} -t utf8")
             if columns is None:
                 separator = _separator(line, roles)
             parts = split(line, separator) if separator else line.split()
@@ -53,7 +53,7 @@ def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...]) -> 
                 columns = {role: at for role, at in by_role(parts, Columns()).items() if role in (*roles, *also)}
                 if columns and not set(roles) <= columns.keys():
                     missing = next(role for role in roles if role not in columns)
-                    raise DataError(f"{name}:{number}: a header without {missing}; needed are a {wanted}")
+                    raise DataError(f"{name}:{number}: a header without {missing}; a {wanted} are needed")
                 if columns:
                     continue
                 if "user" in also and len(parts) > len(roles):  # one of them may be the first, as in the files of MovieLens

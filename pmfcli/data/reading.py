@@ -31,7 +31,7 @@ def ratings_file(path: Path) -> Path:
     try:
         return _ratings_file(path)
     except PermissionError as error:
-        raise DataError(f"{short(str(path))}: {error.strerror}; give a ratings file that you may read") from None
+        raise DataError(f"{short(str(path))}: {error.strerror}; give a ratings file that you can read") from None
 
 
 def _ratings_file(path: Path) -> Path:

@@ -51,5 +51,5 @@ def fold_numbers(n: int, folds: int, seed: int) -> Array:
 
 def _time(ratings: Ratings) -> Array:
     if ratings.time is None:
-        raise DataError(f"{ratings.name}: no timestamps to split by; use --split random or name them by --time-col")
+        raise DataError(f"{ratings.name}: no timestamps to split by; use --split random, or name their column with --time-col")
     return ratings.time

@@ -27,7 +27,7 @@ def read_titles(ratings_file: Path, movies: Vocabulary) -> tuple[str | None, ...
     try:
         titles = {clean(movie): clean(title) for movie, title in read(path).items()}
     except (ValueError, OSError) as error:
-        raise DataError(f"{path}: not a file of titles ({clean(str(error))[:100]}); mend it, or move it away") from None
+        raise DataError(f"{path}: not a file of titles ({clean(str(error))[:100]}); correct it, or move it away") from None
     return tuple(map(titles.get, movies.ids))
 
 
