@@ -83,7 +83,7 @@ def length(ratings: Ratings, settings: Settings) -> Length:
     if s.method == "bayes":
         sweeps = s.epochs or _SWEEPS
         burn_in = max(min(WARM_UP, int(BURN_IN * (s.epochs or MOST))), int(BURN_IN * sweeps))
-        why = "as given" if s.epochs else "after about which chains agree"
+        why = "as given" if s.epochs else "as convergence usually takes"
         return Length(sweeps, sweeps * again, held, min(s.keep, s.chains * (sweeps - burn_in)), f"{sweeps} sweeps, {why}")
     by_size = "sure" if held >= SURE else "few" if ratings.n < _FEW else "als"
     blocks = number_of_blocks(ratings.n, s.block_ratings)
@@ -95,7 +95,7 @@ def length(ratings: Ratings, settings: Settings) -> Length:
     epochs = min(s.epochs, usual) if s.early_stop else s.epochs
     best = min(epochs, best) * again
     more = f", then {best} on all ratings" if again else ""
-    why = "as given" if epochs == s.epochs else "as early stopping usually does"
+    why = "as given" if epochs == s.epochs else "as usual with early stopping"
     return Length(epochs, best, held, 1, f"{epochs} epochs{more}, {why}")
 
 
