@@ -8,7 +8,7 @@ _OBJECTS = 1_000_000  # more than are imported, which all stay: to look through 
 
 
 def main() -> NoReturn:
-    """Run ``pmf`` and exit; Ctrl-C is Ctrl-C even before there is a command line that could say so."""
+    """Run ``pmf`` and exit; Ctrl-C is one line and code 130 even while the command line is still being imported."""
     gc.set_threshold(_OBJECTS)
     try:
         from pmfcli.cli import main as command

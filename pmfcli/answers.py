@@ -41,7 +41,7 @@ class Asked(NamedTuple):
 
 
 class Detail(NamedTuple):
-    """What is said of the uncertainty of an answer."""
+    """How the uncertainty of an answer is given."""
 
     interval: float  # probability between lo and hi
     stars: bool  # the probability of every rating
@@ -58,7 +58,7 @@ class Choice(NamedTuple):
 
 
 class Visitor(NamedTuple):
-    """Somebody who is not in the data, with some ratings."""
+    """Somebody who is not in the data, but has some ratings."""
 
     movies: tuple[int, ...]  # rows, ascending
     stars: tuple[float, ...]
@@ -89,10 +89,10 @@ def find_user(model: Model, name: str, by_row: bool = False) -> int:
 
 
 def find_movie(model: Model, name: str, by_row: bool = False, flag: str = "--movie") -> int:
-    """The row of a movie: by id, else by its whole title, with or without the year, else by a part that fits just one.
+    """The row of a movie: by id, else by its whole title, with or without the year, else by a part that only one title has.
 
     Raises:
-        UnknownIdError: there is none, or several fit; names the flag and candidates.
+        UnknownIdError: there is none, or several match; names the flag and candidates.
     """
     name = clean(name)  # as ids of files are
     if by_row or model.movies.row(name) is not None:
@@ -122,7 +122,7 @@ def find_movie(model: Model, name: str, by_row: bool = False, flag: str = "--mov
 def predict(model: Model, wanted: Iterable[Asked], detail: Detail, visitor: Visitor | None = None) -> Iterator[Row]:
     """Answers for pairs of ids, known or not, in chunks: the rating if it is known, the prediction, how sure, the source.
 
-    With a visitor the users are not looked at: it is they who are asked for.
+    With a visitor, the users of the pairs are ignored: all answers are for the visitor.
     """
     _check_detail(model, detail)
     return _answers(model, wanted, detail, visitor, None if visitor is None else _folded_in(model, visitor))
@@ -198,7 +198,7 @@ def pairs_of(model: Model, users: Sequence[int], movies: Sequence[int]) -> Itera
 
 
 def recommend(model: Model, who: int | Visitor, choice: Choice, detail: Detail) -> list[Row]:
-    """The movies with the highest prediction for a user, by row, or for somebody with ratings, the best first."""
+    """The movies with the highest prediction for a user, by row, or for a visitor, the best first."""
     if isinstance(who, int):
         (found,) = recommend_all(model, [who], choice, detail)
         return list(found.rows())
@@ -258,7 +258,7 @@ def similar(
 ) -> list[Row]:
     """The ``n`` users or movies most like one of them, among those with at least ``min_ratings`` ratings.
 
-    Without a number: 10, or fewer, so that there are three times ``n`` to choose from.
+    By default ``min_ratings`` is 10, or less where that leaves fewer than three times ``n`` to choose from.
     """
     movies = side == "movie"
     vectors = kinds.vectors(model.posterior, movies)

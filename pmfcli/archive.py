@@ -1,4 +1,4 @@
-"""Files of ``torch.save`` from strangers: what they hold, if that is tensors and plain values alone."""
+"""Untrusted files of ``torch.save``: what they hold, if that is nothing but tensors and plain values."""
 
 import contextlib
 import io
@@ -22,10 +22,10 @@ _END = struct.Struct("<4s36xQQ4s4xQ4x4s16xH")  # of a directory: how long it is,
 
 
 def read(path: Path | None) -> bytes:
-    """A file, or standard input. Pipes and devices may have no end: of what is no such file, the beginning.
+    """The bytes of a file, or of standard input. A pipe or device may be endless: if it is no such file, only its beginning.
 
     Raises:
-        ModelError: it goes on for more than there is memory to load it.
+        ModelError: it is longer than there is memory to load it.
         OSError: it cannot be read.
     """
     if path is not None and path.is_file():
@@ -42,10 +42,10 @@ def read(path: Path | None) -> bytes:
 
 
 def load(content: bytes, name: str, what: str, remedy: str) -> Any:
-    """What a file holds. Nothing of it is run, and no more of it is made than it is long.
+    """What a file holds. No code in it is run, and it unpacks to no more than its own length.
 
     Args:
-        name: of the file. what: it should be. remedy: where it is damaged. All of them are for people.
+        name: of the file. what: what it should be. remedy: what to do if it is damaged. All are for messages.
 
     Raises:
         ModelError: it is damaged, or holds something else.

@@ -1,4 +1,4 @@
-"""The model file: tensors and JSON metadata, versioned. It answers alone, and loading it runs no code.
+"""The model file: tensors and JSON metadata, versioned. It is self-contained, and loading it runs no code.
 
 A file is a dict of a few texts and a dict of tensors, as ``torch.save`` writes it and ``archive`` reads it. Its bytes depend on
 the content alone.
@@ -50,9 +50,9 @@ class Model:
 
     @cached_property
     def steps(self) -> tuple[float, ...]:
-        """The different ratings of the data, ascending, where they are so few that they are the steps of a scale; else none.
+        """The different ratings of the data, ascending, if they are few enough to be the steps of a scale; else none.
 
-        Those that a model has probabilities for are steps even where nobody who is left has given them.
+        Those that the model has probabilities for are steps even if nobody who is left has given them.
         """
         found = distinct(self.seen.stars, STEPS)
         grid = None if isinstance(self.posterior, Neighbourhood) else self.posterior.grid
@@ -67,7 +67,7 @@ class Model:
 
 
 def in_stars(t: Tensor, steps: Sequence[float], scale: Scale) -> Tensor:
-    """Stars from the unit scale, of any shape; exactly a step, or an end of the scale, where rounding alone is between."""
+    """Stars from the unit scale, of any shape; snapped to a step or an end of the scale where they differ by rounding alone."""
     stars, known = scale.to_stars(t), torch.tensor(sorted({*steps, *scale}))
     near = known[nearest(known, stars)]
     return torch.where((near - stars).abs() < _ROUNDING * (scale.hi - scale.lo), near, stars)
@@ -77,7 +77,7 @@ def dumps(model: Model) -> bytes:
     """The bytes of a model file. Equal models give equal bytes.
 
     Raises:
-        TrainingError: it has numbers with which ``loads`` would refuse the file.
+        TrainingError: it has numbers that would make ``loads`` refuse the file.
     """
     posterior, tensors = packing.pack(model.posterior)
     wrong = next((name for name, tensor in tensors.items() if not packing.is_bounded(name, tensor)), None)
@@ -134,7 +134,7 @@ def loads(content: bytes, name: str) -> Model:
 
 
 def begins_a_model(head: bytes) -> bool:
-    """Whether a file begins as those that ``dumps`` makes, of any version: with a record that says its format first."""
+    """Whether a file begins as those of ``dumps`` do, in any version: with a record that names the format first."""
     length = int.from_bytes(head[26:28], "little")  # of the name of the first record of a zip file
     return head.startswith(b"PK\x03\x04") and head[30 : 30 + length].endswith(b"/data.pkl") and FORMAT.encode() in head
 

@@ -1,4 +1,4 @@
-"""From saved models of the same ratings to one: a pool of them, weighted by what they said of ratings that none had seen."""
+"""From saved models of the same ratings to one: a pool, weighted by how well they predict ratings that none had seen."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -78,10 +78,10 @@ def blend(models: Sequence[Model], names: Sequence[str], held_out: Ratings, with
 
 
 def blend_like(models: Sequence[Model], names: Sequence[str], like: Model) -> Blended:
-    """The same with the weights of another blend, of the same kinds of models: such as these before they were trained on all.
+    """The same with the weights of another blend of the same kinds of models, such as these before training on all ratings.
 
     Raises:
-        UsageError: it is no such blend.
+        UsageError: it is not such a blend.
     """
     old = like.posterior
     if not isinstance(old, Blend):

@@ -1,4 +1,4 @@
-"""Where a training run stands, in a file: to go on from when it was stopped, by whatever."""
+"""The state of a training run, in a file, to continue from after whatever stopped it."""
 
 import re
 from pathlib import Path
@@ -18,10 +18,10 @@ _UNFINISHED = ".pmf-"  # in the name of one while it is written
 
 
 def save(path: Path, identity: str, snapshot: Tree) -> None:
-    """Write a snapshot of the run of that identity; a kill leaves the file before it, or this one.
+    """Write a snapshot of the run of that identity; a kill leaves the previous file or this one, whole.
 
     Raises:
-        OutputError: it cannot be written; the one before it stays.
+        OutputError: it cannot be written; the previous one is kept.
     """
     try:
         with replacing(path, f".{path.name}{_UNFINISHED}") as file:
@@ -59,7 +59,7 @@ def load(path: Path, identity: str) -> Tree:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what kills left beside the file, of it or its parts, while they were written. Nothing is written meanwhile."""
+    """Remove the unfinished files that kills left beside this one and its parts. Nothing may be writing them meanwhile."""
     left = re.compile(rf"\.{re.escape(path.name)}(\.{_MARK}\.\d+)?{re.escape(_UNFINISHED)}\w{{8}}")
     for file in path.parent.iterdir():
         if left.fullmatch(file.name):
@@ -69,7 +69,7 @@ def remove_unfinished(path: Path) -> None:
 def save_part(path: Path, identity: str, snapshot: Tree, mark: str, team: Team) -> None:
     """The same by several processes, which all call it: each leaves its part beside the file, which then names the parts.
 
-    A kill of any of them, at any time, leaves the parts before, or these, whole.
+    A kill of any of them, at any time, leaves the previous parts or these, whole.
 
     Args:
         mark: where the run stands: its phase and step, with a hyphen between.
@@ -107,7 +107,7 @@ def load_part(path: Path, identity: str, team: Team) -> Tree:
 
 
 def remove_part(path: Path, team: Team) -> None:
-    """The end of a run of several processes."""
+    """Remove the checkpoint of several processes, at the end of their run."""
     if team.rank == 0:
         path.unlink(missing_ok=True)
     team.sum(torch.ones(()))

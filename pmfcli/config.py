@@ -46,14 +46,14 @@ _WAYS = {  # what makes a run one of a kind
 def _field(
     default: Any, text: str, panel: str, short: str | None = None, only: str = "", shown: str | None = None, **bounds: Any
 ) -> Any:
-    """A setting: what it is, where ``--help`` shows it, which kinds of fit a run must be for it to matter, by commas."""
+    """A setting: what it is, where ``--help`` shows it, which kinds of fit use it, separated by commas."""
     needs = only.split(",") if only else []
     extra: dict[str, Any] = {"panel": panel, "short": short, "only": needs, "shown": shown}
     return Field(default, description=text, json_schema_extra=extra, **bounds)
 
 
 class Settings(BaseModel):
-    """All that decides what a training run gives. Scales are standard deviations, in logits where not said otherwise."""
+    """All that determines the result of a training run. Scales are standard deviations, in logits if not said otherwise."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -278,7 +278,7 @@ class Settings(BaseModel):
         return found | {kind for kind, so in has.items() if so}
 
     def lacks(self, name: str) -> str | None:
-        """How a run would have to be for this setting to matter, in flags; None if it is so."""
+        """The flags that a run would need for this setting to matter; None if it does."""
         extra = type(self).model_fields[name].json_schema_extra
         assert isinstance(extra, dict)
         needs = [str(kind) for kind in extra["only"]]  # type: ignore[union-attr]
@@ -331,10 +331,10 @@ def gather(flags: Mapping[str, Any], file: Path | None, environment: Mapping[str
 
     Args:
         flags: those that were given, by setting.
-        file: a TOML file; None takes ``./pmf.toml`` if it is there.
+        file: a TOML file; None uses ``./pmf.toml`` if it exists.
 
     Raises:
-        UsageError: an unknown key (names the nearest), a file that is none.
+        UsageError: an unknown key (names the nearest), or a file that is not one of settings.
     """
     if file is None and os.path.lexists(LOCAL_FILE):
         file = LOCAL_FILE
@@ -353,7 +353,7 @@ def settings_of(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of an environment that are settings, by setting.
 
     Raises:
-        UsageError: one begins like them and is none (names the nearest).
+        UsageError: a variable begins like them and is not a setting (names the nearest).
     """
     found = {}
     for variable in environment:
@@ -368,7 +368,7 @@ def settle(given: Mapping[str, Given]) -> Settings:
     """Settings from those that were given, and the defaults that go with them.
 
     Raises:
-        UsageError: a value that does not fit (names where it came from), or a setting of another kind of fit.
+        UsageError: a value that is not valid (names where it came from), or a setting of another kind of fit.
     """
     try:
         settings = Settings(**{key: one.value for key, one in given.items()})

@@ -36,7 +36,7 @@ _quiet = False
 
 
 def hush() -> None:
-    """Say no more to people: another process does."""
+    """Write no more notes: another process does."""
     global _quiet
     _quiet = True
 
@@ -48,7 +48,7 @@ def note(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """A line on stderr, said by every process; where it cannot be written, as nobody reads it any more, the work goes on."""
+    """A line on stderr, written by every process; if it cannot be written, as nobody reads it any more, the work goes on."""
     try:
         sys.stderr.write("".join(f"{clean(line)}\n" for line in text.split("\n")))
         sys.stderr.flush()
@@ -60,7 +60,7 @@ def pick_format(asked: Format | None, as_json: bool) -> Format:
     """The format that was asked for; else a table on a terminal, TSV in a pipe.
 
     Raises:
-        UsageError: two were asked for.
+        UsageError: two different ones were asked for.
     """
     if as_json and asked not in (None, "json"):
         raise UsageError(f"--json and --format {asked}: give one of them")
@@ -136,18 +136,18 @@ class Progress:
         self._task = None if bar is None else bar.add_task(label, total=None, info="")
 
     def show(self, done: int, total: int, info: str, label: str | None = None) -> None:
-        """Set how much is done, of how much, with a word on it."""
+        """Set how much is done, of how much, with a few words on it."""
         if self._bar is not None:
             more = {} if label is None else {"description": label}
             self._bar.update(self._task, completed=done, total=total, info=info, **more)
 
     def update(self, amount: int) -> None:
-        """So many more bytes."""
+        """Advance by so many bytes."""
         if self._bar is not None:
             self._bar.update(self._task, advance=amount, total=self.total or None)
 
     def reset(self) -> None:
-        """Start again at nothing."""
+        """Start again at zero."""
         if self._bar is not None:
             self._bar.reset(self._task)
 

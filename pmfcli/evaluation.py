@@ -1,4 +1,4 @@
-"""What a model says of ratings that it has not seen, with the baselines beside, and how it ranks movies."""
+"""How a model predicts ratings that it has not seen, beside the baselines, and how it ranks movies."""
 
 import math
 import os
@@ -73,21 +73,21 @@ class Ranked(NamedTuple):
 
 
 class Tested(NamedTuple):
-    """What a test says."""
+    """The results of a test."""
 
     scored: Scored
     ranked: Ranked | None
 
 
 def score_model(model: Model, test: Ratings) -> Scored:
-    """A saved model on a test set, whose ids are matched to the model's, and whose times are told to a model that asks."""
+    """A saved model on a test set, whose ids are matched to the model's; its times are given to a model that uses them."""
     return _score(model, matched(model, test), *_given(test))
 
 
 def rank_model(model: Model, test: Ratings, k: int) -> Ranked:
-    """How well the k best of the movies that a user has not rated in training are those that they like in the test.
+    """How well the top k of the movies that a user has not rated in training match those that they like in the test.
 
-    Of users with such a movie, at most a thousand of them, drawn at random.
+    Over users with such a movie: at most a thousand of them, drawn at random.
     """
     return _rank(model, matched(model, test), *_given(test), k)
 
@@ -115,8 +115,8 @@ def cross_score(ratings: Ratings, settings: Settings, part: Array, k: int | None
     """For each part that is held out: train on the rest, score on it. In parallel where cores allow.
 
     Args:
-        part: which of them a rating is in, from 0, -1 if in none: (n,).
-        k: also rank movies, and look at so many.
+        part: the part that each rating is in, from 0, or -1 if in none: (n,).
+        k: also rank movies, and score the top k.
 
     Raises:
         DataError: a part has no ratings, or leaves too few to train on.

@@ -1,4 +1,4 @@
-"""One fit, by gradient steps, least squares or sampling: to a posterior, yielding as it goes, or going on where it was."""
+"""One fit, by gradient steps, least squares or sampling: to a posterior, yielding as it goes, or resuming."""
 
 import math
 from collections import deque
@@ -175,7 +175,7 @@ def climb(task: Task) -> Generator[Report, None, Found]:
 
 
 def with_scales(settings: Settings, observations: Observations) -> Settings:
-    """With the prior scales that ratings speak for, of those that a mode has and that are not given."""
+    """With the prior scales of a mode that are not given estimated from the ratings."""
     wanted = [name for name in FOUND_SCALES if getattr(settings, name) is None and not settings.lacks(name)]
     return settings.model_copy(update={name: _FINDERS[name](observations) for name in wanted})
 

@@ -23,7 +23,7 @@ def of_this_machine() -> int:
 
 
 def most_unpacked(packed: int) -> int:
-    """To how many bytes a file of so many may unpack."""
+    """How many bytes a file of ``packed`` bytes may unpack to."""
     return min(max(_SMALL, _UNPACKED * packed), of_this_machine())
 
 
@@ -43,7 +43,7 @@ def keep() -> None:
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether there was not enough of it, as Python, torch or the system says so."""
+    """Whether an error of Python, torch or the system means that memory ran out."""
     if isinstance(error, OSError):  # whose text names a file
         return error.errno == errno.ENOMEM
     text = str(error)

@@ -28,7 +28,7 @@ _MOST_PARTS, _LEAST_NOISE, _LEAST_PRECISION = 100, 1e-6, 1e-24
 
 
 def pack(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What JSON can say of a posterior, and its tensors."""
+    """The part of a posterior that JSON can hold, and its tensors."""
     p = posterior
     if isinstance(p, Blend):
         parts = [pack(part) for part in p.parts]
@@ -67,7 +67,7 @@ def unpack(about: dict[str, Any], tensors: dict[str, Tensor], n_users: int, n_mo
     """A posterior of so many users and movies.
 
     Raises:
-        KeyError, ValueError, and others of their kind: it is none.
+        KeyError, ValueError and the like: it is not one.
     """
     kind = about["kind"]
     if kind == "blend":
@@ -145,7 +145,7 @@ def check(tensors: dict[str, Tensor], shapes: dict[str, Shape]) -> None:
 
 
 def is_bounded(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor of that name, as ``pack`` calls it, holds numbers alone that a file may hold."""
+    """Whether a tensor of that name, as ``pack`` calls it, holds only numbers that a file may hold."""
     largest = _LARGEST.get(name.rpartition(".")[2], LARGE)
     return not tensor.is_floating_point() or not tensor.numel() or float(tensor.abs().max()) <= largest
 

@@ -1,4 +1,4 @@
-"""What ``pmf evaluate`` found, drawn: whether probabilities hold, the PIT histogram, errors by predicted sd."""
+"""What ``pmf evaluate`` found, drawn: calibration, the PIT histogram, errors by predicted sd."""
 
 import io
 from pathlib import Path

@@ -18,7 +18,7 @@ _ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if ha
 
 
 def side_by_side(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Any]:
-    """What a function gives for the arguments of each call, in order, so many at once. Calls are asked for as they are made.
+    """The results of a function for the arguments of each call, in order, ``workers`` at once. ``calls`` is read as needed.
 
     If one fails, or this process is interrupted, the others end.
 

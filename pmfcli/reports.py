@@ -55,9 +55,9 @@ def report(parts: Sequence[Scored]) -> dict[str, Any]:
 
 
 def report_ranking(parts: Sequence[Ranked], k: int) -> dict[str, Any]:
-    """Means over the users of one or several test sets, and those of what most rated; with 95 % bootstrap intervals.
+    """Means over users of one or several test sets, beside those of the most rated movies, with 95 % bootstrap intervals.
 
-    Who is in several test sets counts in each of them; the bootstrap draws users, with all that is theirs.
+    A user in several test sets counts in each of them; the bootstrap draws users, each with all their ratings.
     """
     whole = Ranked(*(torch.cat(column) for column in zip(*parts, strict=True)))
     means = torch.stack([whole.ndcg, whole.recall], 1)
@@ -106,7 +106,7 @@ def _number(value: Tensor) -> float | None:
 
 
 def losses(scored: Scored) -> Tensor:
-    """What is averaged for each score, (n, 4): squared error, error, and the two of the distribution."""
+    """What each score averages, (n, 4): squared error, absolute error, and the two of the distribution."""
     error = scored.model.double() - scored.stars.double()
     return torch.stack([error.square(), error.abs(), scored.nll.double(), scored.crps.double()], 1)
 
@@ -132,9 +132,9 @@ def ends(drawn: Tensor) -> list[float] | None:
 
 
 def compare(first: Scored, other: Scored) -> list[dict[str, Any]]:
-    """For each score of two models on the same ratings: both, how much higher the other's is, and its 95 % interval.
+    """For each score of two models on the same ratings: both, the difference (second minus first), and its 95 % interval.
 
-    The interval is of a bootstrap over users, of both models at once.
+    The interval is from a bootstrap over users, paired between the models.
     """
     k = len(_COLUMNS)
     both = torch.cat([losses(first), losses(other)], 1)

@@ -1,4 +1,4 @@
-"""What a training run will take, before it begins: numbers in the model, bytes of its file, most memory, seconds.
+"""What a training run will take, before it begins: parameters, bytes of the model file, peak memory, seconds.
 
 The file is counted: 4 bytes a number of a mode and 2 of a draw, 2 to 8 bytes a rating that it has seen, ids and titles as JSON.
 
@@ -100,7 +100,7 @@ def length(ratings: Ratings, settings: Settings) -> Length:
 
 
 def size(ratings: Ratings, settings: Settings) -> Size:
-    """The numbers of a model, the bytes of its file, and the most memory that training takes; see above.
+    """The parameters of a model, the bytes of its file, and the peak memory of training; see above.
 
     Args:
         settings: as ``training.fitted_to`` gives them for these ratings.
@@ -141,7 +141,7 @@ def size(ratings: Ratings, settings: Settings) -> Size:
 
 
 def seconds(ratings: Ratings, settings: Settings) -> float:
-    """How long training will take on this machine, in seconds, from the ratings to the model; measured in a moment.
+    """How long training will take on this machine, in seconds, from the ratings to the model; from a short measurement.
 
     Raises:
         TrainingError: it diverges at once.

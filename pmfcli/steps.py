@@ -1,4 +1,4 @@
-"""What goes step by step, and has a result at its end."""
+"""A generator that yields steps and returns a result."""
 
 from collections.abc import Generator, Iterator
 from typing import Generic, TypeVar

@@ -1,4 +1,4 @@
-"""Long tables to a file as they come, never held as a whole: Parquet, CSV, TSV or JSON lines, by the file's suffix."""
+"""Long tables written to a file as they come, never held as a whole: Parquet, CSV, TSV or JSON lines, by the file's suffix."""
 
 import io
 import itertools

@@ -41,11 +41,11 @@ def train(
 ) -> Generator[Report, None, Model]:
     """Fit a model, yielding a Report after every epoch; the return value of the generator is the model.
 
-    A part is held out only if it has at least LEAST_HELD ratings; the metrics of the model have no ``holdout_rmse`` else.
+    A part is held out only if it has at least LEAST_HELD ratings; otherwise the metrics have no ``holdout_rmse``.
 
     Args:
-        resume: the snapshot of a report of a run with the same ``identity``, to go on from: to the same model.
-        part: what the ratings are of those of several processes. The first of them has the model of all in the end.
+        resume: the snapshot of a report of a run with the same ``identity``, to continue from, to the same model.
+        part: which part of the ratings of several processes these are. The first process returns the whole model.
 
     Raises:
         DataError: ratings that no model can be fitted to.
@@ -150,7 +150,7 @@ def _with(before: Tree, now: Callable[[], Tree] | None) -> Callable[[], Tree] | 
 
 
 def identity(ratings: Ratings, settings: Settings) -> str:
-    """What a run is of: SHA-256 of the settings, but for the machine's, and of all that is learned from."""
+    """What makes a run the same: SHA-256 of the settings, except the machine's, and of all data that is learned from."""
     digest = hashlib.sha256(json.dumps(settings.model_dump(exclude={"device", "threads"}), sort_keys=True).encode())
     digest.update(f"{__version__} {ratings.digest()}".encode())
     parts: list[Array | None] = [ratings.time]

@@ -1,4 +1,4 @@
-"""Settings that do better on held-out ratings, by a search that can be taken up again. The search is optuna's."""
+"""Settings that do better on held-out ratings, by a search that can be resumed. The search is optuna's."""
 
 import json
 from collections.abc import Generator, Iterable, Iterator
@@ -64,7 +64,7 @@ class Tried(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a search came to."""
+    """The result of a search."""
 
     changed: dict[str, Any]  # settings of the best that differ from the start
     rmse: float  # of the best, on the ratings that the search held out
@@ -78,10 +78,10 @@ def tune(ratings: Ratings, start: Settings, fixed: Iterable[str], trials: int, j
     Args:
         start: where to begin. fixed: settings that stay as they are there.
         trials: how many in all.
-        journal: what was tried, kept as it goes: a search that was stopped is taken up again.
+        journal: what was tried, kept as it goes: a search that was stopped is resumed.
 
     Raises:
-        UsageError: optuna is missing; the journal is none, or of other ratings or settings; nothing is left to search.
+        UsageError: optuna is missing; the journal is not one, or from other ratings or settings; nothing is left to search.
         DataError: there are too few ratings to hold some out.
         TrainingError: the fit that it starts from broke down.
     """

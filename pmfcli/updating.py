@@ -1,4 +1,4 @@
-"""A saved model whose ratings change, without the file that it was trained on: ratings are added, or people are forgotten."""
+"""A saved model whose ratings change, without the file that it was trained on: ratings are added, or people are removed."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,9 +46,9 @@ class Forgotten(NamedTuple):
 
 
 def update(model: Model, ratings: Ratings) -> Updated:
-    """Take ratings into a model: users and movies that they are of get new rows, all else stays as it is.
+    """Add ratings to a model: the rows of users and movies with new ratings are recomputed, all else stays as it is.
 
-    Of a mode these are the users and the movies; of draws the users and the movies that are new.
+    In a mode these are all such users and movies; in draws all such users, but only the movies that are new.
 
     Raises:
         UsageError: a kind of model that cannot be updated.
@@ -112,9 +112,9 @@ def update(model: Model, ratings: Ratings) -> Updated:
 
 
 def forget(model: Model, users: Sequence[int]) -> Forgotten:
-    """Take users out of a model, by row, and the movies that nobody else rated.
+    """Remove users from a model, by row, and the movies that nobody else rated.
 
-    Of a mode the movies that they rated are found again without them. Draws of movies stay, and so does a neighbourhood. Dates
+    In a mode the movies that they rated are recomputed without them. Draws of movies stay, and so does a neighbourhood. Dates
     that may be theirs are left out: that of the latest rating, and those at which stretches of a movie's ratings begin and end.
 
     Raises:

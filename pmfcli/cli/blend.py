@@ -1,4 +1,4 @@
-"""pmf blend: several saved models as one, weighted by what they say of ratings that none of them has seen."""
+"""pmf blend: several saved models as one, weighted by how well they predict ratings that none of them has seen."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

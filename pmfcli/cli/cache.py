@@ -1,4 +1,4 @@
-"""pmf cache: what is kept of files that were read, so that they are read at once the next time."""
+"""pmf cache: what is kept of files that were read, so that they load at once next time."""
 
 from pathlib import Path
 from typing import Annotated

@@ -14,10 +14,10 @@ _UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T"
 
 
 def size_of(text: str) -> int:
-    """Bytes, from a number of them, or of K, M, G or T.
+    """Bytes from a text: a number, alone or with K, M, G or T.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not a size.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", text.strip().upper(), re.ASCII)
     if found is None:

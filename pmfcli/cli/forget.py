@@ -1,4 +1,4 @@
-"""pmf forget: take people out of a saved model."""
+"""pmf forget: remove people from a saved model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

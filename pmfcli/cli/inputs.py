@@ -1,4 +1,4 @@
-"""What commands read: ratings, models, a visitor's ratings; and what is said of them."""
+"""What commands read: ratings, models, a visitor's ratings; and the notes about them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,10 +23,10 @@ def in_parts(source: Source) -> bool:
 
 
 def read_data(source: Source, part: tuple[int, int] = (0, 1), leave_cache: bool = True) -> "Ratings":
-    """The ratings that the flags name, with notes on stderr of what was passed over.
+    """The ratings that the flags name, with notes on stderr about what was skipped.
 
     Args:
-        part: of Parquet, which part of how many to read.
+        part: for Parquet, which part of the rows to read, of how many.
 
     Raises:
         DataError: they cannot be read.
@@ -115,7 +115,7 @@ def load_model(path: Path) -> "Model":
 
 
 def read_visitor(source: str, model: "Model") -> "Visitor":
-    """The ratings of somebody who is not in the data, as far as the model knows their movies; says what it does not.
+    """The ratings of somebody who is not in the data, as far as the model knows their movies; notes what it does not.
 
     Raises:
         DataError: no ratings, of several users, or outside the model's scale.
@@ -159,7 +159,7 @@ def read_visitor(source: str, model: "Model") -> "Visitor":
 
 
 def say_if_dates_are_told(times: Iterable[str], test: "Ratings", from_a_file: bool) -> None:
-    """What a test of models with effects of time is a test of."""
+    """Say whether models with effects of time are given the dates of a test, which makes it an easier one."""
     told = sorted(set(times) - {"none"})
     if not told:
         return
@@ -172,7 +172,7 @@ def say_if_dates_are_told(times: Iterable[str], test: "Ratings", from_a_file: bo
 
 
 def say_if_off_the_scale(models: "Iterable[Model]", ratings: "Ratings") -> None:
-    """Test ratings that a model cannot give are often those of another data set."""
+    """Warn of test ratings that a model cannot give: they are often those of another data set."""
     for lo, hi in dict.fromkeys(model.scale for model in models):
         outside = int(((ratings.stars < lo) | (ratings.stars > hi)).sum())
         if outside:

@@ -46,7 +46,7 @@ class Keeper:
         note("stopping after this step; a second signal stops at once")
 
     def before(self) -> "Tree":
-        """Where an earlier run was; None if there is none."""
+        """The snapshot of an earlier run; None if there is none."""
         from pmfcli.checkpoint import load, load_part
 
         assert self._path is not None
@@ -55,7 +55,7 @@ class Keeper:
         return load_part(self._path, self._identity, self._team)
 
     def look(self, report: "Report") -> None:
-        """After every step."""
+        """Called after every step."""
         if self._path is None or report.snapshot is None:
             return
         due = time.perf_counter() - self._written >= self._every
@@ -77,7 +77,7 @@ class Keeper:
             raise typer.Exit(128 + self._told)
 
     def forget(self) -> None:
-        """The model is written."""
+        """Called when the model is written: remove the checkpoint."""
         if self._path is None:
             return
         if self._team is None:

@@ -33,7 +33,7 @@ class Log:
         self._lines.close()
 
     def look(self, report: "Report") -> None:
-        """After every step."""
+        """Called after every step."""
         if self._last is not None and report.phase != self._last.phase:
             self._end_of_phase()
         if report.step % _EVERY == 0:

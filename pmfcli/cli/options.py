@@ -140,7 +140,7 @@ def _check_standard_input(source: Source, config: Path | None) -> None:
 
 
 def by_hand(context: typer.Context, name: str) -> bool:
-    """Whether a flag was given on the command line, not by the environment or by default."""
+    """Whether a flag was given on the command line, not in the environment or by default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 

@@ -1,4 +1,4 @@
-"""What commands write: files that may be written, refused before the work if they may not; and models."""
+"""What commands write: checks, before the work, that a file may be written; and model files."""
 
 import contextlib
 import sys
@@ -20,13 +20,13 @@ _HEAD = 512  # bytes of a file that tell what it is
 
 
 def check_is_not_data(flag: str, path: Path | None, data: str | None, data_dir: Path = Path("data")) -> None:
-    """Refuse to write over the ratings, or what MovieLens has beside them.
+    """Refuse to write over the ratings, or over the files that MovieLens has beside them.
 
     Args:
         data, data_dir: as in ``Source``.
 
     Raises:
-        UsageError: the file to write is one of those, or of the folder of Parquet, that they are read from.
+        UsageError: the file to write is one of those, or part of the Parquet folder that they are read from.
     """
     from pmfcli.data.sample import NAME
 
@@ -44,7 +44,7 @@ def check_is_not_data(flag: str, path: Path | None, data: str | None, data_dir: 
 
 
 def read_beside(source: Source, config: Path | None) -> dict[str, Path | None]:
-    """The files that a run reads beside its ratings, by what names them."""
+    """The files that a run reads beside its ratings, by the flag that names them."""
     from pmfcli.config import LOCAL_FILE
 
     tables = {"--movie-features": source.movie_features, "--user-features": source.user_features}
@@ -55,7 +55,7 @@ def check_apart(flag: str, path: Path, read: Mapping[str, Path | None]) -> None:
     """Refuse to write over what is read.
 
     Args:
-        read: files, by what names them.
+        read: files, by the flag or argument that names them.
 
     Raises:
         UsageError: the file to write is one of them.
@@ -69,7 +69,7 @@ def check_folder(flag: str, path: Path) -> None:
     """Refuse, before the work, a file that could not be written after it.
 
     Raises:
-        UsageError: it is a folder, or is in none, or in one where nothing may be written.
+        UsageError: it is a folder, its folder does not exist, or nothing may be written there.
     """
     try:
         if path.is_dir():
@@ -95,7 +95,7 @@ def check_output(output: Path, as_json: bool) -> None:
 
 
 def check_is_model(output: Path) -> None:
-    """Refuse to write a model over what is none. What is empty, or no file, is nothing to keep.
+    """Refuse to write a model over a file that is not one. An empty file, or what is no file, is nothing to keep.
 
     Raises:
         UsageError: it is something else, such as a checkpoint, or cannot be read.
@@ -112,7 +112,7 @@ def check_is_model(output: Path) -> None:
 
 
 def check_is_settings(output: Path) -> None:
-    """The same of a file of settings.
+    """The same for a file of settings.
 
     Raises:
         UsageError: it is something else, such as a model, or cannot be read.
@@ -142,7 +142,7 @@ def write_model(output: Path, content: bytes) -> None:
 
 
 def state_of(path: Path) -> tuple[int, int, int] | None:
-    """What tells whether a file was written since; None where there is none, as of standard input."""
+    """What tells whether a file has been written since; None if there is no file, as for standard input."""
     with contextlib.suppress(OSError):
         found = path.stat()
         return found.st_ino, found.st_size, found.st_mtime_ns
@@ -158,14 +158,14 @@ def write_changed(
     as_json: bool,
     changed: bool = True,
 ) -> None:
-    """Write what became of a model, to ``output`` or in its own place, and say so; as JSON, say what changed.
+    """Write a changed model, to ``output`` or in its own place, and say so; as JSON, say what changed.
 
     Args:
         was: its ``state_of`` when it was read.
-        changed: one that did not is not written in its own place.
+        changed: whether it did change; if not, it is not written in its own place.
 
     Raises:
-        OutputError: it would be written in its own place, where another command has written meanwhile.
+        OutputError: it would be written in its own place, but another command has changed that file meanwhile.
     """
     from pmfcli.artifact import dumps
 

@@ -1,4 +1,4 @@
-"""What `pmf evaluate` says of a test."""
+"""What `pmf evaluate` says about a test."""
 
 from pmfcli.console import Row, note
 
@@ -6,7 +6,7 @@ COLUMNS = ("group", "ratings", "n", "rmse", "mae", "rmse_bias", "rmse_mean", "nl
 
 
 def rows(result: Row) -> list[Row]:
-    """All ratings, then groups of them by how many training ratings there were, as rows of ``COLUMNS``."""
+    """All ratings, then groups of them by the number of training ratings, as rows of ``COLUMNS``."""
     beside = {f"rmse_{name}": result["baselines"][name]["rmse"] for name in ("bias", "mean")}
     found = [{"group": "all", **result, **beside}]
     for group in ("user", "movie"):
@@ -15,10 +15,10 @@ def rows(result: Row) -> list[Row]:
 
 
 def describe(result: Row, own_file: bool) -> None:
-    """Notes of a result for people, and warnings where it is no test, or not good.
+    """Notes on a result for people, and warnings where it is not a real test, or not good.
 
     Args:
-        own_file: the test came from a file that training did not, and so may be of other things.
+        own_file: the test came from a file of its own, and so may be of other data.
     """
     if result["n_cold"]:
         note(f"{result['n_cold']:,} of {result['n']:,} test ratings have a user or movie that is not in training")

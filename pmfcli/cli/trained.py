@@ -1,4 +1,4 @@
-"""What `pmf train` says of the model that it made."""
+"""What `pmf train` says about the model that it made."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ def summary(model: "Model", output: Path, seconds: float) -> Row:
 
 
 def describe(model: "Model", output: Path, size: int, seconds: float) -> None:
-    """Notes of the same for people, and warnings where it is not good."""
+    """Notes on the same for people, and warnings where it is not good."""
     m, d = model.metrics, model.data
     what = "sweeps" if model.method == "bayes" else "epochs"
     note(

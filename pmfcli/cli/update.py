@@ -1,4 +1,4 @@
-"""pmf update: take new ratings into a saved model, without the old ones and without training it again."""
+"""pmf update: add new ratings to a saved model, without the old ones and without training it again."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

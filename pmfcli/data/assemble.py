@@ -26,7 +26,7 @@ def assemble(
     """Columns to Ratings: bad rows, ids to rows, duplicates, order. Each column is let go as soon as it is read.
 
     Raises:
-        DataError: a row is no rating, unless these are passed over; or none is one.
+        DataError: a row is not a rating, unless such rows are skipped; or no row is one.
     """
     user, user_ids = _codes(columns.pop("user"))
     pa.default_memory_pool().release_unused()

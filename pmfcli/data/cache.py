@@ -1,7 +1,7 @@
 """Ratings that were read before, as arrays in a file beside theirs.
 
-A cache holds for the size and time of the file; if only the time has changed, for its content. One that is damaged, or is not
-what it should be, is as good as none. A link in its place leads to what nobody named: it is neither read nor written.
+A cache is valid for the size and time of a file, or, if only the time has changed, for its content. One that is damaged, or not
+what it should be, is ignored. A link in its place leads to a file that nobody named: it is neither read nor written.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class Cached(NamedTuple):
 
 
 def read(path: Path, columns: Columns, skip_bad: bool, leave: bool = True) -> tuple[Reading, Path | None]:
-    """As ``read_ratings``, from a cache if it holds; else one is left if it may, is worth it, and can be: where it is.
+    """As ``read_ratings``, but from a valid cache if there is one; else it leaves one, if that is allowed and useful: its path.
 
     Raises:
         DataError: as ``read_ratings``.

@@ -67,7 +67,7 @@ def text_of(file: Path | None, name: str) -> Text:
 
 
 def _in_memory(file: Path | None) -> bytes:
-    """All of standard input, of a pipe, or of a gzip file, unpacked, within bounds: of what is no text, the beginning."""
+    """All of standard input, a pipe or a gzip file, unpacked, within bounds; if it is not text, only the beginning."""
     name = "standard input" if file is None else str(file)
     most = of_this_machine() // _PART
     kept = io.BytesIO()
@@ -111,7 +111,7 @@ def recognise(text: Text, columns: Columns) -> Layout:
     """Separator, header and columns, from the first line.
 
     Raises:
-        DataError: it is no text, or its first line does not say.
+        DataError: it is not text, or the first line does not show them.
     """
     with text.open() as stream:
         head = stream.read(_HEAD)
@@ -230,7 +230,7 @@ def _first_line(text: Text, wanted: Callable[[bytes], bool]) -> int:
 
 
 def without_open_quotes(text: Text, layout: Layout) -> tuple[Text, int]:
-    """The text without lines whose quote takes the rows below with it, to the next one or the end; and how many these are."""
+    """The text without lines whose open quote swallows the rows below, to the next quote or the end; and how many these are."""
     dropped = set(_open_quotes(text, layout))
     if not dropped:
         return text, 0
@@ -239,7 +239,7 @@ def without_open_quotes(text: Text, layout: Layout) -> tuple[Text, int]:
 
 
 def refuse_open_quotes(text: Text, layout: Layout, rows: int) -> None:
-    """Say where the first line is whose quote takes rows with it, where a text of several lines has so few rows.
+    """Say where the first line is whose open quote swallows rows, if a text of several lines has so few rows.
 
     Raises:
         DataError: there is one.

@@ -50,7 +50,7 @@ def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progre
     """Put a data set into ``data_dir / data.name``.
 
     Args:
-        source: an archive that one has, a path or a URL; None for the published place.
+        source: an archive to use instead, a path or a URL; None for the published one.
         force: replace a folder that is already there.
         progress: a progress bar as pooch takes it, or False.
 
@@ -59,7 +59,7 @@ def fetch(data: DataSet, data_dir: Path, source: str | None, force: bool, progre
         DataError: a local archive that is damaged, unsafe or not the published data.
         OutputError: the folder cannot be written.
 
-    What else lies in a folder that is replaced stays there, unless the folder is a link, also where this is interrupted.
+    Other files in a folder that is replaced stay there, even if this is interrupted, unless the folder is a link.
     """
     folder = data_dir / data.name
     remote = source is None or bool(re.match(r"https?://", source))

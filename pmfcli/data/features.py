@@ -1,7 +1,7 @@
 """What is known of movies and users besides ratings: genres, years, tags, ages, or the columns of any table.
 
-A column of numbers becomes hat functions between its quantiles, so that its effect may bend; any other column is a list,
-separated by ``|``, of things of which one effect each is learned.
+A column of numbers becomes hat functions between its quantiles, so that its effect need not be linear; any other column is
+a list, separated by ``|``, of things that have one learned effect each.
 """
 
 import csv
@@ -45,7 +45,7 @@ def read_side(ratings_file: Path, names: Sequence[str]) -> dict[Side, pd.DataFra
 
     Raises:
         UsageError: no such name.
-        DataError: the files are not there, or do not say.
+        DataError: the files are missing, or do not have it.
     """
     if not names:
         raise UsageError(f"--side: give some of {', '.join(SIDES)}")
@@ -196,7 +196,7 @@ def attach(ratings: Ratings, tables: dict[Side, list[pd.DataFrame]]) -> Ratings:
     """The ratings with features; a movie or user that is only in a table becomes one without ratings.
 
     Raises:
-        DataError: none of the ids of a table is among the ratings, or one stands twice.
+        DataError: none of the ids of a table is among the ratings, or one occurs twice.
     """
     for side, given in tables.items():
         if not given:

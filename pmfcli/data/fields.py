@@ -26,7 +26,7 @@ csv.field_size_limit(LONGEST_LINE)
 
 
 class Columns(NamedTuple):
-    """Names of columns given by hand; None: found by name."""
+    """Names of columns given by hand; None: a usual name is looked for."""
 
     user: str | None = None
     movie: str | None = None
@@ -35,13 +35,13 @@ class Columns(NamedTuple):
 
 
 def rating(text: str) -> float | None:
-    """A rating from a text; None if it is no number that a model can use."""
+    """A rating from a text; None if it is not a number that a model can use."""
     value = _number(text)
     return value if value is not None and abs(value) <= LARGEST else None
 
 
 def seconds(text: str) -> int | None:
-    """Seconds since 1970, from these, milliseconds or an ISO 8601 date (in UTC, if it does not say); None if it is none."""
+    """Seconds since 1970, from these, milliseconds or an ISO 8601 date (UTC if it has no zone); None if it is neither."""
     number = _number(text)
     if number is None:
         try:

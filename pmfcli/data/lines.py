@@ -29,10 +29,10 @@ def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...]) -> 
 
     Args:
         source: a file, or '-' for standard input.
-        roles: as in ``data.fields``. also: roles that are read where a header has them; else there may be no more fields.
+        roles: as in ``data.fields``. also: roles that are read if a header has them; else there may be no more fields.
 
     Raises:
-        DataError: a header without a role, a line that is no record, no text.
+        DataError: a header without a role, a line that is not a record, or what is not text.
     """
     name = "standard input" if source == "-" else source
     wanted = " and a ".join(roles)

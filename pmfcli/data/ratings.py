@@ -26,7 +26,7 @@ _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
 
 
 def pieces(n: int, beyond: int = 0) -> Iterator[slice]:
-    """Places of n numbers, so few at a time that what is computed of them stays in the cache; each with some of the next."""
+    """Slices of n numbers, short enough for what is computed from them to stay in the cache, and ``beyond`` longer."""
     return (slice(start, start + _PIECE + beyond) for start in range(0, n, _PIECE))
 
 

@@ -23,8 +23,8 @@ def read_ratings(
     Args:
         path: a file, or a folder in a MovieLens layout or of Parquet files; None reads standard input.
         columns: names of the columns, where they are not the usual ones.
-        skip_bad: pass over rows that cannot be read instead of refusing the file.
-        part: which part of the rows of Parquet, of how many equal ones; no more of them is read.
+        skip_bad: skip rows that cannot be read instead of refusing the file.
+        part: for Parquet, which part of the rows, of how many equal ones; no others are read.
 
     Raises:
         DataError: what is wrong, where, and what to do.

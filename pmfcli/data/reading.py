@@ -1,4 +1,4 @@
-"""What reading ratings gives, and the file that it reads: without the readers, whose libraries take a moment to import."""
+"""What reading ratings returns, and the file that it reads: apart from the readers, whose libraries are slow to import."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ BESIDE = (  # what lies there
 
 
 class Reading(NamedTuple):
-    """Ratings, and what was passed over to get them."""
+    """Ratings, and what was skipped to get them."""
 
     ratings: Ratings
     duplicates: int  # earlier ratings of a pair that was rated again
@@ -23,7 +23,7 @@ class Reading(NamedTuple):
 
 
 def ratings_file(path: Path) -> Path:
-    """The file of ratings itself, of a file or a folder in a MovieLens layout; a folder of Parquet files is one itself.
+    """The file of ratings, given that file or a folder in a MovieLens layout; a folder of Parquet files is returned as it is.
 
     Raises:
         DataError: there is none, or none that may be read.

@@ -15,7 +15,7 @@ def random_mask(n: int, fraction: float, seed: int) -> Array:
 
 
 def last_mask(ratings: Ratings, per_user: int) -> Array:
-    """Hold out each user's last ``per_user`` ratings by time, but never all that a user has: (n,) bool.
+    """Hold out each user's last ``per_user`` ratings by time, but never all ratings of a user: (n,) bool.
 
     Raises:
         DataError: the data has no times.
