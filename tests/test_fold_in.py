@@ -163,6 +163,7 @@ def test_in_a_pipe(answer: Run, draws: Model, tmp_path) -> None:
     assert row["p_ge_4"] == pytest.approx(sum(masses[7:]), abs=1e-5)
     for text, code, said in (
         ("movie,rating\n1,nine\n", 3, "'nine' is not a rating"),
+        ("movie;rating\n1;4,5\n", 3, "'4,5' has a decimal comma, not a point"),
         ("movie,rating\n1,0_4\n", 3, "'0_4' is not a rating"),
         ("1,9\n", 3, "outside the model's scale"),
         ("nofilm,4\n", 5, "knows none"),

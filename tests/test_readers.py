@@ -168,6 +168,13 @@ def test_of_duplicates_the_latest_counts(tmp_path: Path) -> None:
         ("user,movie,rating\n1,2,inf\n", r"a\.csv:2: rating 'inf'"),
         ("user,movie,rating\n1,2,\n", r"a\.csv:2: rating ''"),
         ("user,movie,rating\n1,2,1_0\n", r"a\.csv:2: rating '1_0'"),
+        ("user;movie;rating\n1;2;4\n1;3;4,5\n", r"a\.csv:3: rating '4,5' has a decimal comma, not a point"),
+        ("user;movie;rating\n1;2;1,000\n", r"a\.csv:2: rating '1,000' is not a number"),
+        ("user,movie,rating,time\n1,2,3,28.02.2001\n", r"time '28\.02\.2001' is neither .* a date, such as 2001-02-28"),
+        ("7,dune,play,8.8\n", r"a\.csv:1: '7,dune,play,8\.8' is neither a header nor user, movie, rating\[, time\]; put these"),
+        ("1,2\n", r"a\.csv:1: '1,2' is neither a header nor user, movie, rating"),
+        ('{"user": "a", "item": "b", "rating": 5}\n' * 2, r"a\.csv:1: JSON, not CSV or TSV; convert it"),
+        ('[{"user": "a", "item": "b", "rating": 5}]\n', r"a\.csv:1: JSON, not CSV or TSV; convert it"),
         ("user,movie,rating\n1,2,1e300\n", r"a\.csv:2: rating '1e300'"),
         ("user,movie,rating\n1,2,3\n1,3,2e12\n", r"a\.csv:3: rating '2e12'"),  # no model file has such numbers
         ("user,movie,rating\n1,2,3\n,2,3\n", r"a\.csv:3: no user id"),
@@ -201,6 +208,13 @@ def test_what_is_wrong_and_where(tmp_path: Path, content: str | bytes, where: st
         read_ratings(path)
     assert len(str(caught.value)) < 300 + len(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_json_is_said_where_columns_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"user_id": "a", "item_id": "b", "stars": 5}\n' * 2)
+    with pytest.raises(DataError, match=r"a\.json:1: JSON, not CSV or TSV"):
+        read_ratings(path, Columns(rating="stars"))
 
 
 def test_a_quote_is_a_letter_where_fields_are_not_quoted(tmp_path: Path) -> None:

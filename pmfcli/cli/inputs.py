@@ -122,6 +122,7 @@ def read_visitor(source: str, model: "Model") -> "Visitor":
         UnknownIdError: the model knows none of the movies.
     """
     from pmfcli.answers import Visitor
+    from pmfcli.data.fields import no_rating
     from pmfcli.data.fields import rating as rating_of
     from pmfcli.data.lines import read_records
 
@@ -134,7 +135,7 @@ def read_visitor(source: str, model: "Model") -> "Visitor":
         movie, text = fields["movie"], fields["rating"]
         rating = rating_of(text)
         if rating is None:
-            raise DataError(f"{place}: '{short(text)}' is not a rating")
+            raise DataError(f"{place}: {no_rating(text, 'is not a rating')}")
         if not lo <= rating <= hi:
             raise DataError(f"{place}: rating {short(text)} is outside the model's scale, {lo:g} to {hi:g}")
         users.add(fields.get("user", ""))

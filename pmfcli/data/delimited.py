@@ -23,7 +23,19 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from pmfcli.data.assemble import Table
-from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, UNQUOTED, Columns, by_role, missing, rating, seconds, split
+from pmfcli.data.fields import (
+    LONGEST_LINE,
+    SEPARATORS,
+    UNQUOTED,
+    Columns,
+    by_role,
+    is_json,
+    missing,
+    no_rating,
+    rating,
+    seconds,
+    split,
+)
 from pmfcli.errors import DataError
 from pmfcli.memory import most_unpacked, of_this_machine
 from pmfcli.text import short
@@ -136,9 +148,18 @@ def recognise(text: Text, columns: Columns) -> Layout:
         if len(parts) > 2 and rating(parts[2]) is not None and not any(columns):
             roles = ("user", "movie", "rating", "time")
             return Layout(separator, False, len(parts), {role: i for i, role in enumerate(roles[: len(parts)])})
-        raise DataError(f"{text.name}:1: {complaint}")
+        raise DataError(f"{text.name}:1: {_no_header(line, parts, fields, columns) or complaint}")
     expected = "expected user, movie, rating separated by comma, tab, semicolon, | or ::"
     raise DataError(f"{text.name}:1: no columns in '{short(line)}'; {expected}")
+
+
+def _no_header(line: str, parts: list[str], fields: dict[str, int], columns: Columns) -> str | None:
+    """What a first line is that cannot be a header."""
+    if is_json(line):
+        return "JSON, not CSV or TSV; convert it to user, movie, rating[, time]"
+    if not fields and not any(columns) and any(rating(part) is not None for part in parts):
+        return f"'{short(line)}' is neither a header nor user, movie, rating[, time]; put these first, or a header above them"
+    return None
 
 
 def read_text(text: Text, layout: Layout) -> tuple[Table, int]:
@@ -345,7 +366,7 @@ def _complaint(parts: list[str], layout: Layout) -> str | None:
     if not value["user"] or not value["movie"]:
         return f"no {'user' if not value['user'] else 'movie'} id"
     if rating(value["rating"]) is None:
-        return f"rating '{short(value['rating'])}' is not a number, or is too large"
+        return f"rating {no_rating(value['rating'], 'is not a number, or is too large')}"
     if "time" in value and seconds(value["time"]) is None:
-        return f"time '{short(value['time'])}' is neither seconds since 1970 nor a date"
+        return f"time '{short(value['time'])}' is neither seconds since 1970 nor a date, such as 2001-02-28"
     return None

@@ -20,6 +20,8 @@ UNQUOTED = ("::", "\t")  # a quotation mark is a letter like any other there
 LONGEST_LINE = 1 << 22
 LATEST = 253_402_300_799  # seconds: the end of the year 9999; beyond are milliseconds
 LARGEST = 1e12  # numbers beyond this are none that a model can use
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d{1,2}")
+_JSON = re.compile(r"""\s*[{[]\s*(["'{[]|-?\d+\s*[],}]|\w+\s*:)""")  # how it, and what is much like it, begins
 _MONTH = re.compile(r"\d{4}-\d{2}")
 _NEEDED = ("user", "movie", "rating")
 csv.field_size_limit(LONGEST_LINE)
@@ -38,6 +40,11 @@ def rating(text: str) -> float | None:
     """A rating from a text; None if it is not a number that a model can use."""
     value = _number(text)
     return value if value is not None and abs(value) <= LARGEST else None
+
+
+def no_rating(text: str, otherwise: str) -> str:
+    """What to say of a text that is no rating: that it has a decimal comma, or else this."""
+    return f"'{short(text)}' {'has a decimal comma, not a point' if _DECIMAL_COMMA.fullmatch(text) else otherwise}"
 
 
 def seconds(text: str) -> int | None:
@@ -60,6 +67,11 @@ def _number(text: str) -> float | None:
         return float(text) if "_" not in text else None
     except ValueError:
         return None
+
+
+def is_json(line: str) -> bool:
+    """Whether a line begins as JSON does."""
+    return _JSON.match(line) is not None
 
 
 def split(line: str, separator: str) -> list[str]:

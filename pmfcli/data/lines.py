@@ -8,11 +8,10 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, Columns, by_role, split
+from pmfcli.data.fields import LONGEST_LINE, SEPARATORS, Columns, by_role, is_json, split
 from pmfcli.errors import DataError
 from pmfcli.text import clean, short
 
-_JSON = re.compile(r"""\s*[{[]\s*(["'{[]|-?\d+\s*[],}]|\w+\s*:)""")  # how it, and what is much like it, begins
 _ESCAPED = "surrogateescape"  # what bytes that are no UTF-8 are, until their line is known
 _NO_TEXT, _UTF_16 = re.compile("[\udc80-\udcff]"), ("\udcff\udcfe", "\udcfe\udcff")
 
@@ -58,7 +57,7 @@ def read_records(source: str, roles: tuple[str, ...], also: tuple[str, ...]) -> 
                     continue
                 if "user" in also and len(parts) > len(roles):  # one of them may be the first, as in the files of MovieLens
                     raise DataError(f"{name}:{number}: {len(parts)} fields and no header; name a {wanted}, or give just these")
-                if _JSON.match(line):
+                if is_json(line):
                     raise DataError(f"{name}:{number}: '{short(line)}' is not a {wanted}; give TSV or CSV")
                 columns = {role: at for at, role in enumerate(roles)}
             if len(parts) <= max(columns.values()):
