@@ -174,6 +174,8 @@ def test_of_duplicates_the_latest_counts(tmp_path: Path) -> None:
         ("7,dune,play,8.8\n", r"a\.csv:1: '7,dune,play,8\.8' is neither a header nor user, movie, rating\[, time\]; put these"),
         ("1,2\n", r"a\.csv:1: '1,2' is neither a header nor user, movie, rating"),
         ('{"user": "a", "item": "b", "rating": 5}\n' * 2, r"a\.csv:1: JSON, not CSV or TSV; convert it"),
+        ('{"user": 1}\n', r"a\.csv:1: JSON, not CSV or TSV; convert it"),
+        ('[\n  {"user": "a", "item": "b", "rating": 5}\n]\n', r"a\.csv:1: JSON, not CSV or TSV; convert it"),
         ('[{"user": "a", "item": "b", "rating": 5}]\n', r"a\.csv:1: JSON, not CSV or TSV; convert it"),
         ("user,movie,rating\n1,2,1e300\n", r"a\.csv:2: rating '1e300'"),
         ("user,movie,rating\n1,2,3\n1,3,2e12\n", r"a\.csv:3: rating '2e12'"),  # no model file has such numbers

@@ -148,18 +148,15 @@ def recognise(text: Text, columns: Columns) -> Layout:
         if len(parts) > 2 and rating(parts[2]) is not None and not any(columns):
             roles = ("user", "movie", "rating", "time")
             return Layout(separator, False, len(parts), {role: i for i, role in enumerate(roles[: len(parts)])})
-        raise DataError(f"{text.name}:1: {_no_header(line, parts, fields, columns) or complaint}")
-    expected = "expected user, movie, rating separated by comma, tab, semicolon, | or ::"
-    raise DataError(f"{text.name}:1: no columns in '{short(line)}'; {expected}")
-
-
-def _no_header(line: str, parts: list[str], fields: dict[str, int], columns: Columns) -> str | None:
-    """What a first line is that cannot be a header."""
+        if not fields and not any(columns) and any(rating(part) is not None for part in parts):  # no header has numbers
+            todo = "put these first, or a header above them"
+            complaint = f"'{short(line)}' is neither a header nor user, movie, rating[, time]; {todo}"
+        break
+    else:
+        complaint = f"no columns in '{short(line)}'; expected user, movie, rating separated by comma, tab, semicolon, | or ::"
     if is_json(line):
-        return "JSON, not CSV or TSV; convert it to user, movie, rating[, time]"
-    if not fields and not any(columns) and any(rating(part) is not None for part in parts):
-        return f"'{short(line)}' is neither a header nor user, movie, rating[, time]; put these first, or a header above them"
-    return None
+        complaint = "JSON, not CSV or TSV; convert it to user, movie, rating[, time]"
+    raise DataError(f"{text.name}:1: {complaint}")
 
 
 def read_text(text: Text, layout: Layout) -> tuple[Table, int]:

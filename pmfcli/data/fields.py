@@ -21,7 +21,7 @@ LONGEST_LINE = 1 << 22
 LATEST = 253_402_300_799  # seconds: the end of the year 9999; beyond are milliseconds
 LARGEST = 1e12  # numbers beyond this are none that a model can use
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d{1,2}")
-_JSON = re.compile(r"""\s*[{[]\s*(["'{[]|-?\d+\s*[],}]|\w+\s*:)""")  # how it, and what is much like it, begins
+_JSON = re.compile(r"""\s*[{[]\s*($|["'{[]|-?\d+\s*[],}]|\w+\s*:)""")  # the beginning of it, or of something much like it
 _MONTH = re.compile(r"\d{4}-\d{2}")
 _NEEDED = ("user", "movie", "rating")
 csv.field_size_limit(LONGEST_LINE)
